@@ -1,0 +1,50 @@
+"""Looking at a store from outside: is it whole, and how large is it."""
+
+from pathlib import Path
+from typing import Any
+
+from cache.errors import StoreError
+from cache.store import open_store
+
+
+def verify(path: str | Path) -> list[str]:
+    """What is wrong with a store, one line each; empty if every frame reads as it was written."""
+    try:
+        store = open_store(path)
+    except StoreError as error:
+        return [str(error)]
+    problems = []
+    for view in range(store.shape[0]):
+        for position in range(store.shape[1]):
+            try:
+                store.read(position, view)
+            except StoreError as error:
+                problems.append(str(error))
+    return problems
+
+
+def stats(path: str | Path) -> dict[str, Any]:
+    """Size of a store.
+
+    Returns:
+        ``frames``, ``views``, ``bytes`` on disk, ``bytes_per_frame`` (and view), and how many times larger the same
+        values are as raw float16 (``ratio_to_raw``) and as raw float16 at full resolution (``ratio_to_full_size``).
+
+    Raises:
+        StoreError: there is no complete store.
+    """
+    store = open_store(path)
+    views, frames, channels, height, width = store.shape
+    size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
+    raw = 2 * views * frames * channels * height * width
+    full_height, full_width = store.attributes["image_size"]
+    full = 2 * views * frames * channels * full_height * full_width
+    return {
+        "frames": frames,
+        "views": views,
+        "bytes": size,
+        "bytes_per_frame": round(size / (views * frames)),
+        "ratio_to_raw": round(raw / size, 3),
+        "ratio_to_full_size": round(full / size, 3),
+        "codec": store.attributes["codec"]["chosen"],
+    }

@@ -1,0 +1,163 @@
+"""Prepared frames as tensors, in an order and with augmentations that depend on (seed, epoch, frame id) alone."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypedDict
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pipeline.augmentation import Augmentation, augment_frame, fingerprint, sample, valid_cells, warp, warp_label
+from pipeline.losses.partial_labels import IGNORE
+from pipeline.prepared import Frame, load_frame, load_label
+
+Key = tuple[int, int]  # epoch, position of the frame
+
+
+class Sample(TypedDict, total=False):
+    """One frame, or a batch of B frames with a leading dimension.
+
+    Attributes:
+        frame: (3, H, W) uint8 RGB.
+        label: (H, W) int16, 1 = anatomy, 0 = background, -1 = outside the original frame.
+        anatomy: () int64, index of the anatomy that the frame is labelled for.
+        position: () int64, index of the frame in its data set.
+        teachers: (N, 2, h, w) float32 stored logits, moved as the frame was; only with soft targets.
+        valid: (h, w) bool, cells of ``teachers`` that lie inside the original frame; only with soft targets.
+    """
+
+    frame: Tensor
+    label: Tensor
+    anatomy: Tensor
+    position: Tensor
+    teachers: Tensor
+    valid: Tensor
+
+
+class SoftTargets(Protocol):
+    """What a student needs from the stores of N teachers; ``stages`` hands one in."""
+
+    @property
+    def views(self) -> int:
+        """Number of stored views; 0 = the clean frame, to be warped by the loader."""
+
+    @property
+    def view_seed(self) -> int:
+        """Seed of the stored views."""
+
+    def read(self, frame: str, view: int, pixels: int) -> NDArray[np.float16]:
+        """Logits (N, 2, h, w) of all teachers on one frame; refuses if they saw other pixels."""
+
+
+class FrameDataset(Dataset[Sample]):
+    """Prepared frames with their one label each.
+
+    Args:
+        frames: the frames, in order.
+        anatomies: the decoders, in order; every frame belongs to one of them.
+        augment: seed of the augmentation, or None for clean frames.
+        soft_targets: stored logits of the teachers, or None.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[Frame],
+        anatomies: Sequence[str],
+        augment: int | None = None,
+        soft_targets: SoftTargets | None = None,
+    ) -> None:
+        self.frames, self.anatomies = list(frames), list(anatomies)
+        self.augment, self.soft_targets = augment, soft_targets
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, position = key
+        frame = self.frames[position]
+        clean = load_frame(frame.image)
+        augmentation = self._augmentation(epoch, frame, clean.shape[:2])
+        shown = augment_frame(clean, augmentation)
+        label = warp_label(load_label(frame.label), augmentation.affine, IGNORE)
+        item = Sample(
+            frame=torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1))),
+            label=torch.from_numpy(label),
+            anatomy=torch.tensor(self.anatomies.index(frame.anatomy)),
+            position=torch.tensor(position),
+        )
+        if self.soft_targets is not None:
+            item |= _soft_targets(self.soft_targets, frame.id, epoch, augmentation, clean, shown)
+        return item
+
+    def _augmentation(self, epoch: int, frame: Frame, size: tuple[int, int]) -> Augmentation:
+        if self.soft_targets is not None and self.soft_targets.views:
+            return sample(self.soft_targets.view_seed, epoch % self.soft_targets.views, frame.id, size)
+        if self.augment is None:
+            return Augmentation()
+        return sample(self.augment, epoch, frame.id, size)
+
+
+def _soft_targets(
+    reader: SoftTargets,
+    frame: str,
+    epoch: int,
+    augmentation: Augmentation,
+    clean: NDArray[np.uint8],
+    shown: NDArray[np.uint8],
+) -> Sample:
+    """The teachers' answers on the augmented frame: replayed for a stored view, warped from the clean frame's else."""
+    if reader.views:
+        logits = reader.read(frame, epoch % reader.views, fingerprint(shown)).astype(np.float32)
+    else:
+        stored = reader.read(frame, 0, fingerprint(clean)).astype(np.float32)
+        planes = stored.reshape(-1, *stored.shape[-2:]).transpose(1, 2, 0)
+        warped = warp(planes, augmentation.affine, border=cv2.BORDER_REPLICATE)
+        logits = np.ascontiguousarray(warped.transpose(2, 0, 1), dtype=np.float32).reshape(stored.shape)
+    valid = valid_cells(augmentation.affine, logits.shape[-2:])
+    return Sample(teachers=torch.from_numpy(logits), valid=torch.from_numpy(valid))
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """Batches of keys for one epoch at a time; set ``epoch`` before iterating.
+
+    Args:
+        frames: number of frames.
+        batch_size: frames per batch; a last batch of one frame is dropped while training, since batch norm over
+            globally pooled features needs two.
+        shuffle: seed of the order (training), or None for the given order.
+    """
+
+    def __init__(self, frames: int, batch_size: int, shuffle: int | None = None) -> None:
+        self.frames, self.batch_size, self.shuffle = frames, batch_size, shuffle
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = np.arange(self.frames)
+        if self.shuffle is not None:
+            order = np.random.default_rng([self.shuffle, self.epoch]).permutation(self.frames)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield [(self.epoch, int(i)) for i in order[start : start + self.batch_size]]
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.frames, self.batch_size)
+        return full + (rest > (1 if self.shuffle is not None else 0))
+
+
+def batches(dataset: Dataset[Sample], sampler: EpochBatches, workers: int) -> DataLoader[Sample]:
+    """A loader whose worker processes, if any, live for the whole run."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_single_threaded,
+    )
+
+
+def _single_threaded(_: int) -> None:
+    """A worker is one thread of work: OpenCV's own pool would compete with the training."""
+    cv2.setNumThreads(1)

@@ -1,0 +1,81 @@
+"""Asking trained networks: native logits on frames, clean or as a stored view shows them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.augmentation import Augmentation, augment_frame, fingerprint, sample
+from pipeline.machine import Machine, make_fabric
+from pipeline.models.network import Network, normalise
+from pipeline.prepared import Frame, load_frame
+
+
+@dataclass(frozen=True)
+class Question:
+    """One frame as it is shown to a teacher.
+
+    Attributes:
+        frame: which frame.
+        augmentation: how it is changed before it is shown.
+    """
+
+    frame: Frame
+    augmentation: Augmentation
+
+
+def clean_questions(frames: Sequence[Frame]) -> list[Question]:
+    """Every frame as it is."""
+    return [Question(frame, Augmentation()) for frame in frames]
+
+
+def view_questions(frames: Sequence[Frame], seed: int, view: int, size: tuple[int, int]) -> list[Question]:
+    """Every frame under one fixed augmented view, the same that the student's data set will replay."""
+    return [Question(frame, sample(seed, view, frame.id, size)) for frame in frames]
+
+
+class _Shown(Dataset[tuple[torch.Tensor, int]]):
+    """The pixels (3, H, W) uint8 of each question, and their fingerprint."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self.questions = questions
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        question = self.questions[index]
+        shown = augment_frame(load_frame(question.frame.image), question.augmentation)
+        return torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1))), fingerprint(shown)
+
+
+@torch.inference_mode()
+def answers(
+    network: Network, questions: Sequence[Question], batches: Sequence[range], precision: str, machine: Machine
+) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
+    """The network's native logits on each batch of questions.
+
+    Args:
+        network: in eval mode.
+        questions: what to ask, in order.
+        batches: which questions go together; the caller decides, so that no batch crosses a shard.
+        precision: a Fabric precision.
+        machine: device and loader workers.
+
+    Yields:
+        Logits (b, N, 2, h, w) float32 and the fingerprints of the b frames as they were shown.
+    """
+    fabric = make_fabric(machine, precision)
+    model = fabric.setup(network)
+    loader = DataLoader(
+        _Shown(questions),
+        batch_sampler=[list(batch) for batch in batches],
+        num_workers=machine.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    for frames, fingerprints in loader:
+        logits = model(normalise(fabric.to_device(frames), network))
+        yield logits.float().cpu().numpy(), fingerprints.tolist()

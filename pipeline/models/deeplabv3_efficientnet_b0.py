@@ -1,0 +1,7 @@
+"""DeepLabv3 (Chen et al. 2017) on EfficientNet-b0."""
+
+from functools import partial
+
+from pipeline.models.deeplabv3 import DeepLabV3
+
+build = partial(DeepLabV3, encoder="efficientnet-b0")

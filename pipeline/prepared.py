@@ -1,0 +1,294 @@
+"""The prepared data set: checked frames and labels at one size, apart, by split and anatomy.
+
+``<frames>/<split>/<anatomy>/<surgery>/<name>.png`` holds RGB frames, ``<labels>/...`` the masks of 0 and 255. Every
+``<split>/<anatomy>`` folder of both holds an ``index.csv``, with or without frames, so that a stage can depend on it.
+"""
+
+import csv
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dsad import SPLITS, DataError, Source, Split, Splits, read_frame, read_mask, scan, surgery_id
+from pipeline.errors import MtkdError
+
+# Low effort: prepared frames are read far more often than written, and the size hardly changes above.
+PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A prepared frame.
+
+    Attributes:
+        id: such as ``colon/04/image03``.
+        anatomy: the one it is labelled for.
+        surgery: its surgery's folder.
+        image: RGB PNG.
+        label: PNG of 0 and 255; may be absent where only frames are used.
+    """
+
+    id: str
+    anatomy: str
+    surgery: str
+    image: Path
+    label: Path
+
+
+@dataclass
+class Summary:
+    """What was prepared.
+
+    Attributes:
+        counts: number of frames by split and anatomy.
+        warnings: what is legal and suspicious, one line each.
+    """
+
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """One source after it was read, written and measured; ``problem`` instead if that failed."""
+
+    source: Source
+    split: Split
+    digest: str = ""
+    size: tuple[int, int] = (0, 0)
+    foreground: int = 0
+    empty: bool = False
+    odd: bool = False
+    problem: str = ""
+
+
+def prepare(
+    root: Path,
+    anatomies: Sequence[str],
+    splits: Splits,
+    image_size: tuple[int, int],
+    output_frames: Path,
+    output_labels: Path,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Check a whole data set and write it at one size; nothing is replaced unless everything is sound.
+
+    Args:
+        root: folder in DSAD's layout.
+        anatomies: its sub-data sets, in the order of the decoders.
+        splits: surgery ids of validation and test.
+        image_size: (height, width). Frames are resized bilinearly, labels by nearest-exact; the aspect is not kept.
+        output_frames, output_labels: folders that are replaced.
+        workers: threads that read, check and resize.
+        progress: called with (done, total).
+
+    Returns:
+        Counts and warnings.
+
+    Raises:
+        DataError: everything that is wrong, together.
+    """
+    sources, problems = scan(root, anatomies)
+    problems += _split_problems(splits)
+    with _scratch(output_frames) as frames, _scratch(output_labels) as labels:
+        work = partial(_check_and_write, splits=splits, image_size=image_size, frames=frames, labels=labels)
+        checked = _in_threads(work, sources, workers, progress)
+        problems += [c.problem for c in checked if c.problem]
+        problems += _leaks(checked) + _too_few(checked, anatomies, problems)
+        if problems:
+            raise DataError(problems)
+        for split in SPLITS:
+            for anatomy in anatomies:
+                own = [c for c in checked if c.split == split and c.source.anatomy == anatomy]
+                _write_indices(own, frames / split / anatomy, labels / split / anatomy)
+        _replace(frames, output_frames)
+        _replace(labels, output_labels)
+    return _summary(checked, anatomies, splits)
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """An empty folder beside the output, on the same file system; removed unless it was moved into place."""
+    folder = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(folder: Path, output: Path) -> None:
+    shutil.rmtree(output, ignore_errors=True)
+    folder.replace(output)
+
+
+def _in_threads(
+    work: Callable[[Source], _Checked],
+    sources: Sequence[Source],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[_Checked]:
+    """OpenCV releases the interpreter's lock, so threads do."""
+    checked = []
+    with ThreadPoolExecutor(workers) as pool:
+        for result in pool.map(work, sources):
+            checked.append(result)
+            if progress is not None:
+                progress(len(checked), len(sources))
+    return checked
+
+
+def _check_and_write(
+    source: Source, *, splits: Splits, image_size: tuple[int, int], frames: Path, labels: Path
+) -> _Checked:
+    split = splits.of(source.surgery)
+    try:
+        frame, (mask, odd) = read_frame(source.image), read_mask(source.mask)
+    except DataError as error:
+        return _Checked(source, split, problem=str(error))
+    if frame.shape[:2] != mask.shape:
+        sizes = " and ".join(f"{w}x{h}" for h, w in (frame.shape[:2], mask.shape))
+        return _Checked(source, split, problem=f"{source.image}: frame and mask have different sizes, {sizes}")
+    place = Path(split) / source.anatomy / source.surgery / f"{source.name}.png"
+    height, width = image_size
+    small = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    _write_png(frames / place, cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)[..., ::-1])
+    _write_png(labels / place, small * 255)
+    digest = hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()
+    return _Checked(source, split, digest, frame.shape[:2], int(small.sum()), empty=not mask.any(), odd=odd)
+
+
+def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _, encoded = cv2.imencode(".png", pixels, PNG)
+    path.write_bytes(encoded.tobytes())
+
+
+def _split_problems(splits: Splits) -> list[str]:
+    both = {surgery_id(s) for s in splits.val} & {surgery_id(s) for s in splits.test}
+    return [f"data.splits: surgery {s} is in val and in test" for s in sorted(both, key=str)]
+
+
+def _leaks(checked: Sequence[_Checked]) -> list[str]:
+    """The same pixels in two splits; within one split a frame may stand in several sub-data sets."""
+    first: dict[str, _Checked] = {}
+    problems = []
+    for one in checked:
+        if one.problem:
+            continue
+        other = first.setdefault(one.digest, one)
+        if other.split != one.split:
+            files = f"{other.source.image} ({other.split}) and {one.source.image} ({one.split})"
+            problems.append(f"{files} are the same frame in two splits")
+    return problems
+
+
+def _too_few(checked: Sequence[_Checked], anatomies: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Anatomies that can't be trained: batch norm needs two frames."""
+    problems = []
+    for anatomy in dict.fromkeys(anatomies):
+        train = sum(c.split == "train" and c.source.anatomy == anatomy for c in checked)
+        unknown = any(problem.startswith(f"data.anatomies: {anatomy} ") for problem in known)
+        if train < 2 and not unknown:
+            problems.append(f"{anatomy}: {train or 'no'} training frame{'s' * (train != 1)}, at least 2 are needed")
+    return problems
+
+
+def _write_indices(checked: Sequence[_Checked], frames: Path, labels: Path) -> None:
+    name = [f"{c.source.surgery}/{c.source.name}" for c in checked]
+    _write_csv(frames, ("frame", "height", "width"), [(n, *c.size) for n, c in zip(name, checked, strict=True)])
+    _write_csv(labels, ("frame", "foreground"), [(n, c.foreground) for n, c in zip(name, checked, strict=True)])
+
+
+def _write_csv(folder: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "index.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def _summary(checked: Sequence[_Checked], anatomies: Sequence[str], splits: Splits) -> Summary:
+    summary = Summary()
+    for split in SPLITS:
+        summary.counts[split] = {
+            a: sum(c.split == split and c.source.anatomy == a for c in checked) for a in anatomies
+        }
+    consequence = {"val": "its last epoch is kept", "test": "it has no result and is left out of the mean"}
+    for split, what in consequence.items():
+        missing = [a for a, n in summary.counts[split].items() if not n]
+        summary.warnings += [f"{anatomy}: no {split} frames, {what}" for anatomy in missing]
+    summary.warnings += [f"{c.source.mask}: the mask is empty" for c in checked if c.empty]
+    summary.warnings += [f"{c.source.mask}: values other than 0 and 255 count as foreground" for c in checked if c.odd]
+    there = {surgery_id(c.source.surgery) for c in checked}
+    for split, ids in (("val", splits.val), ("test", splits.test)):
+        absent = [str(s) for s in ids if surgery_id(s) not in there]
+        summary.warnings += [f"data.splits.{split}: no frames of surgery {s}" for s in absent]
+    return summary
+
+
+def list_frames(frames_root: Path, labels_root: Path, split: str, anatomies: Sequence[str]) -> list[Frame]:
+    """The prepared frames of a split, anatomy by anatomy in the given order.
+
+    Raises:
+        MtkdError: an index, or a frame that it lists, is missing.
+    """
+    frames = []
+    for anatomy in anatomies:
+        folder = Path(split) / anatomy
+        for name in _read_index(frames_root / folder / "index.csv"):
+            image = frames_root / folder / f"{name}.png"
+            if not image.is_file():
+                raise MtkdError(f"{image} is missing: run `dvc repro prepare`")
+            label = labels_root / folder / f"{name}.png"
+            frames.append(Frame(f"{anatomy}/{name}", anatomy, name.split("/")[0], image, label))
+    return frames
+
+
+def _read_index(path: Path) -> list[str]:
+    if not path.is_file():
+        raise MtkdError(f"{path} is missing: run `dvc repro prepare`")
+    with path.open(newline="") as file:
+        return [row["frame"] for row in csv.DictReader(file)]
+
+
+def load_frame(path: Path) -> NDArray[np.uint8]:
+    """A prepared frame (H, W, 3) uint8 RGB.
+
+    Raises:
+        MtkdError: the file is missing or damaged.
+    """
+    return _load(path, cv2.IMREAD_COLOR_RGB)
+
+
+def load_label(path: Path) -> NDArray[np.uint8]:
+    """A prepared label (H, W) uint8, 1 = anatomy.
+
+    Raises:
+        MtkdError: the file is missing or damaged.
+    """
+    return (_load(path, cv2.IMREAD_GRAYSCALE) > 0).astype(np.uint8)
+
+
+def _load(path: Path, flags: int) -> NDArray[np.uint8]:
+    pixels = cv2.imread(str(path), flags)
+    if pixels is None:
+        raise MtkdError(f"{path} is missing or damaged: run `dvc repro -f prepare`")
+    return np.asarray(pixels)
+
+
+def frames_digest(frames: Sequence[Frame]) -> str:
+    """sha256 over the ids and files of some frames in their order: the identity of list and pixels."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(frame.id.encode() + b"\0" + hashlib.sha256(frame.image.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,151 @@
+"""The typed settings of every stage, as they stand in params.yaml.
+
+Every key is required and no other is known: what trained a network can be read off params.yaml alone, and a
+misspelt key is refused instead of ignored. Settings of the machine (device, workers) are not here: they change how
+fast a result is there, never which.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Architecture = Literal[
+    "segformer_b0",
+    "segformer_b3",
+    "deeplabv3_resnet18",
+    "deeplabv3_resnet50",
+    "deeplabv3_efficientnet_b0",
+    "deeplabv3_efficientnet_b3",
+    "deeplabv3_efficientnet_lite0",
+    "mininetv2",
+]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+PositiveInt = Annotated[int, Field(strict=True, ge=1)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+
+
+def _number(value: object) -> object:
+    """Accept 5e-4, which YAML 1.1 reads as a string because it lacks a dot."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(strict=False)]
+Rate = Annotated[Number, Field(gt=0, lt=1)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of all sections: unknown keys are refused, values cannot change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Splits(Settings):
+    """Surgery ids of the validation and test splits; every other surgery trains."""
+
+    val: list[int | str]
+    test: list[int | str]
+
+    @model_validator(mode="after")
+    def _apart(self) -> "Splits":
+        both = sorted({_as_id(s) for s in self.val} & {_as_id(s) for s in self.test}, key=str)
+        if both:
+            raise ValueError(f"a surgery cannot be in val and in test: {both}")
+        return self
+
+
+def _as_id(surgery: int | str) -> int | str:
+    """Surgery ids compare as integers where they are digits (YAML turns 03 into 3)."""
+    return int(surgery) if str(surgery).isdigit() else str(surgery)
+
+
+class Phantom(Settings):
+    """The embedded data set: a procedural laparoscopic phantom."""
+
+    seed: Seed
+    surgeries: PositiveInt
+    frames: PositiveInt  # per anatomy and surgery
+    difficulty: Fraction
+
+
+class Data(Settings):
+    """Section ``data``: where the frames are, which anatomies, at which size, and who is tested."""
+
+    root: Annotated[str, Field(min_length=1)]
+    anatomies: Annotated[list[str], Field(min_length=1)]
+    image_size: tuple[PositiveInt, PositiveInt]  # height, width
+    splits: Splits
+    phantom: Phantom
+
+    @model_validator(mode="after")
+    def _names(self) -> "Data":
+        twice = sorted({a for a in self.anatomies if self.anatomies.count(a) > 1})
+        if twice:
+            raise ValueError(f"anatomies are listed twice: {', '.join(twice)}")
+        for anatomy in self.anatomies:
+            if not anatomy.strip() or any(c in anatomy for c in "/@:\\'\"") or anatomy.startswith("."):
+                raise ValueError(f"'{anatomy}' cannot name an anatomy: / \\ @ : quotes and a leading dot are refused")
+        return self
+
+
+class Training(Settings):
+    """Sections ``teacher`` and ``student``: one network and how it is trained."""
+
+    arch: Architecture
+    pretrained: str  # none | imagenet | a hub id | a path
+    epochs: PositiveInt
+    batch_size: Annotated[int, Field(strict=True, ge=2)]  # batch norm after global pooling needs two frames
+    learning_rate: Rate
+    final_learning_rate: Rate
+    class_weights: bool  # Kolbinger's n / (2 count); the paper's "standard" cross-entropy has none
+    precision: Precision
+    seed: Seed
+
+
+class Cache(Settings):
+    """Section ``cache``: what the teachers are asked and how their answers are stored."""
+
+    views: Annotated[int, Field(strict=True, ge=0)]  # 0: the clean frame, warped by the student's loader
+    seed: Seed  # of the views
+    batch_size: PositiveInt
+    precision: Precision
+    shard_frames: PositiveInt
+
+
+class Distill(Settings):
+    """Section ``distill``: L = L_CE + weight * L_KL, at this temperature, softmax over pixels or classes."""
+
+    temperature: Annotated[Number, Field(gt=0)]
+    weight: Annotated[Number, Field(ge=0)]
+    softmax: Literal["pixels", "classes"]
+
+
+class Evaluate(Settings):
+    """Section ``evaluate``."""
+
+    batch_size: PositiveInt
+
+
+class Benchmark(Settings):
+    """Section ``benchmark``: the frame that the operating room delivers."""
+
+    image_size: tuple[PositiveInt, PositiveInt]  # height, width
+    warmup: PositiveInt
+    repeats: PositiveInt
+
+
+class Params(Settings):
+    """The whole of params.yaml."""
+
+    data: Data
+    teacher: Training
+    cache: Cache
+    distill: Distill
+    student: Training
+    evaluate: Evaluate
+    benchmark: Benchmark

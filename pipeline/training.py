@@ -1,0 +1,184 @@
+"""The training loop of both stages: a teacher is a network with one decoder, a student one with N.
+
+An ``Objective`` says what the loss of a batch is; :func:`fit` does the rest: Adam with an exponential schedule, validation
+after each epoch, and the weights of the epoch with the best mean Dice on the validation surgeries.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from pipeline import metrics
+from pipeline.datasets import EpochBatches, FrameDataset, Sample, batches
+from pipeline.errors import MtkdError
+from pipeline.losses.partial_labels import partial_label_cross_entropy, partial_targets
+from pipeline.machine import Machine, make_fabric
+from pipeline.models.network import Network, normalise, resize
+from pipeline.settings import Training
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: the weighted sum over terms and decoders.
+
+    Attributes:
+        terms: from logits (B, N, 2, h, w) and their batch to named terms, each (N,): one value per decoder.
+        weights: the weight of each term.
+    """
+
+    terms: Callable[[Tensor, Sample], Terms]
+    weights: Mapping[str, float]
+
+
+@dataclass
+class Epoch:
+    """What one epoch gave.
+
+    Attributes:
+        epoch: 0, 1, ...
+        learning_rate: of this epoch.
+        losses: mean over batches of each term per decoder, unweighted, (N,) floats.
+        dice: validation Dice in 0..1 per anatomy, None without a frame; empty without validation frames.
+    """
+
+    epoch: int
+    learning_rate: float
+    losses: dict[str, list[float]]
+    dice: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def mean_dice(self) -> float | None:
+        """The mean over the anatomies that have validation frames."""
+        return metrics.mean([d for d in self.dice.values() if d is not None])
+
+
+def supervised(decoders: int, class_weights: Tensor | None) -> Objective:
+    """The objective of teachers and of the student without distillation: L_CE (Equation 1, partial labels)."""
+
+    def terms(logits: Tensor, batch: Sample) -> Terms:
+        target = partial_targets(batch["label"].long(), batch["anatomy"], decoders)
+        full = resize(logits, (target.shape[-2], target.shape[-1]))
+        return {"cross_entropy": partial_label_cross_entropy(full, target, class_weights)}
+
+    return Objective(terms, {"cross_entropy": 1.0})
+
+
+def learning_rate(settings: Training, epoch: int) -> float:
+    """lr(e) = lr * (final / lr)^(e / E), stepped once per epoch e = 0 .. E - 1."""
+    ratio = settings.final_learning_rate / settings.learning_rate
+    return float(settings.learning_rate * ratio ** (epoch / settings.epochs))
+
+
+def fit(
+    network: Network,
+    train: FrameDataset,
+    val: FrameDataset,
+    objective: Objective,
+    settings: Training,
+    machine: Machine,
+    *,
+    done: Callable[[Epoch], None],
+    step: Callable[[int, int, int], None],
+) -> list[Epoch]:
+    """Train a network and leave in it the weights of its best epoch (of the last, without validation frames).
+
+    Args:
+        network: maps normalised frames to logits (B, N, 2, h, w).
+        train: training frames, augmented.
+        val: validation frames, clean; may be empty.
+        objective: the loss terms of a batch.
+        settings: epochs, batch size, learning rates, precision, seed.
+        machine: device and loader workers.
+        done: called after each epoch.
+        step: called after each batch with (epoch, batches done, batches in all).
+
+    Returns:
+        One entry per epoch.
+
+    Raises:
+        MtkdError: a loss term is not finite.
+    """
+    fabric = make_fabric(machine, settings.precision)
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    model, optimizer = fabric.setup(network.to(memory_format=torch.channels_last), optimizer)
+    sampler = EpochBatches(len(train), settings.batch_size, shuffle=settings.seed)
+    loader = fabric.setup_dataloaders(batches(train, sampler, machine.workers), use_distributed_sampler=False)
+
+    history: list[Epoch] = []
+    best: dict[str, Tensor] = {}
+    for epoch in range(settings.epochs):
+        rate = learning_rate(settings, epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        # Dropout, too, depends on seed and epoch alone.
+        torch.manual_seed(settings.seed * 100_003 + epoch)
+        sampler.epoch = epoch
+        losses = _train_epoch(fabric, model, network, loader, optimizer, objective, lambda n, e=epoch: step(e, n, len(sampler)))
+        history.append(Epoch(epoch, rate, losses, validate(fabric, model, network, val, settings.batch_size)))
+        if history[-1] is best_epoch(history):
+            best = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        done(history[-1])
+    network.load_state_dict(best)
+    return history
+
+
+def best_epoch(history: list[Epoch]) -> Epoch:
+    """The first epoch with the highest mean validation Dice; the last one if there is nothing to validate on."""
+    if all(e.mean_dice is None for e in history):
+        return history[-1]
+    return max(history, key=lambda e: -math.inf if e.mean_dice is None else e.mean_dice)
+
+
+def _train_epoch(
+    fabric: Fabric,
+    model: Any,
+    network: Network,
+    loader: Any,
+    optimizer: Any,
+    objective: Objective,
+    step: Callable[[int], None],
+) -> dict[str, list[float]]:
+    """One pass over the training frames; the mean of each loss term over batches."""
+    model.train()
+    sums: dict[str, Tensor] = {}
+    for number, batch in enumerate(loader, start=1):
+        terms = objective.terms(model(normalise(batch["frame"], network)), batch)
+        loss = torch.stack([objective.weights[name] * term.sum() for name, term in terms.items()]).sum()
+        _require_finite(terms, loss)
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(loss)
+        optimizer.step()
+        sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
+        step(number)
+    return {name: (total / len(loader)).tolist() for name, total in sums.items()}
+
+
+def _require_finite(terms: Terms, loss: Tensor) -> None:
+    if not torch.isfinite(loss):
+        bad = ", ".join(name for name, term in terms.items() if not torch.isfinite(term).all())
+        raise MtkdError(f"the {bad} is not finite: lower learning_rate, or use precision 32-true")
+
+
+@torch.no_grad()
+def validate(fabric: Fabric, model: Any, network: Network, val: FrameDataset, batch_size: int) -> dict[str, float | None]:
+    """Dice in 0..1 per anatomy on clean frames at their full size, as in evaluation."""
+    model.eval()
+    counts: list[metrics.Counts] = []
+    for batch in clean_batches(val, batch_size):
+        batch = fabric.to_device(batch)
+        logits = model(normalise(batch["frame"], network))
+        size = (batch["label"].shape[-2], batch["label"].shape[-1])
+        counts += metrics.count(metrics.own_masks(logits, batch["anatomy"], size), batch["label"])
+    return metrics.mean_dice(counts, [frame.anatomy for frame in val.frames])
+
+
+def clean_batches(dataset: FrameDataset, batch_size: int, workers: int = 0) -> Iterator[Sample]:
+    """The frames of a data set in their order."""
+    return iter(batches(dataset, EpochBatches(len(dataset), batch_size), workers))

@@ -1,0 +1,168 @@
+"""The command line ``mtkd``: one verb per stage, and a few beside them.
+
+A stage is imported when it runs: ``mtkd --help`` answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pipeline.errors import MtkdError
+
+
+class _Group(TyperGroup):
+    """Show what a user can mend as one line; a traceback is for ``--debug`` and for our own mistakes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("stopped: nothing half-written is left; the same command starts again", err=True)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if ctx.params.get("debug") or not _can_be_mended(error):
+                raise
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+def _can_be_mended(error: Exception) -> bool:
+    from cache import StoreError
+
+    return isinstance(error, MtkdError | StoreError | OSError)
+
+
+app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+Device = Annotated[
+    str, typer.Option(envvar="MTKD_DEVICE", help="Where to compute: auto, cpu, cuda or mps. Changes no result's meaning.")
+]
+Workers = Annotated[
+    int, typer.Option(envvar="MTKD_WORKERS", min=0, help="Processes that load frames; 0 loads in the computing process.")
+]
+
+
+@app.callback()
+def _main(debug: Annotated[bool, typer.Option(help="Show a traceback with every error.")] = False) -> None:
+    """Multi-teacher knowledge distillation for real-time anatomy segmentation, offline.
+
+    The stages read params.yaml in the current folder and are usually run by `dvc repro`, which knows what has to run
+    again. Their order: prepare, train-teacher (each anatomy), cache-logits (each anatomy), train-student (baseline and
+    mtkd), evaluate, benchmark, report.
+    """
+
+
+def _machine(device: str, workers: int) -> Any:
+    from pipeline.machine import Machine, keep_freed_memory
+
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        raise typer.BadParameter(f"'{device}' is none of auto, cpu, cuda, mps", param_hint="--device")
+    keep_freed_memory()
+    return Machine(device, workers)
+
+
+@app.command()
+def phantom(workers: Workers = 2) -> None:
+    """Write the embedded data set: a procedural laparoscopic phantom in the layout of DSAD."""
+    from stages import phantom
+
+    phantom.run(workers)
+
+
+@app.command()
+def prepare(workers: Workers = 2) -> None:
+    """Check the whole data set, report every problem together, and write frames and labels at data.image_size."""
+    from stages import prepare
+
+    prepare.run(workers)
+
+
+@app.command()
+def train_teacher(
+    anatomy: Annotated[str, typer.Argument(help="One of data.anatomies.")], device: Device = "auto", workers: Workers = 0
+) -> None:
+    """Train the teacher of one anatomy: one encoder, one decoder (stage 1 of the paper)."""
+    from stages import train_teacher
+
+    train_teacher.run(anatomy, _machine(device, workers))
+
+
+@app.command()
+def cache_logits(
+    anatomies: Annotated[list[str] | None, typer.Argument(help="Whose teachers; all if none is named.")] = None,
+    device: Device = "auto",
+    workers: Workers = 0,
+) -> None:
+    """Ask teachers on every training frame and store their float16 logits."""
+    from stages import cache_logits
+
+    cache_logits.run(anatomies or [], _machine(device, workers))
+
+
+@app.command()
+def train_student(
+    name: Annotated[str, typer.Argument(help="baseline (partial labels only) or mtkd (with the stored logits).")],
+    device: Device = "auto",
+    workers: Workers = 0,
+) -> None:
+    """Train one encoder with N decoders, from partial labels and, for mtkd, from the stores (stage 2 of the paper)."""
+    if name not in ("baseline", "mtkd"):
+        raise typer.BadParameter(f"'{name}' is neither baseline nor mtkd", param_hint="NAME")
+    from stages import train_student
+
+    train_student.run(name, _machine(device, workers))
+
+
+@app.command()
+def evaluate(device: Device = "auto", workers: Workers = 0) -> None:
+    """Measure teachers and students on the test surgeries: Dice and IoU per anatomy."""
+    from stages import evaluate
+
+    evaluate.run(_machine(device, workers))
+
+
+@app.command()
+def benchmark(device: Device = "auto") -> None:
+    """Count parameters and time one frame of the operating room's size through teachers and student."""
+    from stages import benchmark
+
+    benchmark.run(_machine(device, 0))
+
+
+@app.command()
+def report() -> None:
+    """Write report/index.html, one page with everything, and print the table of results."""
+    from stages import report
+
+    report.run()
+
+
+@app.command()
+def summary() -> None:
+    """Print the table of results of the last run, and where its report is."""
+    from stages import summary
+
+    summary.run()
+
+
+@app.command()
+def init(
+    preset: Annotated[str, typer.Option(help="paper: the recipe of Maack et al., section 3.2; demo: the embedded data.")],
+    data_root: Annotated[Path | None, typer.Option(help="The folder that holds <anatomy>/<surgery>/imageMM.png.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace params.yaml, which is kept as params.yaml.bak.")] = False,
+) -> None:
+    """Put a preset in place as params.yaml."""
+    from stages import init
+
+    init.run(preset, data_root, force)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

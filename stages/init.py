@@ -1,0 +1,35 @@
+"""``mtkd init``: put a preset in place as params.yaml."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from pipeline.errors import MtkdError
+from pipeline.files import write_atomically
+from stages.console import say
+from stages.params import PARAMS, load_params
+
+
+def run(preset: str, data_root: Path | None, force: bool) -> None:
+    """Write params.yaml from ``stages/presets/<preset>.yaml``, comments included.
+
+    Raises:
+        MtkdError: no such preset, a data root that isn't there, or a params.yaml that would be lost.
+    """
+    folder = files("stages") / "presets"
+    names = sorted(Path(p.name).stem for p in folder.iterdir())
+    if preset not in names:
+        raise MtkdError(f"no preset '{preset}': choose one of {', '.join(names)}")
+    text = (folder / f"{preset}.yaml").read_text()
+    if data_root is not None:
+        if not data_root.is_dir():
+            raise MtkdError(f"--data-root {data_root} is no folder")
+        # Absolute: an experiment in a temporary copy of the project must find it, too.
+        text = re.sub(r"(?m)^  root: .*$", lambda _: f"  root: {data_root.resolve()}", text, count=1)
+    if PARAMS.exists():
+        if not force:
+            raise MtkdError(f"{PARAMS} is here already: add --force to replace it (it is kept as {PARAMS}.bak)")
+        write_atomically(PARAMS.with_name(f"{PARAMS}.bak"), PARAMS.read_bytes())
+    write_atomically(PARAMS, text.encode())
+    params = load_params()
+    say(f"{PARAMS}: preset {preset}, data.root {params.data.root}; next: `dvc repro`")

@@ -1,0 +1,34 @@
+"""Where everything lies. dvc.yaml names the same paths; a test holds the two together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.prepared import Frame, list_frames
+
+PREPARED_FRAMES = Path("data/prepared/frames")
+PREPARED_LABELS = Path("data/prepared/labels")
+STORES = Path("stores")
+SCRATCH = Path("scratch")
+METRICS = Path("metrics")
+RESULTS = Path("results")
+REPORT = Path("report/index.html")
+
+
+def teacher_checkpoint(anatomy: str) -> Path:
+    """The teacher of one anatomy."""
+    return Path("checkpoints/teachers") / f"{anatomy}.safetensors"
+
+
+def student_checkpoint(name: str) -> Path:
+    """The student ``baseline`` or ``mtkd``."""
+    return Path("checkpoints/students") / f"{name}.safetensors"
+
+
+def store(anatomy: str) -> Path:
+    """The logits of one anatomy's teacher."""
+    return STORES / f"{anatomy}.zarr"
+
+
+def frames_of(split: str, anatomies: Sequence[str]) -> list[Frame]:
+    """The prepared frames of one split."""
+    return list_frames(PREPARED_FRAMES, PREPARED_LABELS, split, anatomies)

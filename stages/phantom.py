@@ -1,0 +1,27 @@
+"""Stage ``phantom``: write the embedded data set, a procedural laparoscopic phantom in DSAD's layout."""
+
+import shutil
+from pathlib import Path
+
+from pipeline.phantom import write_phantom
+from stages.console import progress, say
+from stages.params import load_params
+
+ROOT = Path("data/phantom")
+
+
+def run(workers: int) -> None:
+    """Write data/phantom anew."""
+    settings = load_params().data.phantom
+    shutil.rmtree(ROOT, ignore_errors=True)
+    with progress("phantom frames") as step:
+        written = write_phantom(
+            ROOT,
+            seed=settings.seed,
+            surgeries=settings.surgeries,
+            frames=settings.frames,
+            difficulty=settings.difficulty,
+            workers=max(1, workers),
+            progress=step,
+        )
+    say(f"wrote {written} phantom frames to {ROOT}")

@@ -1,0 +1,70 @@
+"""The stores of N teachers as one reader, checked against what is on disk now."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import Store, open_store
+from pipeline.errors import MtkdError
+from pipeline.prepared import frames_digest
+from pipeline.settings import Params
+from stages.layout import frames_of, store, teacher_checkpoint
+from stages.store_identity import expected_parts
+
+
+class Stores:
+    """The logits of all teachers on a frame, as ``pipeline.datasets.SoftTargets`` asks for them."""
+
+    def __init__(self, stores: Sequence[Store], views: int, view_seed: int) -> None:
+        self.stores, self.views, self.view_seed = list(stores), views, view_seed
+
+    def read(self, frame: str, view: int, pixels: int) -> NDArray[np.float16]:
+        """Logits (N, 2, h, w) of all teachers on one frame.
+
+        Raises:
+            MtkdError: the frame no longer has the pixels that the teachers saw.
+            StoreError: a store lacks the frame, or what it holds is damaged.
+        """
+        for one in self.stores:
+            if one.pixels(frame, view) != pixels:
+                raise MtkdError(
+                    f"{one.path} was written for other pixels of {frame} (view {view}): run `dvc repro cache_logits`"
+                )
+        return np.stack([one.read(frame, view) for one in self.stores])
+
+
+def open_stores(params: Params) -> Stores:
+    """Open every teacher's store and refuse what does not belong to these frames, settings and checkpoints.
+
+    Raises:
+        MtkdError: a store was written for something else; says what differs and which stage to run.
+        StoreError: a store is missing, incomplete or damaged.
+    """
+    anatomies = params.data.anatomies
+    frames = frames_of("train", anatomies)
+    digest = frames_digest(frames)
+    stores = [open_store(store(anatomy)) for anatomy in anatomies]
+    for anatomy, one in zip(anatomies, stores, strict=True):
+        expected = expected_parts(params, digest, _known_checkpoint(anatomy))
+        _refuse_others(anatomy, one, expected)
+    grids = {one.shape[-2:] for one in stores}
+    if len(grids) > 1:
+        raise MtkdError(f"the stores have different grids {sorted(grids)}: run `dvc repro cache_logits`")
+    return Stores(stores, params.cache.views, params.cache.seed)
+
+
+def _known_checkpoint(anatomy: str) -> Path | None:
+    """The teacher's checkpoint if it is here; who was given stores only has none."""
+    path = teacher_checkpoint(anatomy)
+    return path if path.is_file() else None
+
+
+def _refuse_others(anatomy: str, one: Store, expected: dict[str, object]) -> None:
+    for part, value in expected.items():
+        if one.identity_parts.get(part) != value:
+            raise MtkdError(
+                f"{one.path} does not fit: its {part} is {one.identity_parts.get(part)}, expected {value}; "
+                f"run `dvc repro cache_logits@{anatomy}`"
+            )

@@ -1,0 +1,34 @@
+"""Stage ``train_student``: one encoder and N decoders, without (baseline) or with the teachers' stored logits (mtkd).
+
+No teacher is built, loaded or held in memory here (paper, stage 2, done offline).
+"""
+
+from pipeline.machine import Machine
+from pipeline.training import supervised
+from stages.layout import METRICS, RESULTS, frames_of, student_checkpoint
+from stages.params import load_params
+from stages.training_run import class_weights, train_run
+
+
+def run(name: str, machine: Machine) -> None:
+    """Train the student ``baseline`` or ``mtkd``."""
+    params = load_params()
+    anatomies = params.data.anatomies
+    weights = class_weights(frames_of("train", anatomies), anatomies) if params.student.class_weights else None
+    objective, soft_targets = supervised(len(anatomies), weights), None
+    if name == "mtkd":
+        from pipeline.distillation import distilled
+        from stages.soft_targets import open_stores
+
+        objective, soft_targets = distilled(objective, params.distill), open_stores(params)
+    train_run(
+        f"student {name}",
+        anatomies,
+        params.student,
+        machine,
+        objective,
+        soft_targets=soft_targets,
+        checkpoint=student_checkpoint(name),
+        metrics=METRICS / "students" / f"{name}.json",
+        curves=RESULTS / "curves" / "students" / name,
+    )

@@ -1,0 +1,161 @@
+"""The losses against slow, literal versions written from the equations."""
+
+import math
+
+import pytest
+import torch
+from pipeline.losses import IGNORE, channel_wise_kl, class_wise_kl, partial_label_cross_entropy, partial_targets
+
+B, N, H, W = 3, 4, 5, 6
+
+
+@pytest.fixture
+def frames():
+    g = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 2, (B, H, W), generator=g)
+    label[:, 0] = IGNORE
+    return label, torch.tensor([0, 2, 2])
+
+
+def logits(seed, *shape, scale=3.0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+def literal_cross_entropy(z, label, anatomy):
+    """Paper, section 2: the own decoder on all pixels (Eq. 1), the others on the organ's pixels as background."""
+    losses = [0.0] * N
+    for b in range(B):
+        for i in range(N):
+            for y in range(H):
+                for x in range(W):
+                    truth = int(label[b, y, x])
+                    if truth == IGNORE or (i != anatomy[b] and truth == 0):
+                        continue
+                    wanted = truth if i == anatomy[b] else 0
+                    p = math.exp(z[b, i, wanted, y, x]) / sum(math.exp(v) for v in z[b, i, :, y, x])
+                    losses[i] -= math.log(p) * N / (B * H * W)
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def test_cross_entropy_equals_the_literal_version(frames):
+    label, anatomy = frames
+    z = logits(1, B, N, 2, H, W)
+    ours = partial_label_cross_entropy(z, partial_targets(label, anatomy, N))
+    torch.testing.assert_close(ours.double(), literal_cross_entropy(z, label, anatomy), rtol=1e-5, atol=1e-5)
+
+
+def test_cross_entropy_adds_up_over_micro_batches(frames):
+    label, anatomy = frames
+    z, target = logits(2, B, N, 2, H, W), partial_targets(label, anatomy, N)
+    parts = sum(partial_label_cross_entropy(z[b : b + 1], target[b : b + 1]) for b in range(B)) / B
+    torch.testing.assert_close(parts, partial_label_cross_entropy(z, target))
+
+
+def test_ignored_pixels_have_no_gradient(frames):
+    label, anatomy = frames
+    z, target = logits(3, B, N, 2, H, W).requires_grad_(), partial_targets(label, anatomy, N)
+    partial_label_cross_entropy(z, target).sum().backward()
+    ignored = (target == IGNORE)[:, :, None].expand_as(z)
+    assert (z.grad[ignored] == 0).all()
+    assert (z.grad[~ignored] != 0).all()
+
+
+def test_a_decoder_without_valid_pixels_gives_zero():
+    target = torch.full((1, 2, 3, 3), IGNORE)
+    assert partial_label_cross_entropy(torch.zeros(1, 2, 2, 3, 3), target).tolist() == [0, 0]
+
+
+def test_class_weights_weigh_pixels():
+    z, target = logits(4, 1, 1, 2, 2, 2), torch.tensor([[[[0, 1], [1, IGNORE]]]])
+    weights = torch.tensor([[2.0, 5.0]])
+    background = partial_label_cross_entropy(z, torch.where(target == 0, 0, IGNORE))
+    anatomy = partial_label_cross_entropy(z, torch.where(target == 1, 1, IGNORE))
+    torch.testing.assert_close(partial_label_cross_entropy(z, target, weights), 2 * background + 5 * anatomy)
+
+
+def literal_pixels(s, t, temperature, valid):
+    """Eq. 2 with the softmax over the valid pixels of a channel (Shu et al. 2021)."""
+    per_frame = []
+    for b in range(len(s)):
+        if not valid[b].any():
+            continue
+        ps = torch.softmax(s[b][..., valid[b]] / temperature, -1)
+        pt = torch.softmax(t[b][..., valid[b]] / temperature, -1)
+        per_frame.append((pt * (pt / ps).log()).sum(-1).mean(-1) * temperature**2)
+    return torch.stack(per_frame).mean(0) if per_frame else torch.zeros(s.shape[1], dtype=s.dtype)
+
+
+def literal_classes(s, t, temperature, valid):
+    """Eq. 2 with the softmax over the two classes of a pixel."""
+    per_frame = []
+    for b in range(len(s)):
+        if not valid[b].any():
+            continue
+        ps, pt = torch.softmax(s[b] / temperature, 1), torch.softmax(t[b] / temperature, 1)
+        per_frame.append((pt * (pt / ps).log()).sum(1)[..., valid[b]].mean(-1) * temperature**2)
+    return torch.stack(per_frame).mean(0) if per_frame else torch.zeros(s.shape[1], dtype=s.dtype)
+
+
+READINGS = [(channel_wise_kl, literal_pixels), (class_wise_kl, literal_classes)]
+
+
+@pytest.mark.parametrize(("ours", "literal"), READINGS)
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kl_equals_the_literal_version(ours, literal, temperature):
+    s, t = logits(5, B, N, 2, H, W), logits(6, B, N, 2, H, W)
+    valid = torch.rand(B, H, W, generator=torch.Generator().manual_seed(7)) > 0.3
+    valid[1] = False
+    expected = literal(s, t, temperature, valid)
+    torch.testing.assert_close(ours(s, t, temperature, valid).double(), expected, rtol=1e-4, atol=1e-5)
+    everywhere = torch.ones(B, H, W, dtype=torch.bool)
+    torch.testing.assert_close(ours(s, t, temperature), ours(s, t, temperature, everywhere))
+
+
+@pytest.mark.parametrize(("ours", "_"), READINGS)
+def test_kl_of_equal_logits_is_zero_with_zero_gradient(ours, _):
+    t = logits(8, B, N, 2, H, W).float()
+    s = t.clone().requires_grad_()
+    loss = ours(s, t, 4.0)
+    loss.sum().backward()
+    assert loss.abs().max() < 1e-5
+    assert s.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("ours", "_"), READINGS)
+def test_no_valid_cell_gives_zero_and_finite_gradients(ours, _):
+    s = logits(9, B, N, 2, H, W).requires_grad_()
+    loss = ours(s, logits(10, B, N, 2, H, W), 4.0, torch.zeros(B, H, W, dtype=torch.bool))
+    loss.sum().backward()
+    assert loss.tolist() == [0] * N
+    assert (s.grad == 0).all()
+
+
+@pytest.mark.parametrize(("ours", "_"), READINGS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_kl_is_computed_in_float32_and_survives_large_logits(ours, _, dtype):
+    s, t = (60 * torch.sign(logits(i, B, N, 2, H, W)) for i in (11, 12))
+    loss = ours(s.to(dtype), t.to(dtype), 1.0)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, ours(s.float(), t.float(), 1.0))
+    assert torch.isfinite(loss).all()
+
+
+def test_pixels_is_blind_to_a_constant_and_classes_is_not():
+    s, t = logits(13, B, N, 2, H, W), logits(14, B, N, 2, H, W)
+    shifted = s + torch.tensor([0.0, 5.0])[:, None, None]
+    torch.testing.assert_close(channel_wise_kl(shifted, t, 4.0), channel_wise_kl(s, t, 4.0))
+    assert (class_wise_kl(shifted, t, 4.0) - class_wise_kl(s, t, 4.0)).abs().min() > 0.1
+
+
+@pytest.mark.parametrize(("ours", "_"), READINGS)
+def test_gradients_equal_finite_differences(ours, _):
+    s, t = logits(15, 2, 2, 2, 2, 3, scale=1.0), logits(16, 2, 2, 2, 2, 3, scale=1.0)
+    s.requires_grad_()
+    ours(s, t, 2.0).sum().backward()
+    step = 1e-2
+    for index in [(0, 0, 0, 0, 0), (1, 1, 1, 1, 2), (0, 1, 0, 1, 1)]:
+        bump = torch.zeros_like(s)
+        bump[index] = step
+        with torch.no_grad():
+            slope = (ours(s + bump, t, 2.0) - ours(s - bump, t, 2.0)).sum() / (2 * step)
+        assert abs(slope - s.grad[index]) < 1e-3 * max(1.0, abs(slope))
