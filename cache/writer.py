@@ -23,6 +23,7 @@ from cache.identity import frame_checksum
 from cache.layout import CHANNELS, DIMENSIONS, describe
 
 log = logging.getLogger(__name__)
+LARGEST = float(np.finfo(np.float16).max)
 CLEAN = ({"view": 0, "clean": True},)
 
 
@@ -136,13 +137,13 @@ class StoreWriter:
 
     def _half(self, frame: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
         largest = float(np.abs(frame).max())
-        if not largest <= np.finfo(np.float16).max:
+        if not largest <= LARGEST:
             name = self.attributes["frames"][self.next % self._shape[1]]
             raise UnstorableError(
                 f"the teacher of {self.attributes['anatomy']} answers {largest} on frame {name}, which float16 cannot "
                 "hold: check its training, or ask it in precision 32-true"
             )
-        return frame.astype(np.float16)
+        return np.ascontiguousarray(frame, dtype=np.float16)
 
     def _shard_length(self) -> int:
         """Frames of the shard that is being filled; a view's last one may be short."""

@@ -93,13 +93,14 @@ def warp(
     height, width = array.shape[:2]
     matrix = grid_matrix(affine, (height, width))
     flags = interpolation | cv2.WARP_INVERSE_MAP
-    # OpenCV fills at most four channels with a constant border.
-    planes = np.atleast_3d(array)
-    parts = [
-        np.atleast_3d(cv2.warpAffine(planes[..., i : i + 4], matrix, (width, height), None, flags, border, (fill,) * 4))
-        for i in range(0, planes.shape[2], 4)
-    ]
-    return np.concatenate(parts, axis=2).reshape(array.shape)
+
+    def plane(part: NDArray[np.generic]) -> NDArray[np.generic]:
+        return np.asarray(cv2.warpAffine(part, matrix, (width, height), None, flags, border, (fill,) * 4))
+
+    if array.ndim == 2 or array.shape[2] == 3:
+        return plane(array)
+    # OpenCV takes at most four channels, and interpolates two of them more coarsely than one or three.
+    return np.stack([plane(np.ascontiguousarray(array[..., i])) for i in range(array.shape[2])], axis=2)
 
 
 def warp_label(label: NDArray[np.uint8], affine: tuple[float, ...], ignore: int) -> NDArray[np.int16]:
@@ -115,8 +116,7 @@ def valid_cells(affine: tuple[float, ...], size: tuple[int, int]) -> NDArray[np.
     matrix = grid_matrix(affine, size)
     y, x = np.mgrid[:height, :width]
     source = np.einsum("ij,jhw->ihw", matrix, np.stack([x, y, np.ones_like(x)]))
-    # OpenCV rounds source positions to 1/32 of a pixel: a neighbour of weight 0 may lie outside.
-    slack = 1 / 64
+    slack = 1e-6  # of a pixel, for rounding
     inside_x = (source[0] >= -slack) & (source[0] <= width - 1 + slack)
     return np.asarray(inside_x & (source[1] >= -slack) & (source[1] <= height - 1 + slack))
 

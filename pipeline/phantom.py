@@ -1,0 +1,133 @@
+"""The embedded data set: a procedural laparoscopic phantom in DSAD's layout, deterministic to the byte by its seed.
+
+Eleven anatomies under their DSAD names, surgeries with their own anatomy, tissue colours and scope. Every frame stands
+in one sub-data set, and the other organs in it are visible and unlabelled. What a network scores here says whether the
+pipeline works, and nothing about patients.
+"""
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import MtkdError
+from pipeline.phantom_scene import ANATOMIES, PLACES, Camera, Scene, instrument, light, patient, scope
+
+# Least visible share of a frame for the anatomy that it is filed under; thin structures need less.
+LEAST = {"inferior_mesenteric_artery": 0.006, "intestinal_veins": 0.006, "ureter": 0.005, "vesicular_glands": 0.012}
+LEAST_OTHER, ATTEMPTS = 0.03, 30
+PNG = [cv2.IMWRITE_PNG_COMPRESSION, 4]
+
+
+def render(
+    anatomy: str, surgery: int, frame: int, *, seed: int, size: tuple[int, int], difficulty: float
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """One frame of one surgery, with the anatomy in view.
+
+    Args:
+        anatomy: one of ``ANATOMIES``.
+        surgery: 1, 2, ...
+        frame: 0, 1, ...
+        seed: of the data set.
+        size: (height, width).
+        difficulty: 0..1; spreads colours and light, adds smoke, instruments, noise and unlabelled look-alikes.
+
+    Returns:
+        The frame (H, W, 3) uint8 RGB and its complete label map (H, W) uint8: 0 = none, i = ``ANATOMIES[i - 1]``.
+    """
+    index = ANATOMIES.index(anatomy)
+    who = patient(np.random.default_rng([seed, surgery]), difficulty)
+    least = LEAST.get(anatomy, LEAST_OTHER) * size[0] * size[1]
+    best: tuple[int, NDArray[np.uint8], NDArray[np.uint8]] | None = None
+    for attempt in range(ATTEMPTS):
+        rng = np.random.default_rng([seed, surgery, index, frame, attempt])
+        x, y, spread = PLACES[anatomy]
+        centre = np.array([x, y]) + 0.6 * who.moved[anatomy] + rng.normal(0, spread, 2)
+        camera = Camera(*centre, zoom=rng.uniform(0.55, 0.95), angle=rng.normal(0, 0.25), size=size)
+        canvas = Scene(rng, who, camera, difficulty).paint()
+        picture, labels = light(canvas, who, rng, difficulty), canvas.labels
+        for _ in range(rng.binomial(2, 0.25 + 0.4 * difficulty)):
+            instrument(rng, picture, labels)
+        pixels = scope(rng, picture, labels, who, difficulty)
+        visible = int((labels == index + 1).sum())
+        if best is None or visible > best[0]:
+            best = visible, pixels, labels
+        if visible >= least:
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+def write_phantom(
+    root: Path,
+    *,
+    seed: int,
+    surgeries: int,
+    frames: int,
+    size: tuple[int, int] = (256, 320),
+    difficulty: float = 0.5,
+    label_maps: bool = False,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write a data set: ``<root>/<anatomy>/<NN>/imageMM.png`` and ``maskMM.png`` (0 and 255).
+
+    Args:
+        root: is created.
+        seed: the same seed gives the same bytes, whatever ``workers`` is.
+        surgeries: number of surgeries.
+        frames: frames per anatomy and surgery.
+        size: (height, width).
+        difficulty: see :func:`render`.
+        label_maps: also write complete maps to ``<root>/multilabel/<anatomy>/<NN>/labelMM.png``.
+        workers: processes.
+        progress: called with (done, total).
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        MtkdError: an argument is out of range.
+    """
+    _check(surgeries, frames, size, difficulty)
+    jobs = [(a, s, f) for a in ANATOMIES for s in range(1, surgeries + 1) for f in range(frames)]
+    work = partial(_write_frame, root=root, seed=seed, size=size, difficulty=difficulty, label_maps=label_maps)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        for done, _ in enumerate(pool.map(work, jobs, chunksize=4), start=1):
+            if progress is not None:
+                progress(done, len(jobs))
+    return len(jobs)
+
+
+def _check(surgeries: int, frames: int, size: tuple[int, int], difficulty: float) -> None:
+    if surgeries < 1 or frames < 1:
+        raise MtkdError(f"a phantom needs at least one surgery and one frame, not {surgeries} and {frames}")
+    if min(size) < 64:
+        raise MtkdError(f"a phantom frame needs at least 64x64 pixels, not {size[1]}x{size[0]}")
+    if not 0 <= difficulty <= 1:
+        raise MtkdError(f"difficulty lies in 0..1, not {difficulty}")
+
+
+def _write_frame(
+    job: tuple[str, int, int], *, root: Path, seed: int, size: tuple[int, int], difficulty: float, label_maps: bool
+) -> None:
+    anatomy, surgery, frame = job
+    pixels, labels = render(anatomy, surgery, frame, seed=seed, size=size, difficulty=difficulty)
+    mask = np.where(labels == ANATOMIES.index(anatomy) + 1, 255, 0).astype(np.uint8)
+    place = Path(anatomy) / f"{surgery:02d}"
+    _write_png(root / place / f"image{frame:02d}.png", pixels[..., ::-1])
+    _write_png(root / place / f"mask{frame:02d}.png", mask)
+    if label_maps:
+        _write_png(root / "multilabel" / place / f"label{frame:02d}.png", labels)
+
+
+def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _, encoded = cv2.imencode(".png", pixels, PNG)
+    path.write_bytes(encoded.tobytes())

@@ -1,0 +1,72 @@
+"""What the tests share: a small data set in DSAD's layout, and params.yaml for it."""
+
+import copy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+REAL_DATA = ROOT.parent / "shared" / "data"
+
+
+def write_png(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), pixels if pixels.ndim == 2 else pixels[..., ::-1])
+
+
+def disc(size, centre, radius):
+    y, x = np.mgrid[: size[0], : size[1]]
+    return (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
+
+
+def write_dataset(root, anatomies=("liver", "colon"), surgeries=("01", "02", "03"), frames=3, size=(48, 64), seed=0):
+    """Each frame shows one bright disc per anatomy, in its own colour; the label is the own anatomy's disc."""
+    rng = np.random.default_rng(seed)
+    for own in anatomies:
+        for surgery in surgeries:
+            for number in range(frames):
+                frame = rng.integers(0, 60, (*size, 3)).astype(np.uint8)
+                for i, anatomy in enumerate(anatomies):
+                    mask = disc(size, rng.integers([8, 8], [size[0] - 8, size[1] - 8]), 7)
+                    frame[mask] = np.roll([220, 90, 30], i)
+                    if anatomy == own:
+                        label = mask
+                write_png(root / own / surgery / f"image{number:02d}.png", frame)
+                write_png(root / own / surgery / f"mask{number:02d}.png", label.astype(np.uint8) * 255)
+    return root
+
+
+@pytest.fixture(scope="session")
+def default_params():
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, default_params):
+    """A folder with a data set and a params.yaml of a size that trains in seconds; it is the current one."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "dsad")
+    params = copy.deepcopy(default_params)
+    params["data"] |= {
+        "root": str(tmp_path / "dsad"),
+        "anatomies": ["liver", "colon"],
+        "image_size": [32, 48],
+        "splits": {"val": [2], "test": ["03"]},
+    }
+    for section in ("teacher", "student"):
+        params[section] |= {"arch": "mininetv2", "pretrained": "none", "epochs": 2, "batch_size": 4}
+    params["cache"] |= {"shard_frames": 4, "batch_size": 3}
+    params["benchmark"] |= {"image_size": [64, 96], "warmup": 1, "repeats": 1}
+
+    def write(**changes):
+        for key, value in changes.items():
+            section, _, name = key.partition("__")
+            params[section][name] = value
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+        return tmp_path
+
+    write()
+    return write
