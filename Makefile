@@ -1,45 +1,47 @@
 # make demo: everything on the embedded data.   make test: the tests.   make check: style and types.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.SILENT:
+.PHONY: demo test test-all check clean
+
 PYTHON ?= python3
 VENV := .venv
-READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# Version checks of libraries would go over the network at every import.
+# Libraries that would ask the network for news at every import.
 export NO_ALBUMENTATIONS_UPDATE := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test test-all check install clean
+demo: $(VENV)/ready
+	git rev-parse -q --verify HEAD >/dev/null || { echo "error: dvc needs a git repository with at least one commit: git init, git add -A, git commit" >&2; exit 1; }
+	dvc repro
+	mtkd summary
 
-demo: $(READY)
-	@git rev-parse -q --verify HEAD >/dev/null || { echo "error: dvc needs a git repository with at least one commit" >&2; exit 1; }
-	@dvc repro
-	@mtkd summary
+test: check
+	pytest
 
-test: $(READY)-dev
-	@ruff check . && ruff format --check . && mypy
-	@pytest
+test-all: check
+	pytest -m "slow or not slow"
 
-test-all: $(READY)-dev
-	@pytest -m "slow or not slow"
+check: $(VENV)/ready-dev
+	ruff check --quiet .
+	ruff format --quiet --check .
+	mypy --no-error-summary
 
-check: $(READY)-dev
-	ruff check . && ruff format --check . && mypy
+$(VENV)/ready: pyproject.toml
+	$(call install,-e .)
 
-install: $(READY)
+$(VENV)/ready-dev: $(VENV)/ready
+	$(call install,-e '.[dev]')
 
-$(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "error: mtkd needs Python 3.11 or newer, found $$($(PYTHON) --version 2>&1): try make PYTHON=python3.12" >&2; exit 1; }
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || \
-	  { echo "error: $(PYTHON) could not make a virtual environment in $(VENV): install its venv module" >&2; exit 1; }
-	@echo "installing into $(VENV), some minutes the first time ..."
-	@pip install --quiet --disable-pip-version-check --no-compile -e . 2>$(VENV)/pip.log || \
-	  { tail -n 3 $(VENV)/pip.log >&2; echo "error: pip could not install mtkd: is the package registry in reach? All it said: $(VENV)/pip.log" >&2; exit 1; }
-	@touch $@
-
-$(READY)-dev: $(READY)
-	@pip install --quiet --disable-pip-version-check -e '.[dev]' 2>$(VENV)/pip.log || \
-	  { tail -n 3 $(VENV)/pip.log >&2; echo "error: pip could not install the test tools: is the package registry in reach? All it said: $(VENV)/pip.log" >&2; exit 1; }
-	@touch $@
+# The names of packages pass by as pip finds them; all it says is in pip.log.
+define install
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "error: mtkd needs Python 3.11 or newer, found $$($(PYTHON) --version 2>&1 || true): name one with make PYTHON=python3.12" >&2; exit 1; }
+test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) -m venv failed: install Python's venv module" >&2; exit 1; }
+echo "installing mtkd and its libraries into $(VENV); the first time takes minutes"
+$(VENV)/bin/pip install --disable-pip-version-check --no-compile --progress-bar off $(1) 2>&1 | tee $(VENV)/pip.log | sed -un 's/^Collecting \([^ (]*\).*/  \1/p; s/^Installing collected.*/  unpacking .../p' || { echo "error: pip could not install the libraries ($$(grep -m1 -E '^ERROR|Error' $(VENV)/pip.log | cut -c1-160)): is the package registry in reach? All that pip said: $(VENV)/pip.log" >&2; exit 1; }
+touch $@
+endef
 
 clean:
 	rm -rf $(VENV)

@@ -111,7 +111,8 @@ class Store:
             array = self._array("logits")
             if array.shape != self.shape or array.dtype != np.float16:
                 raise IntegrityError(
-                    f"{self.path}/logits is {array.dtype} {array.shape}, not float16 {self.shape}: {_remedy(self.anatomy)}"
+                    f"{self.path}/logits is {array.dtype} {array.shape}, not float16 {self.shape}: "
+                    f"{_remedy(self.anatomy)}"
                 )
             self._opened = (os.getpid(), array)
         return self._opened[1]

@@ -71,7 +71,12 @@ class StoreWriter:
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
         self.path, self.attributes = path, attributes
-        self._shape = (len(attributes["views"]), len(attributes["frames"]), len(CHANNELS), *attributes["grid"])
+        self._shape = (
+            len(attributes["views"]),
+            len(attributes["frames"]),
+            len(CHANNELS),
+            *attributes["grid"],
+        )
         self._shard = min(int(attributes["shard_frames"]), self._shape[1])
         self._logits: list[NDArray[np.float16]] = []
         self._pixels: list[int] = []
@@ -239,5 +244,7 @@ def _lock(path: Path) -> Any:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise StoreBusyError(f"{path.with_suffix('')} is being written by another process: wait for it, or stop it") from None
+        raise StoreBusyError(
+            f"{path.with_suffix('')} is being written by another process: wait for it, or stop it"
+        ) from None
     return file

@@ -106,7 +106,11 @@ def warp(
 def warp_label(label: NDArray[np.uint8], affine: tuple[float, ...], ignore: int) -> NDArray[np.int16]:
     """Warp a label (H, W) of 0 and 1 by nearest neighbour; what lies outside the original frame becomes ``ignore``."""
     return warp(  # type: ignore[return-value]
-        label.astype(np.int16), affine, interpolation=cv2.INTER_NEAREST, border=cv2.BORDER_CONSTANT, fill=ignore
+        label.astype(np.int16),
+        affine,
+        interpolation=cv2.INTER_NEAREST,
+        border=cv2.BORDER_CONSTANT,
+        fill=ignore,
     )
 
 
@@ -127,19 +131,21 @@ def recolour(frame: NDArray[np.uint8], colour: int | None) -> NDArray[np.uint8]:
         return frame
     transform = _colour_transform()
     transform.set_random_seed(colour)
-    return transform(image=frame)["image"]  # type: ignore[no-any-return]
+    return transform(image=frame)["image"]
 
 
 @cache
 def _colour_transform():  # type: ignore[no-untyped-def]
     # Without this albumentations asks the package index for a newer version at every import.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations as A  # noqa: N812, PLC0415
+    import albumentations as A
 
-    return A.Compose([
-        A.RGBShift(RGB_SHIFT, RGB_SHIFT, RGB_SHIFT, p=PROBABILITY),
-        A.RandomBrightnessContrast(BRIGHTNESS, CONTRAST, p=PROBABILITY),
-    ])
+    return A.Compose(
+        [
+            A.RGBShift(RGB_SHIFT, RGB_SHIFT, RGB_SHIFT, p=PROBABILITY),
+            A.RandomBrightnessContrast(BRIGHTNESS, CONTRAST, p=PROBABILITY),
+        ]
+    )
 
 
 def augment_frame(frame: NDArray[np.uint8], augmentation: Augmentation) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from pipeline.models import Network, create_model
 
 @dataclass(frozen=True)
 class Card:
-    """What a checkpoint holds: its architecture, one decoder per anatomy, and the frame size (H, W) it was trained at."""
+    """What a checkpoint holds: its architecture, one decoder per anatomy, and the frame size (H, W) of its training."""
 
     architecture: str
     anatomies: tuple[str, ...]

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline.augmentation import Augmentation, augment_frame, fingerprint, sample, valid_cells, warp, warp_label
+from pipeline.augmentation import (
+    Augmentation,
+    augment_frame,
+    fingerprint,
+    sample,
+    valid_cells,
+    warp,
+    warp_label,
+)
 from pipeline.losses.partial_labels import IGNORE
 from pipeline.prepared import Frame, load_frame, load_label
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -41,7 +41,12 @@ class DataError(MtkdError):
 
 def surgery_id(surgery: str | int) -> str | int:
     """Ids compare as integers where they are digits: YAML turns 03 into 3."""
-    return int(surgery) if str(surgery).isdigit() else str(surgery)
+    return int(surgery) if str(surgery).isdecimal() else str(surgery)
+
+
+def surgery_ids(root: Path) -> set[str | int]:
+    """Ids of the surgery folders of all anatomies of a data set, also of those that are not used."""
+    return {surgery_id(p.name) for p in root.glob("*/*") if p.is_dir()}
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,8 @@ def scan(root: Path, anatomies: Sequence[str]) -> tuple[list[Source], list[str]]
         raise DataError([f"{root} holds no anatomy folders: set data.root to the folder that does"])
     sources: list[Source] = []
     problems = [f"data.anatomies: {name} is listed twice" for name, n in Counter(anatomies).items() if n > 1]
+    if not anatomies:
+        problems.append(f"data.anatomies: names none; there: {', '.join(folders)}")
     for anatomy in dict.fromkeys(anatomies):
         if anatomy not in folders:
             problems.append(_unknown(root, anatomy, folders))
@@ -119,7 +126,8 @@ def _unknown(root: Path, anatomy: str, folders: list[str]) -> str:
 
 def _scan_anatomy(folder: Path) -> tuple[list[Source], list[str]]:
     surgeries = sorted(
-        (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: _order(p.name)
+        (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")),
+        key=lambda p: _order(p.name),
     )
     sources: list[Source] = []
     problems = []
@@ -134,7 +142,7 @@ def _scan_anatomy(folder: Path) -> tuple[list[Source], list[str]]:
 
 def _order(surgery: str) -> tuple[int, int, str]:
     """Numbers first, by value; then names."""
-    return (0, int(surgery), surgery) if surgery.isdigit() else (1, 0, surgery)
+    return (0, int(surgery), surgery) if surgery.isdecimal() else (1, 0, surgery)
 
 
 def _same_number(surgeries: Sequence[Path]) -> Iterator[tuple[str | int, list[str]]]:
@@ -146,12 +154,15 @@ def _same_number(surgeries: Sequence[Path]) -> Iterator[tuple[str | int, list[st
 
 def _scan_surgery(folder: Path) -> tuple[list[Source], list[str]]:
     files: dict[str, dict[str, Path]] = {"image": {}, "mask": {}}
+    problems = []
     for path in sorted(folder.iterdir()):
         match = _FILE.fullmatch(path.name)
         if match and path.is_file():
-            files[match[1].lower()][match[2]] = path
+            other = files[match[1].lower()].setdefault(match[2], path)
+            if other is not path:
+                problems.append(f"{path}: {other.name} has the same name but for its case: remove one")
     images, masks = files["image"], files["mask"]
-    problems = [f"{images[n]}: its mask mask{n}.png is missing" for n in sorted(images.keys() - masks.keys())]
+    problems += [f"{images[n]}: its mask mask{n}.png is missing" for n in sorted(images.keys() - masks.keys())]
     problems += [f"{masks[n]}: its frame image{n}.png is missing" for n in sorted(masks.keys() - images.keys())]
     both = sorted(images.keys() & masks.keys(), key=lambda n: (int(n), n))
     anatomy, surgery = folder.parent.name, folder.name
@@ -159,46 +170,51 @@ def _scan_surgery(folder: Path) -> tuple[list[Source], list[str]]:
 
 
 def read_frame(path: Path) -> NDArray[np.uint8]:
-    """A frame (H, W, 3) uint8 RGB; grey, palette, RGBA and 16-bit files are converted.
+    """A frame (H, W, 3) uint8 RGB; grey, palette and 16-bit files are converted, an alpha channel is dropped.
 
     Raises:
         DataError: the file is no whole PNG.
     """
-    pixels = _eight_bits(_decode(path, cv2.IMREAD_UNCHANGED))
+    pixels = _eight_bits(_decode(path))
     if pixels.ndim == 2:
-        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)  # type: ignore[return-value]
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
     code = cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
-    return cv2.cvtColor(pixels, code)  # type: ignore[return-value]
+    return cv2.cvtColor(pixels, code)
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.bool_], bool]:
-    """A mask (H, W): foreground above 0 as in Kolbinger's code; and whether it holds other values than 0 and 255.
+    """A mask (H, W) bool: foreground above 0 as in Kolbinger's code; and whether it holds values between 0 and full.
 
-    A colour mask is foreground where any colour channel is; its alpha channel says nothing.
+    A colour mask is foreground where any colour channel is, except where it is fully transparent: some editors keep
+    white under what they erase.
 
     Raises:
         DataError: the file is no whole PNG.
     """
-    pixels = _decode(path, cv2.IMREAD_UNCHANGED)
+    pixels = _decode(path)
     full = np.iinfo(pixels.dtype).max
     if pixels.ndim == 3:
-        pixels = pixels[..., :3].max(axis=2)
+        visible = pixels[..., 3:].all(axis=2)  # True of a file without alpha
+        pixels = pixels[..., :3].max(axis=2) * visible
     return pixels > 0, bool(((pixels != 0) & (pixels != full)).any())
 
 
-def _eight_bits(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _eight_bits(pixels: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
     if pixels.dtype == np.uint16:
         return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return pixels.astype(np.uint8, copy=False)
 
 
-def _decode(path: Path, flags: int) -> NDArray[np.generic]:
+def _decode(path: Path) -> NDArray[np.integer[Any]]:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError([f"{path}: cannot be read ({error.strerror})"]) from error
     _require_whole_png(path, content)
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise DataError([f"{path}: cannot be decoded as PNG ({error.err})"]) from error
     if pixels is None:
         raise DataError([f"{path}: cannot be decoded as PNG"])
     return np.asarray(pixels)
@@ -209,7 +225,7 @@ def _require_whole_png(path: Path, content: bytes) -> None:
     if not content:
         raise DataError([f"{path}: is empty"])
     if not content.startswith(_SIGNATURE):
-        raise DataError([f"{path}: is no PNG"])
+        raise DataError([f"{path}: its content is no PNG, whatever its name says"])
     at = len(_SIGNATURE)
     while at + 12 <= len(content):
         length = int.from_bytes(content[at : at + 4], "big")

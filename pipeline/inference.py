@@ -54,7 +54,11 @@ class _Shown(Dataset[tuple[torch.Tensor, int]]):
 
 @torch.inference_mode()
 def answers(
-    network: Network, questions: Sequence[Question], batches: Sequence[range], precision: str, machine: Machine
+    network: Network,
+    questions: Sequence[Question],
+    batches: Sequence[range],
+    precision: str,
+    machine: Machine,
 ) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
     """The network's native logits on each batch of questions.
 

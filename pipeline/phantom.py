@@ -19,7 +19,12 @@ from pipeline.errors import MtkdError
 from pipeline.phantom_scene import ANATOMIES, PLACES, Camera, Scene, instrument, light, patient, scope
 
 # Least visible share of a frame for the anatomy that it is filed under; thin structures need less.
-LEAST = {"inferior_mesenteric_artery": 0.006, "intestinal_veins": 0.006, "ureter": 0.005, "vesicular_glands": 0.012}
+LEAST = {
+    "inferior_mesenteric_artery": 0.006,
+    "intestinal_veins": 0.006,
+    "ureter": 0.005,
+    "vesicular_glands": 0.012,
+}
 LEAST_OTHER, ATTEMPTS = 0.03, 30
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 4]
 
@@ -48,7 +53,9 @@ def render(
         rng = np.random.default_rng([seed, surgery, index, frame, attempt])
         x, y, spread = PLACES[anatomy]
         centre = np.array([x, y]) + 0.6 * who.moved[anatomy] + rng.normal(0, spread, 2)
-        camera = Camera(*centre, zoom=rng.uniform(0.55, 0.95), angle=rng.normal(0, 0.25), size=size)
+        camera = Camera(
+            float(centre[0]), float(centre[1]), zoom=rng.uniform(0.55, 0.95), angle=rng.normal(0, 0.25), size=size
+        )
         canvas = Scene(rng, who, camera, difficulty).paint()
         picture, labels = light(canvas, who, rng, difficulty), canvas.labels
         for _ in range(rng.binomial(2, 0.25 + 0.4 * difficulty)):
@@ -115,7 +122,13 @@ def _check(surgeries: int, frames: int, size: tuple[int, int], difficulty: float
 
 
 def _write_frame(
-    job: tuple[str, int, int], *, root: Path, seed: int, size: tuple[int, int], difficulty: float, label_maps: bool
+    job: tuple[str, int, int],
+    *,
+    root: Path,
+    seed: int,
+    size: tuple[int, int],
+    difficulty: float,
+    label_maps: bool,
 ) -> None:
     anatomy, surgery, frame = job
     pixels, labels = render(anatomy, surgery, frame, seed=seed, size=size, difficulty=difficulty)

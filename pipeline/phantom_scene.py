@@ -51,16 +51,20 @@ COLOURS = {
     "abdominal_wall": ((0.70, 0.42, 0.36), 0.25),
     "colon": ((0.80, 0.56, 0.46), 0.5),
     "inferior_mesenteric_artery": ((0.72, 0.25, 0.20), 0.6),
-    "intestinal_veins": ((0.42, 0.27, 0.38), 0.5),
+    "intestinal_veins": ((0.40, 0.26, 0.42), 0.5),
     "liver": ((0.47, 0.19, 0.15), 0.8),
     "pancreas": ((0.82, 0.60, 0.42), 0.4),
     "small_intestine": ((0.82, 0.52, 0.45), 0.7),
     "spleen": ((0.42, 0.20, 0.25), 0.7),
     "stomach": ((0.78, 0.50, 0.46), 0.6),
     "ureter": ((0.84, 0.66, 0.56), 0.6),
-    "vesicular_glands": ((0.78, 0.58, 0.42), 0.5),
+    "vesicular_glands": ((0.80, 0.62, 0.50), 0.5),
 }
 FAT = (0.88, 0.62, 0.36)
+
+
+def _vector(*values: float) -> Plane:
+    return np.array(values, np.float32)
 
 
 @dataclass
@@ -270,7 +274,11 @@ class Scene:
         relief = 5 * lobules + 6 * self._noise(0.4, 2)
         ones = np.ones(self.size, np.float32)
         return Canvas(
-            np.asarray(albedo, np.float32), relief.astype(np.float32), 0.35 * ones, ones, np.zeros(self.size, np.uint8)
+            np.asarray(albedo, np.float32),
+            relief.astype(np.float32),
+            0.35 * ones,
+            ones,
+            np.zeros(self.size, np.uint8),
         )
 
     def _wall(self) -> None:
@@ -343,8 +351,8 @@ class Scene:
         mask = canvas_mask.astype(bool)
         texture = 0.6 * self._noise(0.06, 2) + 0.6 * self._noise(0.3, 2)
         self._put("colon", mask, texture, 0.13, 0.13 * self.camera.scale, 10)
-        band = tube(self.camera, line[::4] + np.float32([0.0, 0.03]), 0.012, 2) & mask
-        self.canvas.albedo[band] *= np.float32([1.1, 1.12, 1.12])
+        band = tube(self.camera, line[::4] + _vector(0.0, 0.03), 0.012, 2) & mask
+        self.canvas.albedo[band] *= _vector(1.1, 1.12, 1.12)
         fat = mask & (self._noise(0.12, 2) > 0.75)
         self.canvas.albedo[fat] = self.who.fat * 1.05
 
@@ -369,9 +377,9 @@ class Scene:
         shape, name = self._shape("intestinal_veins"), "intestinal_veins"
         trunk = walk(shape, self._at(name, -0.1, -0.15), self._at(name, -0.55, 0.75), 0.05)
         for point, side in zip(trunk[1:5], (1, -1, 1, -1), strict=True):
-            end = point + np.float32([side * shape.uniform(0.25, 0.45), shape.uniform(0.1, 0.35)])
-            self._line(name, walk(shape, point, end, 0.03, 5), 0.016)
-        self._line(name, trunk, 0.028)
+            end = point + _vector(side * shape.uniform(0.25, 0.45), shape.uniform(0.1, 0.35))
+            self._line(name, walk(shape, point, end, 0.03, 5), 0.026)
+        self._line(name, trunk, 0.042)
 
     def _artery(self) -> None:
         shape, name = self._shape("inferior_mesenteric_artery"), "inferior_mesenteric_artery"
@@ -390,18 +398,20 @@ class Scene:
         size = self.who.sized[name]
         for side in (-1, 1):
             for i in range(5):
-                centre = self._at(name, 0.1 + side * (0.08 + 0.075 * i), 1.32 - 0.025 * i + float(shape.normal(0, 0.03)))
-                mask = blob(shape, self.camera, centre, (0.085 * size, 0.075 * size), float(shape.uniform(0, 3)), 0.12)
+                centre = self._at(
+                    name, 0.1 + side * (0.09 + 0.085 * i), 1.32 - 0.025 * i + float(shape.normal(0, 0.03))
+                )
+                mask = blob(shape, self.camera, centre, (0.11 * size, 0.09 * size), float(shape.uniform(0, 3)), 0.12)
                 self._put(name, mask, self._noise(0.04, 2), 0.16, 0.05 * self.camera.scale, 3)
 
     def _decoys(self) -> None:
         """Vessels, adhesions and fat that no sub-data set labels."""
         colours = ((0.70, 0.26, 0.22), (0.45, 0.28, 0.38), (0.86, 0.70, 0.60), FAT)
         for _ in range(self.rng.poisson(1 + 3 * self.difficulty)):
-            start = np.float32([self.camera.x, self.camera.y]) + self.rng.normal(0, 0.6, 2).astype(np.float32)
+            start = _vector(self.camera.x, self.camera.y) + self.rng.normal(0, 0.6, 2).astype(np.float32)
             end = start + self.rng.normal(0, 0.4, 2).astype(np.float32)
             mask = tube(self.camera, walk(self.rng, start, end, 0.05, 5), float(self.rng.uniform(0.008, 0.03)), 2)
-            colour = np.float32(colours[self.rng.integers(len(colours))]) * np.exp(self.rng.normal(0, 0.12, 3))
+            colour = _vector(*colours[self.rng.integers(len(colours))]) * np.exp(self.rng.normal(0, 0.12, 3))
             put(self.canvas, "decoy", mask, colour.astype(np.float32), 0.5, 4, 2)
 
 
@@ -409,7 +419,10 @@ def light(canvas: Canvas, who: Patient, rng: Rng, difficulty: float) -> Plane:
     """Light from the scope itself: relief, falloff to the rim, and wet highlights. (H, W, 3) in 0..1."""
     height, width = canvas.labels.shape
     relief = cv2.GaussianBlur(canvas.relief, (0, 0), 1.2)
-    dx, dy = cv2.Sobel(relief, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(relief, cv2.CV_32F, 0, 1, scale=1 / 8)
+    dx, dy = (
+        cv2.Sobel(relief, cv2.CV_32F, 1, 0, scale=1 / 8),
+        cv2.Sobel(relief, cv2.CV_32F, 0, 1, scale=1 / 8),
+    )
     y, x = np.mgrid[:height, :width].astype(np.float32)
     cx, cy = width * rng.uniform(0.42, 0.58), height * rng.uniform(0.42, 0.58)
     lx, ly, lz = (cx - x) / height, (cy - y) / height, np.float32(0.75)
@@ -432,7 +445,7 @@ def instrument(rng: Rng, picture: Plane, labels: NDArray[np.uint8]) -> None:
     axis = (tip - rim) / np.linalg.norm(tip - rim)
     across = np.array([-axis[1], axis[0]])
     radius = height * rng.uniform(0.025, 0.045)
-    grey = np.float32(rng.uniform(0.35, 0.75)) * np.float32([0.95, 0.98, 1.0])
+    grey = np.float32(rng.uniform(0.35, 0.75)) * _vector(0.95, 0.98, 1.0)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     side = ((x - tip[0]) * across[0] + (y - tip[1]) * across[1]) / radius
     along = (x - tip[0]) * axis[0] + (y - tip[1]) * axis[1]
@@ -446,11 +459,13 @@ def instrument(rng: Rng, picture: Plane, labels: NDArray[np.uint8]) -> None:
 
 
 def scope(rng: Rng, picture: Plane, labels: NDArray[np.uint8], who: Patient, difficulty: float) -> NDArray[np.uint8]:
-    """Smoke, the round field of view, defocus and sensor noise. (H, W, 3) uint8; labels outside the view are cleared."""
+    """Smoke, round field of view, defocus and noise: (H, W, 3) uint8; labels outside the view are cleared."""
     height, width = labels.shape
     if rng.random() < 0.15 + 0.25 * difficulty:
-        haze = np.clip(0.35 + 0.5 * noise(rng, (height, width), height / 2, 3), 0, 1) * rng.uniform(0.2, 0.3 + 0.4 * difficulty)
-        picture = picture * (1 - haze[..., None]) + np.float32([0.75, 0.75, 0.78]) * haze[..., None]
+        haze = np.clip(0.35 + 0.5 * noise(rng, (height, width), height / 2, 3), 0, 1) * rng.uniform(
+            0.2, 0.3 + 0.4 * difficulty
+        )
+        picture = picture * (1 - haze[..., None]) + _vector(0.75, 0.75, 0.78) * haze[..., None]
     picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 0.6 + 0.7 * difficulty))
     y, x = np.mgrid[:height, :width].astype(np.float32)
     radius = np.hypot(x - width / 2, y - height / 2) / (height / 2 * who.round_view)

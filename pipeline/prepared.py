@@ -13,16 +13,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dsad import SPLITS, DataError, Source, Split, Splits, read_frame, read_mask, scan, surgery_id
+from pipeline.dsad import SPLITS, DataError, Source, Split, Splits, read_frame, read_mask, scan, surgery_id, surgery_ids
 from pipeline.errors import MtkdError
 
 # Low effort: prepared frames are read far more often than written, and the size hardly changes above.
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Checked:
-    """One source after it was read, written and measured; ``problem`` instead if that failed."""
+    """One source after it was read, written and measured; ``problems`` instead if that failed."""
 
     source: Source
     split: Split
@@ -68,7 +71,7 @@ class _Checked:
     foreground: int = 0
     empty: bool = False
     odd: bool = False
-    problem: str = ""
+    problems: tuple[str, ...] = ()
 
 
 def prepare(
@@ -88,7 +91,8 @@ def prepare(
         anatomies: its sub-data sets, in the order of the decoders.
         splits: surgery ids of validation and test.
         image_size: (height, width). Frames are resized bilinearly, labels by nearest-exact; the aspect is not kept.
-        output_frames, output_labels: folders that are replaced.
+        output_frames: folder of the frames; is replaced.
+        output_labels: folder of the labels; is replaced.
         workers: threads that read, check and resize.
         progress: called with (done, total).
 
@@ -103,8 +107,8 @@ def prepare(
     with _scratch(output_frames) as frames, _scratch(output_labels) as labels:
         work = partial(_check_and_write, splits=splits, image_size=image_size, frames=frames, labels=labels)
         checked = _in_threads(work, sources, workers, progress)
-        problems += [c.problem for c in checked if c.problem]
-        problems += _leaks(checked) + _too_few(checked, anatomies, problems)
+        problems += [problem for c in checked for problem in c.problems]
+        problems += _leaks(checked) + _too_few(checked, [a for a in anatomies if (root / a).is_dir()])
         if problems:
             raise DataError(problems)
         for split in SPLITS:
@@ -113,7 +117,7 @@ def prepare(
                 _write_indices(own, frames / split / anatomy, labels / split / anatomy)
         _replace(frames, output_frames)
         _replace(labels, output_labels)
-    return _summary(checked, anatomies, splits)
+    return _summary(checked, anatomies, splits, surgery_ids(root))
 
 
 @contextmanager
@@ -153,13 +157,15 @@ def _check_and_write(
     source: Source, *, splits: Splits, image_size: tuple[int, int], frames: Path, labels: Path
 ) -> _Checked:
     split = splits.of(source.surgery)
-    try:
-        frame, (mask, odd) = read_frame(source.image), read_mask(source.mask)
-    except DataError as error:
-        return _Checked(source, split, problem=str(error))
+    frame, no_frame = _try(read_frame, source.image)
+    read, no_mask = _try(read_mask, source.mask)
+    if frame is None or read is None:
+        return _Checked(source, split, problems=no_frame + no_mask)
+    mask, odd = read
     if frame.shape[:2] != mask.shape:
         sizes = " and ".join(f"{w}x{h}" for h, w in (frame.shape[:2], mask.shape))
-        return _Checked(source, split, problem=f"{source.image}: frame and mask have different sizes, {sizes}")
+        problem = f"{source.image}: frame and mask have different sizes, {sizes}"
+        return _Checked(source, split, problems=(problem,))
     place = Path(split) / source.anatomy / source.surgery / f"{source.name}.png"
     height, width = image_size
     small = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -167,6 +173,14 @@ def _check_and_write(
     _write_png(labels / place, small * 255)
     digest = hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()
     return _Checked(source, split, digest, frame.shape[:2], int(small.sum()), empty=not mask.any(), odd=odd)
+
+
+def _try(read: Callable[[Path], _T], path: Path) -> tuple[_T | None, tuple[str, ...]]:
+    """What was read, or None and the problems: a damaged frame must not hide that its mask is damaged too."""
+    try:
+        return read(path), ()
+    except DataError as error:
+        return None, error.problems
 
 
 def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
@@ -185,7 +199,7 @@ def _leaks(checked: Sequence[_Checked]) -> list[str]:
     first: dict[str, _Checked] = {}
     problems = []
     for one in checked:
-        if one.problem:
+        if one.problems:
             continue
         other = first.setdefault(one.digest, one)
         if other.split != one.split:
@@ -194,13 +208,12 @@ def _leaks(checked: Sequence[_Checked]) -> list[str]:
     return problems
 
 
-def _too_few(checked: Sequence[_Checked], anatomies: Sequence[str], known: Sequence[str]) -> list[str]:
+def _too_few(checked: Sequence[_Checked], anatomies: Sequence[str]) -> list[str]:
     """Anatomies that can't be trained: batch norm needs two frames."""
     problems = []
     for anatomy in dict.fromkeys(anatomies):
         train = sum(c.split == "train" and c.source.anatomy == anatomy for c in checked)
-        unknown = any(problem.startswith(f"data.anatomies: {anatomy} ") for problem in known)
-        if train < 2 and not unknown:
+        if train < 2:
             problems.append(f"{anatomy}: {train or 'no'} training frame{'s' * (train != 1)}, at least 2 are needed")
     return problems
 
@@ -217,23 +230,30 @@ def _write_csv(folder: Path, header: tuple[str, ...], rows: Sequence[tuple[objec
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
-def _summary(checked: Sequence[_Checked], anatomies: Sequence[str], splits: Splits) -> Summary:
+def _summary(
+    checked: Sequence[_Checked], anatomies: Sequence[str], splits: Splits, surgeries: set[str | int]
+) -> Summary:
     summary = Summary()
     for split in SPLITS:
-        summary.counts[split] = {
-            a: sum(c.split == split and c.source.anatomy == a for c in checked) for a in anatomies
-        }
+        summary.counts[split] = {a: sum(c.split == split and c.source.anatomy == a for c in checked) for a in anatomies}
     consequence = {"val": "its last epoch is kept", "test": "it has no result and is left out of the mean"}
-    for split, what in consequence.items():
-        missing = [a for a, n in summary.counts[split].items() if not n]
-        summary.warnings += [f"{anatomy}: no {split} frames, {what}" for anatomy in missing]
-    summary.warnings += [f"{c.source.mask}: the mask is empty" for c in checked if c.empty]
-    summary.warnings += [f"{c.source.mask}: values other than 0 and 255 count as foreground" for c in checked if c.odd]
-    there = {surgery_id(c.source.surgery) for c in checked}
-    for split, ids in (("val", splits.val), ("test", splits.test)):
-        absent = [str(s) for s in ids if surgery_id(s) not in there]
-        summary.warnings += [f"data.splits.{split}: no frames of surgery {s}" for s in absent]
+    for part, what in consequence.items():
+        missing = [a for a, n in summary.counts[part].items() if not n]
+        summary.warnings += [f"{anatomy}: no {part} frames, {what}" for anatomy in missing]
+    summary.warnings += _masks_that([c for c in checked if c.empty], "empty, so that the frame teaches only background")
+    summary.warnings += _masks_that([c for c in checked if c.odd], "not only 0 and 255; all above 0 is foreground")
+    for part, ids in (("val", splits.val), ("test", splits.test)):
+        absent = [str(s) for s in ids if surgery_id(s) not in surgeries]
+        summary.warnings += [f"data.splits.{part}: no anatomy has a folder of surgery {s}" for s in absent]
     return summary
+
+
+def _masks_that(checked: Sequence[_Checked], are: str) -> list[str]:
+    """One warning for all of a kind, with their number first: many lines would hide the other warnings."""
+    if not checked:
+        return []
+    count = f"{len(checked)} mask{'s are' if len(checked) > 1 else ' is'} {are}:"
+    return ["\n  ".join([count, *(str(c.source.mask) for c in checked)])]
 
 
 def list_frames(frames_root: Path, labels_root: Path, split: str, anatomies: Sequence[str]) -> list[Frame]:
@@ -267,7 +287,7 @@ def load_frame(path: Path) -> NDArray[np.uint8]:
     Raises:
         MtkdError: the file is missing or damaged.
     """
-    return _load(path, cv2.IMREAD_COLOR_RGB)
+    return cv2.cvtColor(_load(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def load_label(path: Path) -> NDArray[np.uint8]:

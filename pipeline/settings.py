@@ -70,6 +70,7 @@ class Phantom(Settings):
     seed: Seed
     surgeries: PositiveInt
     frames: PositiveInt  # per anatomy and surgery
+    image_size: tuple[PositiveInt, PositiveInt]  # height, width
     difficulty: Fraction
 
 

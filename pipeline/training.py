@@ -1,12 +1,13 @@
 """The training loop of both stages: a teacher is a network with one decoder, a student one with N.
 
-An ``Objective`` says what the loss of a batch is; :func:`fit` does the rest: Adam with an exponential schedule, validation
-after each epoch, and the weights of the epoch with the best mean Dice on the validation surgeries.
+An ``Objective`` says what the loss of a batch is; :func:`fit` does the rest: Adam with an exponential schedule,
+validation after each epoch, and the weights of the epoch with the best mean Dice on the validation surgeries.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,7 +121,7 @@ def fit(
         # Dropout, too, depends on seed and epoch alone.
         torch.manual_seed(settings.seed * 100_003 + epoch)
         sampler.epoch = epoch
-        losses = _train_epoch(fabric, model, network, loader, optimizer, objective, lambda n, e=epoch: step(e, n, len(sampler)))
+        losses = _train_epoch(fabric, model, network, loader, optimizer, objective, partial(step, epoch))
         history.append(Epoch(epoch, rate, losses, validate(fabric, model, network, val, settings.batch_size)))
         if history[-1] is best_epoch(history):
             best = {k: v.detach().clone() for k, v in network.state_dict().items()}
@@ -143,7 +144,7 @@ def _train_epoch(
     loader: Any,
     optimizer: Any,
     objective: Objective,
-    step: Callable[[int], None],
+    step: Callable[[int, int], None],
 ) -> dict[str, list[float]]:
     """One pass over the training frames; the mean of each loss term over batches."""
     model.train()
@@ -156,7 +157,7 @@ def _train_epoch(
         fabric.backward(loss)
         optimizer.step()
         sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
-        step(number)
+        step(number, len(loader))
     return {name: (total / len(loader)).tolist() for name, total in sums.items()}
 
 
@@ -167,7 +168,9 @@ def _require_finite(terms: Terms, loss: Tensor) -> None:
 
 
 @torch.no_grad()
-def validate(fabric: Fabric, model: Any, network: Network, val: FrameDataset, batch_size: int) -> dict[str, float | None]:
+def validate(
+    fabric: Fabric, model: Any, network: Network, val: FrameDataset, batch_size: int
+) -> dict[str, float | None]:
     """Dice in 0..1 per anatomy on clean frames at their full size, as in evaluation."""
     model.eval()
     counts: list[metrics.Counts] = []

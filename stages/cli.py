@@ -37,10 +37,12 @@ def _can_be_mended(error: Exception) -> bool:
 app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
 Device = Annotated[
-    str, typer.Option(envvar="MTKD_DEVICE", help="Where to compute: auto, cpu, cuda or mps. Changes no result's meaning.")
+    str,
+    typer.Option(envvar="MTKD_DEVICE", help="Where to compute: auto, cpu, cuda or mps. Changes no result's meaning."),
 ]
 Workers = Annotated[
-    int, typer.Option(envvar="MTKD_WORKERS", min=0, help="Processes that load frames; 0 loads in the computing process.")
+    int,
+    typer.Option(envvar="MTKD_WORKERS", min=0, help="Processes that load frames; 0 loads in the computing process."),
 ]
 
 
@@ -65,7 +67,7 @@ def _machine(device: str, workers: int) -> Any:
 
 @app.command()
 def phantom(workers: Workers = 2) -> None:
-    """Write the embedded data set: a procedural laparoscopic phantom in the layout of DSAD."""
+    """Write the embedded data set to data/phantom: a procedural laparoscopic phantom in the layout of DSAD."""
     from stages import phantom
 
     phantom.run(workers)
@@ -81,7 +83,9 @@ def prepare(workers: Workers = 2) -> None:
 
 @app.command()
 def train_teacher(
-    anatomy: Annotated[str, typer.Argument(help="One of data.anatomies.")], device: Device = "auto", workers: Workers = 0
+    anatomy: Annotated[str, typer.Argument(help="One of data.anatomies.")],
+    device: Device = "auto",
+    workers: Workers = 0,
 ) -> None:
     """Train the teacher of one anatomy: one encoder, one decoder (stage 1 of the paper)."""
     from stages import train_teacher
@@ -149,8 +153,12 @@ def summary() -> None:
 
 @app.command()
 def init(
-    preset: Annotated[str, typer.Option(help="paper: the recipe of Maack et al., section 3.2; demo: the embedded data.")],
-    data_root: Annotated[Path | None, typer.Option(help="The folder that holds <anatomy>/<surgery>/imageMM.png.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="paper: the recipe of Maack et al., section 3.2; demo: the embedded data.")
+    ],
+    data_root: Annotated[
+        Path | None, typer.Option(help="The folder that holds <anatomy>/<surgery>/imageMM.png.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace params.yaml, which is kept as params.yaml.bak.")] = False,
 ) -> None:
     """Put a preset in place as params.yaml."""

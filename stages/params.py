@@ -21,7 +21,9 @@ def load_params(path: Path = PARAMS) -> Params:
     try:
         content: Any = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise MtkdError(f"{path} is not here: run mtkd in the project's folder, or write one with `mtkd init`") from None
+        raise MtkdError(
+            f"{path} is not here: run mtkd in the project's folder, or write one with `mtkd init`"
+        ) from None
     except yaml.YAMLError as error:
         raise MtkdError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

@@ -20,6 +20,7 @@ def run(workers: int) -> None:
             seed=settings.seed,
             surgeries=settings.surgeries,
             frames=settings.frames,
+            size=settings.image_size,
             difficulty=settings.difficulty,
             workers=max(1, workers),
             progress=step,

@@ -1,5 +1,7 @@
 """DeepLabv3 with N decoders: the encoder and decoder of segmentation-models-pytorch at output stride 8."""
 
+from typing import Any
+
 import torch
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
 from segmentation_models_pytorch.encoders import get_encoder
@@ -22,7 +24,8 @@ class DeepLabV3(Network):
     def __init__(self, decoders: int, pretrained: str | None, *, encoder: str) -> None:
         super().__init__(decoders)
         self.encoder = _encoder(encoder, pretrained)
-        self.heads = nn.ModuleList(_head(self.encoder.out_channels[-1]) for _ in range(decoders))
+        features: int = self.encoder.out_channels[-1]
+        self.heads = nn.ModuleList(_head(features) for _ in range(decoders))
 
     def native_logits(self, frames: Tensor) -> Tensor:
         """As :meth:`Network.native_logits`."""
@@ -35,14 +38,15 @@ def _head(channels: int) -> nn.Sequential:
     return nn.Sequential(decoder, nn.Conv2d(WIDTH, 2, kernel_size=1))
 
 
-def _encoder(name: str, pretrained: str | None) -> nn.Module:
+def _encoder(name: str, pretrained: str | None) -> Any:
     if pretrained not in (None, "imagenet"):
         raise MtkdError(f"DeepLabv3 encoders take pretrained: none or imagenet, not '{pretrained}'")
     try:
-        encoder: nn.Module = get_encoder(name, in_channels=3, depth=5, weights=pretrained, output_stride=8)
+        return get_encoder(name, in_channels=3, depth=5, weights=pretrained, output_stride=8)
     except Exception as error:  # the hub client raises what its transport raises
         if pretrained is None:
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MtkdError(f"no ImageNet weights for {name} ({reason}): go online once, or set pretrained: none") from error
-    return encoder
+        raise MtkdError(
+            f"no ImageNet weights for {name} ({reason}): go online once, or set pretrained: none"
+        ) from error

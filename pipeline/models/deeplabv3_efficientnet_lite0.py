@@ -1,4 +1,4 @@
-"""DeepLabv3 (Chen et al. 2017) on EfficientNet-lite0, whose ImageNet weights come as a package: no download at run time."""
+"""DeepLabv3 (Chen et al. 2017) on EfficientNet-lite0, whose ImageNet weights come as a package: nothing to download."""
 
 from pathlib import Path
 

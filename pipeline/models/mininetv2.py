@@ -110,6 +110,4 @@ def _pointwise(channels: int, groups: int = 1) -> nn.Sequential:
 
 def _transposed(channels: int, out: int, *, groups: int = 1, bias: bool = False) -> nn.ConvTranspose2d:
     """Double the resolution."""
-    return nn.ConvTranspose2d(
-        channels, out, 3, stride=2, padding=1, output_padding=1, groups=groups, bias=bias
-    )
+    return nn.ConvTranspose2d(channels, out, 3, stride=2, padding=1, output_padding=1, groups=groups, bias=bias)

@@ -1,5 +1,7 @@
 """SegFormer (Xie et al. 2021) with N all-MLP decoders on one mix transformer of the Transformers library."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,7 +60,8 @@ class Head(nn.Module):
         # The reference concatenates the coarsest stage first.
         slices = self.fuse.weight.flatten(1).chunk(len(stages), dim=1)[::-1]
         fused = torch.zeros((), device=stages[0].device)
-        for stage, projection, fuse in zip(stages, self.projections, slices, strict=True):
+        for stage, linear, fuse in zip(stages, self.projections, slices, strict=True):
+            projection = cast(nn.Linear, linear)
             folded = F.conv2d(stage, (fuse @ projection.weight)[:, :, None, None], fuse @ projection.bias)
             fused = fused + F.interpolate(folded, size=size, mode="bilinear", align_corners=False)
         return self.classifier(self.dropout(F.relu(self.norm(fused))))

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 
-import cache
 import numpy as np
 import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import cache
 
 GRID = (6, 8)
 PARTS = {"teacher": "aa", "frames": "bb", "precision": "32-true"}
@@ -283,7 +284,7 @@ def test_workers_read_the_same(tmp_path, method):
     store = cache.open_store(write(tmp_path))
     here = read_all(store)  # the arrays are open in this process when the others begin
     with multiprocessing.get_context(method).Pool(2) as pool:
-        assert pool.map(read_all, [store, pickle.loads(pickle.dumps(store))]) == [here, here]  # noqa: S301
+        assert pool.map(read_all, [store, pickle.loads(pickle.dumps(store))]) == [here, here]
 
 
 def test_the_package_stands_alone():

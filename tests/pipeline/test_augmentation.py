@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+
 from pipeline.augmentation import (
     IDENTITY,
     SHIFT,
@@ -39,7 +40,7 @@ def test_half_of_the_frames_move_within_the_limits():
     moved = np.array([a for a in affines if a != IDENTITY])
     assert 160 < len(moved) < 240
     scale = np.sqrt(moved[:, 0] * moved[:, 4] - moved[:, 1] * moved[:, 3])
-    assert ((1 / 1.1 <= scale + 1e-9) & (scale <= 1 / 0.9 + 1e-9)).all()
+    assert ((scale + 1e-9 >= 1 / 1.1) & (scale <= 1 / 0.9 + 1e-9)).all()
     centre = moved[:, [2, 5]] + 0.5 * (moved[:, [0, 3]] + moved[:, [1, 4]])
     assert np.abs(centre - 0.5).max() < SHIFT * 1.3
 

@@ -4,7 +4,14 @@ import math
 
 import pytest
 import torch
-from pipeline.losses import IGNORE, channel_wise_kl, class_wise_kl, partial_label_cross_entropy, partial_targets
+
+from pipeline.losses import (
+    IGNORE,
+    channel_wise_kl,
+    class_wise_kl,
+    partial_label_cross_entropy,
+    partial_targets,
+)
 
 B, N, H, W = 3, 4, 5, 6
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from pipeline.errors import MtkdError
 from pipeline.models import ARCHITECTURES, create_model
 
@@ -66,7 +67,10 @@ def test_lite0_loads_its_imagenet_weights_and_statistics():
     reference.load_state_dict(dict(zip(own, given, strict=True)), strict=False)
     frames = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        ours, theirs = network.encoder(frames)[3], reference.forward_intermediates(frames, intermediates_only=True)[2]
+        ours, theirs = (
+            network.encoder(frames)[3],
+            reference.forward_intermediates(frames, intermediates_only=True)[2],
+        )
     torch.testing.assert_close(ours, theirs)
     assert network.mean == (127 / 255,) * 3
 
@@ -105,7 +109,11 @@ def test_mininet_decoders_are_independent():
     """The N decoders run as groups of one convolution: a gradient through decoder 1 reaches nothing of decoder 0."""
     network = create_model("mininetv2", 2).eval()
     network(torch.rand(1, 3, 32, 32))[:, 1].sum().backward()
-    for weight in (network.classifier.weight, network.refine[0].pointwise[0].weight, network.upsample[1].weight):
+    for weight in (
+        network.classifier.weight,
+        network.refine[0].pointwise[0].weight,
+        network.upsample[1].weight,
+    ):
         own = weight.grad.chunk(2)
         assert (own[0] == 0).all()
         assert (own[1] != 0).any()

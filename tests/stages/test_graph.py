@@ -1,0 +1,279 @@
+"""What re-runs for which change, on the real dvc.yaml.
+
+DVC runs the real commands through a stand-in for ``python``: ``prepare`` does its real work, every other stage writes
+outputs that are a hash of exactly what it declares to depend on. So a change spreads as far as it would in earnest, in
+seconds.
+"""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, write_dataset
+
+STAND_IN = '''
+import hashlib, os, re, sys
+from pathlib import Path
+import yaml
+
+verb, *rest = sys.argv[3:]
+stage, params = verb.replace("-", "_"), yaml.safe_load(Path("params.yaml").read_text())
+entry = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][stage]
+if rest:
+    each = entry["foreach"][rest[0]] if isinstance(entry["foreach"], dict) else rest[0]
+    entry = entry["do"]
+
+
+def value(key):
+    if key in ("item", "key"):
+        return rest[0]
+    found = {"item": each} | params if rest else params
+    for part in key.split("."):
+        found = found[part]
+    return found
+
+
+def fill(text):
+    return re.sub(r"\\$\\{([^}]*)\\}", lambda m: str(value(m[1])), text)
+
+
+def content(path):
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return b"".join(str(p).encode() + p.read_bytes() for p in files)
+
+
+digest = hashlib.sha256()
+for path in entry["deps"]:
+    digest.update(content(Path(fill(path))))
+for key in entry.get("params", []):
+    digest.update(repr(value(fill(key))).encode())
+for out in [o for kind in ("outs", "metrics", "plots") for o in entry.get(kind, [])]:
+    path = Path(fill(out if isinstance(out, str) else next(iter(out))))
+    if not path.suffix or path.suffix == ".zarr":
+        path = path / "content.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_text('{"digest": "%s"}' % digest.hexdigest())
+'''
+
+PREPARED = ["prepare"]
+STUDENTS = ["train_student@baseline", "train_student@mtkd"]
+MEASURED = ["evaluate", "report"]
+
+
+def teachers(*anatomies):
+    return [f"train_teacher@{a}" for a in anatomies]
+
+
+def stores(*anatomies):
+    return [f"cache_logits@{a}" for a in anatomies]
+
+
+class Project:
+    """A copy of this project with a small data set, under git and DVC."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for name in ("pipeline", "stages", "cache", "dvc.yaml", "params.yaml", ".gitignore"):
+            source = ROOT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, folder / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}))
+        write_dataset(folder / "dsad", ("liver", "colon", "left ureter"), size=(24, 32))
+        (folder / "bin").mkdir()
+        (folder / "stand_in.py").write_text(STAND_IN)
+        python = folder / "bin" / "python"
+        python.write_text(
+            f'#!/bin/sh\nif [ "$3" = prepare ]; then exec {sys.executable} "$@"; fi\n'
+            f'exec {sys.executable} stand_in.py "$@"\n'
+        )
+        python.chmod(0o755)
+        self.env = os.environ | {
+            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "DVC_NO_ANALYTICS": "1",
+            **{f"GIT_{who}_{what}": "tests" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        }
+        self.params(data__root="dsad", data__anatomies=["liver", "colon"], data__image_size=[24, 32])
+        self.params(data__splits={"val": [2], "test": [3]})
+        self.run("git", "init", "-q")
+        self.run("dvc", "init", "-q")
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "start")
+
+    def run(self, *command):
+        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def params(self, **changes):
+        path = self.folder / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        for key, value in changes.items():
+            section, _, name = key.partition("__")
+            params[section][name] = value
+        path.write_text(yaml.safe_dump(params))
+
+    def edit(self, path, text="\n# a comment\n"):
+        with (self.folder / path).open("a") as file:
+            file.write(text)
+
+    def repro(self):
+        """The stages that ran."""
+        return sorted(re.findall(r"Running stage '(.*)'", self.run("dvc", "repro")))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    project = Project(tmp_path_factory.mktemp("graph"))
+    everything = project.repro()
+    assert everything == sorted([
+        "phantom", *PREPARED, *teachers("liver", "colon"), *stores("liver", "colon"), *STUDENTS, *MEASURED, "benchmark",
+    ])  # fmt: skip
+    assert project.repro() == []
+    return project
+
+
+@pytest.fixture
+def project(finished, monkeypatch):
+    """The finished project; afterwards it is as it was."""
+    before = {p: p.read_bytes() for p in (finished.folder / "dsad").rglob("*.png")}
+    yield finished
+    finished.run("git", "checkout", "-q", "--", "pipeline", "stages", "cache", "params.yaml")
+    for path in (finished.folder / "dsad").rglob("*.png"):
+        path.unlink() if path not in before else path.write_bytes(before[path])
+    finished.repro()
+
+
+ALL = ("liver", "colon")
+STUDENT_EDITS = [
+    "stages/train_student.py",
+    "pipeline/distillation.py",
+    "pipeline/losses/distillation.py",
+    "stages/soft_targets.py",
+    "pipeline/models/mininetv2.py",
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"student__epochs": 99}, [*STUDENTS, *MEASURED]),
+        ({"student__arch": "segformer_b0"}, [*STUDENTS, *MEASURED, "benchmark"]),
+        ({"distill__weight": 9.0}, ["train_student@mtkd", *MEASURED]),
+        ({"teacher__epochs": 99}, [*teachers(*ALL), *stores(*ALL), "train_student@mtkd", *MEASURED]),
+        ({"cache__views": 2}, [*stores(*ALL), "train_student@mtkd", *MEASURED]),
+        ({"evaluate__batch_size": 3}, MEASURED),
+        ({"benchmark__repeats": 9}, ["benchmark", "report"]),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_parameters_rerun_what_depends_on_them(project, changes, expected):
+    if "student__arch" in changes:
+        project.params(teacher__arch="deeplabv3_resnet18")
+        project.repro()
+    project.params(**changes)
+    assert project.repro() == sorted(expected)
+
+
+def test_an_edit_of_the_students_code_retrains_no_teacher(project):
+    project.params(teacher__arch="deeplabv3_resnet18")
+    project.repro()
+    for path in STUDENT_EDITS:
+        project.edit(path)
+    ran = project.repro()
+    assert set(ran) >= set(STUDENTS)
+    assert not set(ran) & {"phantom", *PREPARED, *teachers(*ALL), *stores(*ALL)}
+
+
+def test_one_teachers_checkpoint_rewrites_one_store(project):
+    path = project.folder / "checkpoints" / "teachers" / "colon.safetensors"
+    path.unlink()
+    path.write_text("trained elsewhere")
+    project.run("dvc", "commit", "-f", "train_teacher@colon")
+    assert project.repro() == sorted([*stores("colon"), "train_student@mtkd", *MEASURED])
+    project.run("dvc", "repro", "-f", "-s", "train_teacher@colon")
+
+
+def test_one_corrected_training_mask_retrains_one_teacher(project):
+    mask = project.folder / "dsad" / "colon" / "01" / "mask00.png"
+    mask.write_bytes((project.folder / "dsad" / "colon" / "01" / "mask01.png").read_bytes())
+    ran = project.repro()
+    assert ran == sorted([*PREPARED, *teachers("colon"), *stores("colon"), *STUDENTS, *MEASURED])
+
+
+def test_one_corrected_test_mask_only_measures_again(project):
+    mask = project.folder / "dsad" / "colon" / "03" / "mask00.png"
+    mask.write_bytes((project.folder / "dsad" / "colon" / "03" / "mask01.png").read_bytes())
+    assert project.repro() == sorted([*PREPARED, *MEASURED])
+
+
+def test_new_training_frames_rerun_what_sees_them(project):
+    for kind in ("image", "mask"):
+        folder = project.folder / "dsad" / "colon" / "01"
+        shutil.copy(folder / f"{kind}00.png", folder / f"{kind}77.png")
+    ran = project.repro()
+    assert ran == sorted([*PREPARED, *teachers("colon"), *stores(*ALL), *STUDENTS, *MEASURED])
+
+
+def test_a_new_anatomy_keeps_the_old_teachers(project):
+    project.params(data__anatomies=["liver", "colon", "left ureter"])
+    ran = project.repro()
+    new = [*teachers("left ureter"), *stores(*ALL, "left ureter")]
+    assert ran == sorted([*PREPARED, *new, *STUDENTS, *MEASURED, "benchmark"])
+
+
+def test_device_and_workers_rerun_nothing(project, monkeypatch):
+    monkeypatch.setitem(project.env, "MTKD_DEVICE", "cpu")
+    monkeypatch.setitem(project.env, "MTKD_WORKERS", "3")
+    assert project.repro() == []
+
+
+# Modules whose edits cannot change a result: they check settings, talk, or say where to compute.
+NEUTRAL = {
+    "stages/__init__.py", "pipeline/__init__.py", "pipeline/losses/__init__.py", "pipeline/models/__init__.py",
+    "pipeline/settings.py", "pipeline/errors.py", "pipeline/machine.py", "pipeline/files.py",
+    "stages/params.py", "stages/console.py", "stages/layout.py",
+    # Reading what prepare wrote: its own writer is a dependency of prepare, and what it writes one of everybody.
+    "pipeline/prepared.py", "pipeline/dsad.py",
+}  # fmt: skip
+STAGES = ["phantom", "prepare", "train_teacher", "cache_logits", "train_student", "evaluate", "benchmark", "report"]
+
+
+def imported(path):
+    """Modules of this project that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            base = name.replace(".", "/")
+            found |= {p for p in (f"{base}.py", f"{base}/__init__.py") if (ROOT / p).is_file()}
+    return found
+
+
+def closure(path):
+    seen, todo = set(), {path}
+    while todo:
+        one = todo.pop()
+        seen.add(one)
+        todo |= imported(one) - seen
+    return seen
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_every_module_that_it_uses(stage):
+    entry = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    deps = entry.get("do", entry)["deps"]
+    used = closure(f"stages/{stage}.py") - NEUTRAL
+    missing = {m for m in used if not any(m == d or m.startswith(f"{d}/") for d in deps)}
+    assert missing == set()
+    assert all((ROOT / d).exists() for d in deps if d.endswith(".py") and "$" not in d)

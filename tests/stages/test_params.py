@@ -1,0 +1,125 @@
+"""params.yaml: what is accepted, how the rest is refused, and the paper's recipe number by number."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from pipeline.errors import MtkdError
+from pipeline.training import learning_rate
+from stages.params import load_params
+
+PRESETS = Path(__file__).parents[2] / "stages" / "presets"
+
+
+@pytest.fixture
+def check(tmp_path, default_params):
+    def check(key=None, value=None, *, drop=False):
+        params = copy.deepcopy(default_params)
+        if key:
+            *path, name = key.split(".")
+            section = params
+            for part in path:
+                section = section[part]
+            if drop:
+                del section[name]
+            else:
+                section[name] = value
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+        return load_params(tmp_path / "params.yaml")
+
+    return check
+
+
+def test_the_default_is_accepted(check):
+    assert check().student.arch == "mininetv2"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("teacher.epoch", 3, "teacher.epoch: no such key; known here: arch"),
+        ("students", {}, "students: no such key"),
+        ("student.arch", "segformer_b9", "'segformer_b0'"),
+        ("student.epochs", 0, "student.epochs: "),
+        ("student.epochs", "many", "found 'many'"),
+        ("student.epochs", 1.5, "student.epochs: "),
+        ("student.batch_size", 1, "student.batch_size: "),
+        ("student.learning_rate", -1, "student.learning_rate: "),
+        ("student.learning_rate", "fast", "student.learning_rate: "),
+        ("teacher.precision", "half", "'bf16-mixed'"),
+        ("distill.softmax", "channels", "'pixels' or 'classes'"),
+        ("distill.temperature", 0, "distill.temperature: "),
+        ("cache.views", -1, "cache.views: "),
+        ("data.image_size", [96], "data.image_size.1: is missing"),
+        ("data.anatomies", [], "data.anatomies: "),
+        ("data.anatomies", ["a", "a"], "listed twice: a"),
+        ("data.anatomies", ["a/b"], "cannot name an anatomy"),
+        ("data.splits.val", [2], "in val and in test: [2]"),
+        ("data.phantom.difficulty", 2, "data.phantom.difficulty: "),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_would_be_right(check, key, value, says):
+    with pytest.raises(MtkdError) as error:
+        check(key, value)
+    assert says in str(error.value)
+
+
+def test_a_missing_key_is_named(check):
+    with pytest.raises(MtkdError, match=r"cache\.views: is missing"):
+        check("cache.views", drop=True)
+
+
+def test_all_problems_are_reported_together(tmp_path, default_params):
+    params = copy.deepcopy(default_params)
+    params["student"]["arch"], params["teacher"]["epochs"], params["extra"] = "x", -1, 1
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(MtkdError) as error:
+        load_params(tmp_path / "params.yaml")
+    assert all(key in str(error.value) for key in ("student.arch", "teacher.epochs", "extra"))
+
+
+def test_numbers_that_yaml_reads_as_strings_are_numbers(check):
+    assert check("student.learning_rate", "5e-4").student.learning_rate == 5e-4
+
+
+def test_no_file_or_no_yaml_is_one_line(tmp_path):
+    with pytest.raises(MtkdError, match="mtkd init"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(MtkdError, match="no YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_the_demo_preset_is_the_default(default_params):
+    assert yaml.safe_load((PRESETS / "demo.yaml").read_text()) == default_params
+
+
+def test_the_paper_preset_is_the_paper():
+    """Maack et al. (2024), sections 3.1, 3.2 and 4; splits of Kolbinger et al. (2023)."""
+    paper = load_params(PRESETS / "paper.yaml")
+    assert paper.data.anatomies == [
+        "abdominal_wall", "colon", "inferior_mesenteric_artery", "intestinal_veins", "liver", "pancreas",
+        "small_intestine", "spleen", "stomach", "ureter", "vesicular_glands",
+    ]  # fmt: skip
+    assert paper.data.image_size == (512, 640)
+    assert paper.data.splits.val == [3, 21, 26]
+    assert paper.data.splits.test == [2, 7, 11, 13, 14, 18, 20, 32]
+    stage1, stage2 = paper.teacher, paper.student
+    assert (stage1.learning_rate, stage1.final_learning_rate, stage1.epochs) == (5e-4, 1.5e-6, 100)
+    assert (stage2.learning_rate, stage2.final_learning_rate, stage2.epochs) == (1e-3, 2.5e-5, 60)
+    assert stage1.batch_size == stage2.batch_size == 8
+    assert stage1.arch == "segformer_b3"
+    assert "cityscapes" in stage1.pretrained
+    assert (stage2.arch, stage2.pretrained) == ("mininetv2", "none")
+    assert not stage1.class_weights
+    assert not stage2.class_weights
+    assert (paper.distill.temperature, paper.distill.weight, paper.distill.softmax) == (4.0, 3.0, "pixels")
+    assert paper.benchmark.image_size == (720, 1280)
+
+
+def test_the_learning_rate_is_exponential_from_first_to_final():
+    student = load_params(PRESETS / "paper.yaml").student
+    assert learning_rate(student, 0) == 1e-3
+    assert learning_rate(student, 60) == pytest.approx(2.5e-5)
+    assert learning_rate(student, 31) / learning_rate(student, 30) == pytest.approx(0.025 ** (1 / 60))

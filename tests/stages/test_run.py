@@ -1,0 +1,163 @@
+"""The whole run through the command line, on a data set that trains in seconds; and what it refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import zarr
+from stages.cli import app
+from typer.testing import CliRunner
+
+STEPS = [
+    ("prepare",), ("train-teacher", "liver"), ("train-teacher", "colon"), ("cache-logits",),
+    ("train-student", "baseline"), ("train-student", "mtkd"), ("evaluate",), ("benchmark",), ("report",), ("summary",),
+]  # fmt: skip
+
+
+def mtkd(*arguments, code=0):
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, (arguments, result.output, result.exception)
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, default_params):
+    """A folder in which every stage ran."""
+    import conftest
+
+    folder = tmp_path_factory.mktemp("run")
+    patch = pytest.MonkeyPatch()
+    write = conftest.project.__wrapped__(folder, patch, default_params)
+    write(cache__views=0)
+    output = [mtkd(*step) for step in STEPS]
+    patch.undo()
+    return folder, output
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch):
+    """A copy of the finished folder, as the current one."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_every_stage_leaves_what_the_next_one_needs(run, finished):
+    evaluation = json.loads((run / "metrics/evaluate.json").read_text())
+    assert set(evaluation) == {"teachers", "baseline", "mtkd", "gain"}
+    for table in evaluation.values():
+        assert set(table) == {"dice", "iou"}
+        assert list(table["dice"]) == ["mean", "liver", "colon"]
+    assert evaluation["gain"]["dice"]["mean"] == pytest.approx(
+        evaluation["mtkd"]["dice"]["mean"] - evaluation["baseline"]["dice"]["mean"], abs=0.051
+    )
+    counts = json.loads((run / "metrics/benchmark.json").read_text())
+    assert counts["teachers"]["parameters"] > counts["student"]["parameters"] > 0
+    assert (run / "report/index.html").stat().st_size > 10_000
+    assert "report/index.html" in finished[1][-1]
+    assert not (run / "scratch/stores").exists() or not list((run / "scratch/stores").iterdir())
+
+
+def test_the_table_of_frames_gives_the_metrics(run):
+    rows = [line.split(",") for line in (run / "results/per_frame.csv").read_text().splitlines()]
+    header, rows = rows[0], rows[1:]
+    evaluation = json.loads((run / "metrics/evaluate.json").read_text())
+    for name in ("teachers", "baseline", "mtkd"):
+        means = []
+        for anatomy in ("liver", "colon"):
+            dice = []
+            for row in (dict(zip(header, r, strict=True)) for r in rows):
+                if row["network"] == name and row["anatomy"] == anatomy:
+                    tp, fp, fn = (int(row[k]) for k in ("tp", "fp", "fn"))
+                    if tp + fp + fn:
+                        dice.append(200 * tp / (2 * tp + fp + fn))
+            means.append(np.mean(dice))
+            assert evaluation[name]["dice"][anatomy] == pytest.approx(means[-1], abs=0.051)
+        assert evaluation[name]["dice"]["mean"] == pytest.approx(np.mean(means), abs=0.051)
+
+
+def test_stores_hold_every_training_frame_and_no_other(run):
+    group = zarr.open_group(run / "stores" / "liver.zarr", mode="r")
+    assert group["logits"].shape == (1, 6, 2, 16, 24)
+    assert group.attrs["frames"] == [f"{a}/01/image{i:02d}" for a in ("liver", "colon") for i in range(3)]
+    assert np.isfinite(group["logits"][:]).all()
+    assert sorted(p.name for p in (run / "stores").iterdir()) == ["colon.zarr", "liver.zarr"]
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(run):
+    path = run / "checkpoints/students/mtkd.safetensors"
+    before = path.read_bytes()
+    path.unlink()
+    mtkd("train-student", "mtkd", "--workers", "2")
+    assert path.read_bytes() == before
+
+
+def test_another_teacher_makes_its_store_refused(run):
+    shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
+    output = mtkd("train-student", "mtkd", code=1)
+    assert "stores/liver.zarr does not fit: its teacher is" in output
+    assert "dvc repro cache_logits@liver" in output
+
+
+def test_other_frames_or_settings_make_the_stores_refused(run):
+    frame = run / "data/prepared/frames/train/liver/01/image00.png"
+    shutil.copy(frame.with_name("image01.png"), frame)
+    assert "does not fit: its frames is" in mtkd("train-student", "mtkd", code=1)
+
+
+def test_a_damaged_store_stops_the_student(run):
+    shard = next((run / "stores/liver.zarr/logits/c").rglob("0/0/0/0"))
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1
+    shard.write_bytes(content)
+    output = mtkd("train-student", "mtkd", code=1)
+    assert "is damaged" in output
+    assert "dvc repro -f cache_logits@liver" in output
+
+
+def test_views_are_replayed_to_the_student(run, default_params):
+    import yaml
+
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    params["cache"]["views"] = 2
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
+    assert "its views is 0, expected 2" in mtkd("train-student", "mtkd", code=1)
+    mtkd("cache-logits")
+    group = zarr.open_group(run / "stores" / "liver.zarr", mode="r")
+    assert group["logits"].shape[0] == 2
+    assert not np.array_equal(group["logits"][0], group["logits"][1])
+    mtkd("train-student", "mtkd")
+
+
+def test_a_students_mistakes_are_one_line(run):
+    assert "'spleen' is not in data.anatomies: liver, colon" in mtkd("train-teacher", "spleen", code=1)
+    assert "not in data.anatomies: spleen" in mtkd("cache-logits", "spleen", code=1)
+    assert "neither baseline nor mtkd" in mtkd("train-student", "other", code=2)
+    assert "none of auto, cpu" in mtkd("evaluate", "--device", "tpu", code=2)
+    (run / "checkpoints/students/mtkd.safetensors").write_bytes(b"x" * 100)
+    assert "is no whole checkpoint" in mtkd("evaluate", code=1)
+    (run / "checkpoints/students/mtkd.safetensors").unlink()
+    assert "run `dvc repro train_student@mtkd`" in mtkd("evaluate", code=1)
+    (run / "params.yaml").unlink()
+    assert "mtkd init" in mtkd("prepare", code=1)
+
+
+def test_no_training_frames_of_a_surgery_are_left_in_a_store_or_test(run):
+    frames = {row.split(",")[3] for row in (run / "results/per_frame.csv").read_text().splitlines()[1:]}
+    assert {frame.split("/")[1] for frame in frames} == {"03"}
+
+
+def test_init_puts_a_preset_in_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    mtkd("init", "--preset", "paper", "--data-root", "data")
+    text = (tmp_path / "params.yaml").read_text()
+    assert f"root: {tmp_path / 'data'}" in text
+    assert "# " in text
+    assert "--force" in mtkd("init", "--preset", "demo", code=1)
+    mtkd("init", "--preset", "demo", "--force")
+    assert (tmp_path / "params.yaml.bak").read_text() == text
+    assert "demo, paper" in mtkd("init", "--preset", "none", "--force", code=1)
+    assert "is no folder" in mtkd("init", "--preset", "paper", "--data-root", "nowhere", "--force", code=1)
