@@ -6,7 +6,7 @@ writer that was killed goes on where it was. NumPy and Zarr only; no torch, noth
 
     with create_store("scratch/liver.zarr", anatomy="liver", frames=ids, grid=(128, 160), image_size=(512, 640),
                       identity_parts={"teacher": file_sha256(checkpoint)}) as writer:
-        for logits, pixels in batches[writer.next:]:
+        for logits, pixels in batches_from(writer.next):
             writer.append(logits, pixels)
         writer.finish("stores/liver.zarr")
 
@@ -24,7 +24,7 @@ from cache.errors import (
     UnstorableError,
 )
 from cache.identity import file_sha256, identity_of
-from cache.inspect import stats, verify
+from cache.inspect import estimate, stats, verify
 from cache.store import Store, open_store
 from cache.writer import StoreWriter, create_store
 
@@ -40,6 +40,7 @@ __all__ = [
     "StoreWriter",
     "UnstorableError",
     "create_store",
+    "estimate",
     "file_sha256",
     "identity_of",
     "open_store",

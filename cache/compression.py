@@ -2,35 +2,37 @@
 
 from typing import Any
 
-import numcodecs
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
 LEVEL = 5
 
+# The inner codecs of a shard. crc32c comes last: Zarr's default protects the shard's index and not its data.
+CANDIDATES: dict[str, list[Any]] = {
+    "zstd-shuffle": [BloscCodec(typesize=2, cname="zstd", clevel=LEVEL, shuffle="shuffle"), Crc32cCodec()],
+    "zstd-bitshuffle": [BloscCodec(typesize=2, cname="zstd", clevel=LEVEL, shuffle="bitshuffle"), Crc32cCodec()],
+    "zstd": [ZstdCodec(level=LEVEL), Crc32cCodec()],
+}
+
 
 def trial(block: NDArray[np.float16]) -> dict[str, Any]:
-    """Compress each frame of a block (n, 2, h, w) with every candidate.
+    """Store a block (n, 2, h, w) in memory with every candidate, one chunk per frame.
 
     Returns:
         ``{"chosen": name, "trial_bytes": {name: bytes}}``; the first of equally small ones is chosen.
     """
-    sizes = {name: sum(len(encode.encode(frame)) for frame in block) for name, encode in _candidates().items()}
+    sizes = {name: _stored_bytes(block, codecs) for name, codecs in CANDIDATES.items()}
     return {"chosen": min(sizes, key=sizes.__getitem__), "trial_bytes": sizes}
 
 
-def _candidates() -> dict[str, Any]:
-    return {
-        "zstd-shuffle": numcodecs.Blosc("zstd", LEVEL, numcodecs.Blosc.SHUFFLE),
-        "zstd-bitshuffle": numcodecs.Blosc("zstd", LEVEL, numcodecs.Blosc.BITSHUFFLE),
-        "zstd": numcodecs.Zstd(LEVEL),
-    }
-
-
-def codecs(name: str) -> list[Any]:
-    """The inner codecs of a shard. crc32c comes last: Zarr's default protects the shard's index and not its data."""
-    if name == "zstd":
-        return [ZstdCodec(level=LEVEL), Crc32cCodec()]
-    shuffle = name.removeprefix("zstd-")
-    return [BloscCodec(typesize=2, cname="zstd", clevel=LEVEL, shuffle=shuffle), Crc32cCodec()]
+def _stored_bytes(block: NDArray[np.float16], codecs: list[Any]) -> int:
+    files: dict[str, Any] = {}
+    chunk = (1, *block.shape[1:])
+    array = zarr.create_array(
+        MemoryStore(files), shape=block.shape, chunks=chunk, dtype="float16", fill_value=np.nan, compressors=codecs
+    )
+    array[:] = block
+    return sum(len(content) for name, content in files.items() if name != "zarr.json")

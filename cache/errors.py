@@ -4,6 +4,9 @@
 class StoreError(Exception):
     """Base of all errors of a logit store."""
 
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError would show the message in quotes
+
 
 class MissingStoreError(StoreError, FileNotFoundError):
     """There is no store at this path."""
@@ -21,8 +24,8 @@ class IntegrityError(StoreError, ValueError):
     """What is on disk is not what was written."""
 
 
-class FrameError(StoreError, LookupError):
-    """The store holds no such frame or view."""
+class FrameError(StoreError, IndexError, KeyError):
+    """The store holds no such position (IndexError), frame id (KeyError) or view."""
 
 
 class UnstorableError(StoreError, ValueError):

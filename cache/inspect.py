@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import StoreError
+from cache.layout import CHANNELS
 from cache.store import open_store
 
 
@@ -23,6 +24,12 @@ def verify(path: str | Path) -> list[str]:
     return problems
 
 
+def estimate(frames: int, views: int, grid: tuple[int, int]) -> int:
+    """Bytes of raw float16 logits, which a store compresses."""
+    height, width = grid
+    return 2 * views * frames * len(CHANNELS) * height * width
+
+
 def stats(path: str | Path) -> dict[str, Any]:
     """Size of a store.
 
@@ -34,17 +41,14 @@ def stats(path: str | Path) -> dict[str, Any]:
         StoreError: there is no complete store.
     """
     store = open_store(path)
-    views, frames, channels, height, width = store.shape
+    views, frames, _, height, width = store.shape
     size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
-    raw = 2 * views * frames * channels * height * width
-    full_height, full_width = store.attributes["image_size"]
-    full = 2 * views * frames * channels * full_height * full_width
     return {
         "frames": frames,
         "views": views,
         "bytes": size,
         "bytes_per_frame": round(size / (views * frames)),
-        "ratio_to_raw": round(raw / size, 3),
-        "ratio_to_full_size": round(full / size, 3),
+        "ratio_to_raw": round(estimate(frames, views, (height, width)) / size, 3),
+        "ratio_to_full_size": round(estimate(frames, views, store.attributes["image_size"]) / size, 3),
         "codec": store.attributes["codec"]["chosen"],
     }

@@ -7,21 +7,25 @@ A Zarr v3 group with the arrays
 - ``checksum`` (view, frame) uint32: see :func:`cache.identity.frame_checksum`;
 - ``pixels`` (view, frame) uint32: crc32c of the uint8 frame that the teacher was shown;
 
-and attributes that say everything else. ``checksum`` and ``pixels`` have one chunk per shard of ``logits``.
+and attributes that say everything else. Two hashes guard it: ``identity`` covers what is known before the first frame,
+``seal`` what is known after the last: all files but the shards, which ``checksum`` covers.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from cache.identity import identity_of
+from cache.identity import file_sha256, identity_of
 
-FORMAT, VERSION = "mtkd-logits", 1
+FORMAT, FORMAT_VERSION = "mtkd-logits", 1
 DIMENSIONS = ("view", "frame", "channel", "y", "x")
+TABLES = ("pixels", "checksum")
 CHANNELS = ("background", "anatomy")
-GEOMETRY = "native resolution; pixel centres aligned (align_corners=False): cell i spans [i, i + 1] / n of the frame"
+GEOMETRY = "align_corners=False; native resolution, pixel centres aligned: cell i spans [i, i + 1] / n of the frame"
 
-# What the identity covers; a changed value is an edited store.
-IDENTIFYING = ("format", "version", "anatomy", "frames", "grid", "image_size", "views", "identity_parts")
+# Attributes that the identity cannot cover: itself, and what only the content decides.
+RESULTS = ("identity", "codec", "complete", "seal")
 
 
 def describe(
@@ -36,7 +40,7 @@ def describe(
     """The attributes of a new store, identity included."""
     attributes: dict[str, Any] = {
         "format": FORMAT,
-        "version": VERSION,
+        "format_version": FORMAT_VERSION,
         "anatomy": anatomy,
         "channels": list(CHANNELS),
         "geometry": GEOMETRY,
@@ -52,4 +56,18 @@ def describe(
 
 def identity_from(attributes: Mapping[str, Any]) -> str:
     """The identity that these attributes amount to."""
-    return identity_of({key: attributes.get(key) for key in IDENTIFYING})
+    return identity_of({key: value for key, value in attributes.items() if key not in RESULTS})
+
+
+def seal_of(path: Path) -> dict[str, str]:
+    """sha256 (hex) by file of all files of a store but the shards; ``zarr.json`` counts without the seal it holds."""
+    document = json.loads((path / "zarr.json").read_text())
+    document["attributes"].pop("seal", None)
+    files = [path / "logits/zarr.json", *sorted(file for name in TABLES for file in (path / name).rglob("*"))]
+    hashes = {file.relative_to(path).as_posix(): file_sha256(file) for file in files if file.is_file()}
+    return {"zarr.json": identity_of(document), **hashes}
+
+
+def shard_name(view: int, position: int, shard_frames: int) -> str:
+    """The file, within the store, that holds a frame."""
+    return f"logits/c/{view}/{position // shard_frames}/0/0/0"

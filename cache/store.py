@@ -1,6 +1,8 @@
 """Reading a store: every frame is checked before it is handed out."""
 
+import operator
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from cache.errors import FrameError, IdentityError, IncompleteError, IntegrityError, MissingStoreError
 from cache.identity import frame_checksum
-from cache.layout import CHANNELS, FORMAT, VERSION, identity_from
+from cache.layout import CHANNELS, FORMAT, FORMAT_VERSION, identity_from, seal_of, shard_name
 
 
 def open_store(path: str | Path, identity: str | None = None) -> "Store":
@@ -74,7 +76,7 @@ class Store:
             FrameError: no such frame or view.
             IntegrityError: what is on disk is not what was written.
         """
-        position = self._position(frame, view)
+        position, view = self._place(frame, view)
         try:
             # Plain integers: on zarr 3.1 fancy indexing into shards costs 7 to 58 times more.
             logits = np.asarray(self._logits()[view, position])
@@ -91,30 +93,26 @@ class Store:
         Raises:
             FrameError: no such frame or view.
         """
-        return int(self._pixels[view, self._position(frame, view)])
+        position, view = self._place(frame, view)
+        return int(self._pixels[view, position])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
-    def _position(self, frame: int | str, view: int) -> int:
-        position = self._positions.get(frame, -1) if isinstance(frame, str) else frame
+    def _place(self, frame: int | str, view: int) -> tuple[int, int]:
+        position = self._positions.get(frame, -1) if isinstance(frame, str) else operator.index(frame)
         if not 0 <= position < len(self.frames):
             raise FrameError(f"{self.path} holds no frame {frame!r}; it has {len(self.frames)}")
         if not 0 <= view < self.shape[0]:
             raise FrameError(f"{self.path} holds no view {view}; it has {self.shape[0]}")
-        return int(position)
+        return position, operator.index(view)
 
     def _logits(self) -> Any:
         """The array, opened once per process: a handle does not survive a fork."""
         if self._opened is None or self._opened[0] != os.getpid():
+            numcodecs.blosc.use_threads = False
             numcodecs.blosc.set_nthreads(1)
-            array = self._array("logits")
-            if array.shape != self.shape or array.dtype != np.float16:
-                raise IntegrityError(
-                    f"{self.path}/logits is {array.dtype} {array.shape}, not float16 {self.shape}: "
-                    f"{_remedy(self.anatomy)}"
-                )
-            self._opened = (os.getpid(), array)
+            self._opened = (os.getpid(), self._array("logits"))
         return self._opened[1]
 
     def _array(self, name: str) -> Any:
@@ -127,17 +125,10 @@ class Store:
 
     def _table(self, name: str) -> NDArray[np.uint32]:
         """A (view, frame) table, whole."""
-        array = self._array(name)
-        try:
-            table = np.asarray(array[:])
-        except Exception as error:
-            raise IntegrityError(f"{self.path / name} is damaged: {_remedy(self.anatomy)}") from error
-        if table.shape != self.shape[:2]:
-            raise IntegrityError(f"{self.path / name} is {table.shape}, not {self.shape[:2]}: {_remedy(self.anatomy)}")
-        return table.astype(np.uint32)
+        return np.asarray(self._array(name)[:], np.uint32)
 
     def _damaged(self, position: int, view: int, reason: str) -> IntegrityError:
-        shard = f"logits/c/{view}/{position // self.attributes['shard_frames']}/0/0/0"
+        shard = shard_name(view, position, self.attributes["shard_frames"])
         return IntegrityError(
             f"{self.path / shard}: frame {self.frames[position]} (view {view}) is damaged, {reason}: "
             f"{_remedy(self.anatomy)}"
@@ -155,9 +146,9 @@ def _read_attributes(path: Path) -> dict[str, Any]:
         attributes = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
     except Exception as error:
         raise IntegrityError(f"{path / 'zarr.json'} is damaged: {_remedy(path.stem)}") from error
-    if attributes.get("format") != FORMAT or attributes.get("version") != VERSION:
-        found = f"{attributes.get('format')} {attributes.get('version')}"
-        raise IdentityError(f"{path} is in format {found}, expected {FORMAT} {VERSION}: {_remedy(path.stem)}")
+    if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
+        found = f"{attributes.get('format')} {attributes.get('format_version')}"
+        raise IdentityError(f"{path} is in format {found}, expected {FORMAT} {FORMAT_VERSION}: {_remedy(path.stem)}")
     if attributes.get("identity") != identity_from(attributes):
         raise IdentityError(
             f"{path / 'zarr.json'} was edited: it says identity {attributes.get('identity')}, its content amounts to "
@@ -165,4 +156,13 @@ def _read_attributes(path: Path) -> dict[str, Any]:
         )
     if attributes.get("complete") is not True:
         raise IncompleteError(f"{path} was not written to its end: run `dvc repro cache_logits@{path.stem}`")
+    _check_seal(path, attributes)
     return attributes
+
+
+def _check_seal(path: Path, attributes: Mapping[str, Any]) -> None:
+    written, found = attributes.get("seal") or {}, seal_of(path)
+    changed = sorted(name for name in written.keys() | found.keys() if written.get(name) != found.get(name))
+    if changed:
+        files = ", ".join(str(path / name) for name in changed)
+        raise IntegrityError(f"{files}: not as it was written: {_remedy(attributes['anatomy'])}")

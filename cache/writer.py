@@ -6,11 +6,13 @@ that was killed goes on after the last such shard and ends with the same bytes a
 
 import fcntl
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
+from weakref import WeakSet
 
 import numpy as np
 import zarr
@@ -20,7 +22,7 @@ from zarr.codecs import Crc32cCodec
 from cache import compression
 from cache.errors import IncompleteError, StoreBusyError, UnstorableError
 from cache.identity import frame_checksum
-from cache.layout import CHANNELS, DIMENSIONS, describe
+from cache.layout import CHANNELS, DIMENSIONS, TABLES, describe, seal_of, shard_name
 
 log = logging.getLogger(__name__)
 LARGEST = float(np.finfo(np.float16).max)
@@ -28,7 +30,7 @@ CLEAN = ({"view": 0, "clean": True},)
 
 
 def create_store(
-    scratch: str | Path,
+    path: str | Path,
     *,
     anatomy: str,
     frames: Sequence[str],
@@ -41,7 +43,7 @@ def create_store(
     """Begin a store, or go on with one of the same identity that was begun here.
 
     Args:
-        scratch: folder to grow it in, on the file system where it will end; what another identity left there is
+        path: scratch folder to grow it in, on the file system where it will end; what another identity left there is
             discarded.
         anatomy: whose teacher.
         frames: frame ids, in the order in which logits will come.
@@ -53,12 +55,14 @@ def create_store(
 
     Raises:
         StoreBusyError: another process is writing there.
-        ValueError: no frames, or a frame twice.
+        ValueError: no frames, or a frame twice; no view; an empty grid or shard.
     """
     if not frames or len(set(frames)) != len(frames):
         raise ValueError("a store needs frames, each once")
+    if not views or min(*grid, shard_frames) < 1:
+        raise ValueError(f"{len(views)} views, grid {grid}, {shard_frames} frames to a shard: each must be at least 1")
     attributes = describe(anatomy, frames, grid, image_size, views, identity_parts, shard_frames)
-    return StoreWriter(Path(scratch), attributes)
+    return StoreWriter(Path(path), attributes)
 
 
 class StoreWriter:
@@ -71,23 +75,19 @@ class StoreWriter:
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
         self.path, self.attributes = path, attributes
-        self._shape = (
-            len(attributes["views"]),
-            len(attributes["frames"]),
-            len(CHANNELS),
-            *attributes["grid"],
-        )
+        self._shape = (len(attributes["views"]), len(attributes["frames"]), len(CHANNELS), *attributes["grid"])
         self._shard = min(int(attributes["shard_frames"]), self._shape[1])
         self._logits: list[NDArray[np.float16]] = []
         self._pixels: list[int] = []
-        self._arrays: dict[str, Any] = {}
+        self._tables = {name: np.zeros(self._shape[:2], np.uint32) for name in TABLES}
+        self._group: Any = None
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path.with_name(f"{path.name}.lock"))
+        self._lock = _lock(path)
         self._done = self._resume()
 
     @property
     def next(self) -> int:
-        """Number of frames, counted over all views, that are already written; the next one to append."""
+        """Number of frames, counted over all views, that were appended; ``divmod`` by the frames gives view, frame."""
         return self._done + len(self._logits)
 
     @property
@@ -107,7 +107,9 @@ class StoreWriter:
             ValueError: the shape is not that of this store, or there are more frames than it holds.
         """
         if logits.shape[1:] != self._shape[2:] or len(pixels) != len(logits):
-            raise ValueError(f"{len(pixels)} frames of {logits.shape[1:]} for a store of {self._shape[2:]}")
+            raise ValueError(
+                f"logits {logits.shape} with {len(pixels)} pixel checksums for a store of {self._shape[2:]}"
+            )
         if self.next + len(logits) > self.total:
             raise ValueError(f"{self.path} holds {self.total} frames, not more")
         for frame, shown in zip(logits, pixels, strict=True):
@@ -124,7 +126,9 @@ class StoreWriter:
         """
         if self.next != self.total:
             raise IncompleteError(f"{self.path} has {self.next} of {self.total} frames: append the rest first")
-        zarr.open_group(self.path, mode="r+").attrs["complete"] = True
+        attributes = {**self.attributes, "codec": self._group.attrs["codec"], "complete": True}
+        self._group.attrs.put(attributes)
+        self._group.attrs.put({**attributes, "seal": seal_of(self.path)})
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
@@ -142,7 +146,7 @@ class StoreWriter:
 
     def _half(self, frame: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
         largest = float(np.abs(frame).max())
-        if not largest <= LARGEST:
+        if not largest <= LARGEST:  # so written, NaN is refused too
             name = self.attributes["frames"][self.next % self._shape[1]]
             raise UnstorableError(
                 f"the teacher of {self.attributes['anatomy']} answers {largest} on frame {name}, which float16 cannot "
@@ -156,78 +160,90 @@ class StoreWriter:
 
     def _write_shard(self) -> None:
         block = np.stack(self._logits)
-        if not self._arrays:
+        if self._group is None:
             self._create(compression.trial(block))
         view, start = divmod(self._done, self._shape[1])
         place = (view, slice(start, start + len(block)))
-        self._arrays["logits"][place] = block
-        self._arrays["pixels"][place] = np.array(self._pixels, np.uint32)
-        # Last: a shard without its checksums was not written.
-        checksums = [frame_checksum(frame, self.attributes["identity"]) for frame in block]
-        self._arrays["checksum"][place] = np.array(checksums, np.uint32)
+        self._group["logits"][place] = block
+        self._tables["pixels"][place] = self._pixels
+        self._tables["checksum"][place] = [frame_checksum(frame, self.attributes["identity"]) for frame in block]
+        for name in TABLES:  # checksum last: a shard without its checksums was not written
+            self._group[name][view] = self._tables[name][view]
         self._done += len(block)
         self._logits, self._pixels = [], []
 
     def _create(self, codec: dict[str, Any]) -> None:
         group = zarr.open_group(self.path, mode="w", zarr_format=3)
-        self._arrays["logits"] = group.create_array(
+        group.create_array(
             "logits",
             shape=self._shape,
             dtype="float16",
             chunks=(1, 1, *self._shape[2:]),
             shards=(1, self._shard, *self._shape[2:]),
-            compressors=compression.codecs(codec["chosen"]),
+            compressors=compression.CANDIDATES[codec["chosen"]],
             fill_value=np.float16("nan"),
             dimension_names=DIMENSIONS,
         )
-        for name in ("checksum", "pixels"):
-            self._arrays[name] = group.create_array(
+        for name in TABLES:
+            group.create_array(
                 name,
                 shape=self._shape[:2],
                 dtype="uint32",
-                chunks=(1, self._shard),
+                chunks=(1, self._shape[1]),
                 compressors=[Crc32cCodec()],
                 fill_value=0,
                 dimension_names=DIMENSIONS[:2],
             )
         # Last: a scratch folder without attributes is begun anew.
         group.attrs.put({**self.attributes, "codec": codec})
+        self._group = group
 
     def _resume(self) -> int:
         """Open what an earlier writer left, and count the frames of its whole shards."""
         if not self.path.exists():
             return 0
-        try:
-            group = zarr.open_group(self.path, mode="r+", zarr_format=3)
-            found = group.attrs.get("identity")
-            self._arrays = {name: group[name] for name in ("logits", "checksum", "pixels")}
-        except Exception:
-            found = None
-        if found != self.attributes["identity"]:
-            log.warning("%s was begun for something else: it starts anew", self.path)
+        if not self._open_scratch():
+            log.warning("%s was begun for something else, or is damaged: it starts anew", self.path)
             shutil.rmtree(self.path)
-            self._arrays = {}
             return 0
-        for leftover in self.path.rglob("*.partial"):
-            leftover.unlink()
         done = 0
         while done < self.total and (length := self._whole_shard(done)):
             done += length
+        self._remove_unfinished(done)
         log.info("%s: goes on after %d of %d frames", self.path, done, self.total)
         return done
+
+    def _open_scratch(self) -> bool:
+        """Whether a store of this identity was begun; if so, it is open."""
+        try:
+            group = zarr.open_group(self.path, mode="r+", zarr_format=3)
+            if group.attrs.get("identity") != self.attributes["identity"] or "codec" not in group.attrs:
+                return False
+            self._tables = {name: np.array(group[name][:], np.uint32) for name in TABLES}
+        except Exception:  # whatever Zarr raises on a folder that was only half begun, or was damaged
+            return False
+        self._group = group
+        return True
 
     def _whole_shard(self, done: int) -> int:
         """Frames of the shard that begins here if all of them match their checksums, else 0."""
         view, start = divmod(done, self._shape[1])
         stop = min(start + self._shard, self._shape[1])
         try:
-            checksums = self._arrays["checksum"][view, start:stop]
-            block = self._arrays["logits"][view, start:stop]
-        except Exception:
+            block = self._group["logits"][view, start:stop]
+        except Exception:  # whatever a codec raises when its input is damaged
             return 0
-        identity = self.attributes["identity"]
-        whole = all(frame_checksum(f, identity) == c for f, c in zip(block, checksums, strict=True))
-        return stop - start if whole else 0
+        checksums = [frame_checksum(frame, self.attributes["identity"]) for frame in block]
+        return stop - start if np.array_equal(checksums, self._tables["checksum"][view, start:stop]) else 0
+
+    def _remove_unfinished(self, done: int) -> None:
+        """Remove every shard that does not count: Zarr would read it to write the rest of it, and fail or mix them."""
+        places = (divmod(i, self._shape[1]) for i in range(done))
+        counted = {self.path / shard_name(view, position, self._shard) for view, position in places}
+        for file in self.path.rglob("*"):
+            unfinished = file.is_relative_to(self.path / "logits/c") and file not in counted
+            if file.is_file() and (unfinished or file.suffix == ".partial"):
+                file.unlink()
 
     def _let_go(self, *, remove: bool = False) -> None:
         if self._lock.closed:
@@ -237,14 +253,22 @@ class StoreWriter:
         self._lock.close()
 
 
-def _lock(path: Path) -> Any:
+# A forked loader worker that outlives its killed parent must not hold the lock on.
+_locks: WeakSet[IO[str]] = WeakSet()
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
+
+
+def _lock(scratch: Path) -> IO[str]:
     """Hold the scratch folder for this process; the kernel lets go when the process ends, however it does."""
-    file = path.open("w")
+    file = scratch.with_name(f"{scratch.name}.lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # Who held it may have removed it since it was opened here; then it no longer keeps others out.
+        held = os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
+    except (BlockingIOError, FileNotFoundError):
+        held = False
+    if not held:
         file.close()
-        raise StoreBusyError(
-            f"{path.with_suffix('')} is being written by another process: wait for it, or stop it"
-        ) from None
+        raise StoreBusyError(f"{scratch} is being written by another process: wait for it, or stop it")
+    _locks.add(file)
     return file

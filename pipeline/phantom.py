@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import MtkdError
-from pipeline.phantom_scene import ANATOMIES, PLACES, Camera, Scene, instrument, light, patient, scope
+from pipeline.phantom_scene import ANATOMIES, REGIONS, Patient, Scene, instrument, light, look, patient, scope, textures
 
 # Least visible share of a frame for the anatomy that it is filed under; thin structures need less.
 LEAST = {
@@ -25,7 +25,9 @@ LEAST = {
     "ureter": 0.005,
     "vesicular_glands": 0.012,
 }
-LEAST_OTHER, ATTEMPTS = 0.03, 30
+LEAST_OTHER, ATTEMPTS = 0.03, 8
+# Zoom; what is small is looked at from closer by.
+CLOSE, WIDE = (1.15, 1.6), (1.0, 1.45)
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 4]
 
 
@@ -46,21 +48,12 @@ def render(
         The frame (H, W, 3) uint8 RGB and its complete label map (H, W) uint8: 0 = none, i = ``ANATOMIES[i - 1]``.
     """
     index = ANATOMIES.index(anatomy)
-    who = patient(np.random.default_rng([seed, surgery]), difficulty)
+    who = patient(np.random.default_rng([seed, 1, surgery]), difficulty)
     least = LEAST.get(anatomy, LEAST_OTHER) * size[0] * size[1]
     best: tuple[int, NDArray[np.uint8], NDArray[np.uint8]] | None = None
     for attempt in range(ATTEMPTS):
-        rng = np.random.default_rng([seed, surgery, index, frame, attempt])
-        x, y, spread = PLACES[anatomy]
-        centre = np.array([x, y]) + 0.6 * who.moved[anatomy] + rng.normal(0, spread, 2)
-        camera = Camera(
-            float(centre[0]), float(centre[1]), zoom=rng.uniform(0.55, 0.95), angle=rng.normal(0, 0.25), size=size
-        )
-        canvas = Scene(rng, who, camera, difficulty).paint()
-        picture, labels = light(canvas, who, rng, difficulty), canvas.labels
-        for _ in range(rng.binomial(2, 0.25 + 0.4 * difficulty)):
-            instrument(rng, picture, labels)
-        pixels = scope(rng, picture, labels, who, difficulty)
+        rng = np.random.default_rng([seed, 2, surgery, index, frame, attempt])
+        pixels, labels = _draw(rng, anatomy, who, textures(seed), size, difficulty)
         visible = int((labels == index + 1).sum())
         if best is None or visible > best[0]:
             best = visible, pixels, labels
@@ -68,6 +61,26 @@ def render(
             break
     assert best is not None
     return best[1], best[2]
+
+
+def _draw(
+    rng: np.random.Generator,
+    anatomy: str,
+    who: Patient,
+    tiles: dict[str, NDArray[np.float32]],
+    size: tuple[int, int],
+    difficulty: float,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    regions = [name for name, organs in REGIONS.items() if anatomy in organs]
+    region = regions[rng.integers(len(regions))]
+    u, v = REGIONS[region][anatomy] + who.moved[anatomy]
+    zoom = rng.uniform(*(CLOSE if anatomy in LEAST else WIDE))
+    scene = Scene(rng, who, look(rng, (u, v), who, zoom, size), region, tiles, difficulty)
+    canvas = scene.paint()
+    picture, labels = light(canvas, rng, who, scene.grain, scene.clouds), canvas.labels
+    for _ in range(rng.binomial(2, 0.15 + 0.35 * difficulty)):
+        instrument(rng, picture, labels)
+    return scope(rng, picture, labels, who, tiles["sensor"], difficulty), labels
 
 
 def write_phantom(

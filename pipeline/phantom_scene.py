@@ -1,13 +1,14 @@
-"""One laparoscopic view, painted: organs in a plane that a camera looks at, back to front, each a mask with a relief.
+"""One laparoscopic view of the phantom, painted back to front: organs with outlines, relief and texture, then light.
 
-Positions are in abdomen units: x to the patient's left, y towards the feet, the navel at the origin; a surgery moves,
-scales and recolours every organ, a frame places the camera. Nothing here is anatomy that one could learn medicine
-from: it is meant to pose the same problem, organs that overlap in colour and are told apart by texture, shape and
-neighbours.
+A scene is one of three regions that a surgeon sees at once. Its organs stand on a plane that the scope looks along:
+``u`` runs across the view, ``v`` away from the scope. A surgery moves, reshapes and recolours every organ, a frame
+moves the scope. Nothing here is anatomy to learn medicine from: it poses the same problem, organs that overlap in
+colour and are told apart by texture, shape and neighbours.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 Rng = np.random.Generator
 Plane = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+Box = tuple[slice, slice]
 
 ANATOMIES = (
     "abdominal_wall",
@@ -31,446 +32,855 @@ ANATOMIES = (
     "vesicular_glands",
 )
 
-# Where each organ is looked for, and how far around it the camera may point.
-PLACES = {
-    "abdominal_wall": (0.0, -1.45, 0.5),
-    "colon": (0.5, -0.05, 0.45),
-    "inferior_mesenteric_artery": (0.12, 0.5, 0.25),
-    "intestinal_veins": (-0.35, 0.35, 0.25),
-    "liver": (-0.75, -0.95, 0.35),
-    "pancreas": (0.1, -0.45, 0.25),
-    "small_intestine": (-0.35, 0.7, 0.35),
-    "spleen": (1.15, -0.85, 0.25),
-    "stomach": (0.45, -0.85, 0.3),
-    "ureter": (0.75, 0.85, 0.25),
-    "vesicular_glands": (0.1, 1.35, 0.25),
+# What a region shows, and the point (u, v) of each organ that a frame filed under it turns to.
+REGIONS = {
+    "upper": {
+        "abdominal_wall": (0.0, 1.75),
+        "colon": (0.1, 0.12),
+        "liver": (-0.75, 0.95),
+        "pancreas": (0.22, 0.44),
+        "spleen": (1.1, 0.98),
+        "stomach": (0.42, 0.85),
+    },
+    "middle": {
+        "abdominal_wall": (0.0, 1.75),
+        "colon": (0.95, 0.8),
+        "inferior_mesenteric_artery": (0.42, 0.6),
+        "intestinal_veins": (-0.12, 0.62),
+        "small_intestine": (-0.75, 0.55),
+    },
+    "pelvis": {
+        "abdominal_wall": (0.0, 1.7),
+        "colon": (-0.7, 0.65),
+        "inferior_mesenteric_artery": (-0.1, 0.4),
+        "small_intestine": (0.85, 0.25),
+        "ureter": (0.5, 0.7),
+        "vesicular_glands": (0.1, 0.98),
+    },
 }
 
-# Albedo (RGB in 0..1) and gloss.
-COLOURS = {
-    "abdominal_wall": ((0.70, 0.42, 0.36), 0.25),
-    "colon": ((0.80, 0.56, 0.46), 0.5),
-    "inferior_mesenteric_artery": ((0.72, 0.25, 0.20), 0.6),
-    "intestinal_veins": ((0.40, 0.26, 0.42), 0.5),
-    "liver": ((0.47, 0.19, 0.15), 0.8),
-    "pancreas": ((0.82, 0.60, 0.42), 0.4),
-    "small_intestine": ((0.82, 0.52, 0.45), 0.7),
-    "spleen": ((0.42, 0.20, 0.25), 0.7),
-    "stomach": ((0.78, 0.50, 0.46), 0.6),
-    "ureter": ((0.84, 0.66, 0.56), 0.6),
-    "vesicular_glands": ((0.80, 0.62, 0.50), 0.5),
+# Albedo (linear RGB) and wetness.
+TISSUE = {
+    "abdominal_wall": ((0.58, 0.20, 0.15), 0.4),
+    "colon": ((0.72, 0.34, 0.23), 0.6),
+    "inferior_mesenteric_artery": ((0.62, 0.13, 0.09), 0.6),
+    "intestinal_veins": ((0.30, 0.14, 0.22), 0.5),
+    "liver": ((0.34, 0.085, 0.055), 0.9),
+    "pancreas": ((0.74, 0.44, 0.25), 0.6),
+    "small_intestine": ((0.74, 0.31, 0.23), 0.8),
+    "spleen": ((0.27, 0.08, 0.10), 0.8),
+    "stomach": ((0.72, 0.33, 0.25), 0.7),
+    "ureter": ((0.82, 0.55, 0.42), 0.7),
+    "vesicular_glands": ((0.68, 0.34, 0.20), 0.6),
 }
-FAT = (0.88, 0.62, 0.36)
+FAT, SEROSA, BLOOD = (0.80, 0.45, 0.12), (0.58, 0.21, 0.14), (0.36, 0.02, 0.015)
+TILE = 512
 
 
-def _vector(*values: float) -> Plane:
+def colour(*values: float) -> Plane:
+    """A colour as float32."""
     return np.array(values, np.float32)
 
 
-@dataclass
-class Canvas:
-    """The picture so far.
+def tinted(base: Plane, slope: Plane, pattern: Plane) -> Plane:
+    """The colours (h, w, 3) ``base + slope * pattern``, plane by plane since that is several times faster."""
+    return cv2.merge([b + k * pattern for b, k in zip(base, slope, strict=True)])
 
-    Attributes:
-        albedo: (H, W, 3) float32, colour under white light.
-        relief: (H, W) float32, towards the camera.
-        gloss: (H, W) float32.
-        shadow: (H, W) float32, 1 = lit.
-        labels: (H, W) uint8, 0 = none, i = ANATOMIES[i - 1].
-    """
 
-    albedo: Plane
-    relief: Plane
-    gloss: Plane
-    shadow: Plane
-    labels: NDArray[np.uint8]
+def over(above: Plane, below: Plane, cover: Plane) -> Plane:
+    """Colours (h, w, 3) mixed by the share (h, w) of the upper ones."""
+    return cv2.blendLinear(above, below, cover, 1 - cover)
+
+
+# ---- Textures: drawn once per data set and process, then sampled at any scale and angle ----
+
+
+def fractal(rng: Rng, size: tuple[int, int], cells: Iterable[tuple[float, float]]) -> Plane:
+    """Smooth noise (H, W) of unit deviation: random grids enlarged, one per (cell height, cell width)."""
+    height, width = size
+    total = np.zeros(size, np.float32)
+    for down, across in cells:
+        grid = rng.standard_normal((int(height / down) + 3, int(width / across) + 3)).astype(np.float32)
+        total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(np.sqrt(down))
+    return np.asarray((total - total.mean()) / total.std(), np.float32)
+
+
+def _lobules(rng: Rng, cell: float, bend: Plane) -> Plane:
+    """Cushions (TILE, TILE) in 0..1 with furrows between them, as fat and glands have."""
+    count = int((TILE / cell) ** 2)
+    seeds = np.full((TILE, TILE), 255, np.uint8)
+    seeds[tuple(rng.integers(0, TILE, (2, count)))] = 0
+    _, owner = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    walls = cv2.morphologyEx(owner.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) == 0
+    depth = cv2.distanceTransform(walls.astype(np.uint8), cv2.DIST_L2, 5) / (0.45 * cell)
+    y, x = np.mgrid[:TILE, :TILE].astype(np.float32)
+    shift = 0.25 * cell * bend
+    bent = cv2.remap(
+        np.sqrt(np.clip(depth, 0, 1)), x + shift, y + shift.T, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+    )
+    return np.asarray(cv2.GaussianBlur(bent, (0, 0), cell / 12), np.float32)
+
+
+def _vessels(rng: Rng) -> Plane:
+    """Branching fine vessels (TILE, TILE), 0..1."""
+    lines = np.zeros((TILE, TILE), np.uint8)
+    stems = [(*rng.uniform(0, TILE, 2), rng.uniform(0, 6.3), 3.2) for _ in range(14)]
+    while stems:
+        x, y, angle, width = stems.pop()
+        turns = angle + np.cumsum(rng.normal(0, 0.16, 14 + int(9 * width)))
+        path = np.cumsum(np.stack([np.cos(turns), np.sin(turns)], 1) * 7, 0) + np.array([x, y])
+        cv2.polylines(
+            lines, [(path * 8).astype(np.int32)], False, int(70 * width), max(1, round(width)), cv2.LINE_AA, 3
+        )
+        if width > 1.3:
+            forks = path[rng.integers(3, len(path), 5)]
+            stems += [(*fork, turns[-1] + rng.choice((-0.8, 0.8)), width * 0.62) for fork in forks]
+    return np.asarray(cv2.GaussianBlur(lines, (0, 0), 0.9) / np.float32(255), np.float32)
+
+
+@lru_cache(maxsize=1)
+def textures(seed: int) -> dict[str, Plane]:
+    """The tiles (TILE, TILE) of a data set: a few hundred milliseconds once, so that a frame costs a look-up."""
+    rng = np.random.default_rng([seed, 0])
+    size = (TILE, TILE)
+    clouds = fractal(rng, size, [(c, c) for c in (128, 64, 32, 16, 8)])
+    fibres = fractal(rng, size, [(5, 90), (9, 140), (3, 40), (24, 200)])
+    coarse, fine = _lobules(rng, 46, clouds), _lobules(rng, 20, clouds)
+    return {
+        "clouds": clouds,
+        "grain": fractal(rng, size, [(c, c) for c in (12, 6, 3)]),
+        "fibres": fibres,
+        "lobules": np.asarray(0.72 * coarse + 0.28 * fine, np.float32),
+        "vessels": _vessels(rng),
+        "sensor": cv2.GaussianBlur(rng.standard_normal(size, np.float32), (0, 0), 0.6) * 2,
+    }
+
+
+# ---- Where things are ----
 
 
 @dataclass(frozen=True)
-class Camera:
-    """Where the scope looks: centre and half height of the view in abdomen units, rotation in radians."""
+class View:
+    """How the plane of the scene falls on the sensor: a homography (u, v, 1) -> pixels."""
 
-    x: float
-    y: float
-    zoom: float
-    angle: float
+    matrix: NDArray[np.float64]
     size: tuple[int, int]
 
-    def pixels(self, points: Plane) -> Plane:
-        """Abdomen points (n, 2) -> pixel positions (n, 2), x first."""
-        height, width = self.size
-        c, s = np.cos(self.angle), np.sin(self.angle)
-        moved = (points - [self.x, self.y]) @ np.array([[c, s], [-s, c]])
-        return np.asarray(moved * (height / 2 / self.zoom) + [width / 2, height / 2], np.float32)
+    def pixels(self, points: NDArray[np.floating]) -> Plane:
+        """Points (n, 2) of the plane -> pixels (n, 2), x first."""
+        moved = np.column_stack([points, np.ones(len(points))]) @ self.matrix.T
+        return np.asarray(moved[:, :2] / moved[:, 2:], np.float32)
 
-    @property
-    def scale(self) -> float:
-        """Pixels per abdomen unit."""
-        return self.size[0] / 2 / self.zoom
+    def nearness(self, points: NDArray[np.floating]) -> Plane:
+        """1 at the scope's edge of the plane, falling with the distance."""
+        return np.asarray(1 / (np.column_stack([points, np.ones(len(points))]) @ self.matrix[2]), np.float32)
+
+    def scale(self, points: NDArray[np.floating]) -> Plane:
+        """Pixels per unit of u at points of the plane."""
+        return np.asarray(self.nearness(points) * np.hypot(self.matrix[0, 0], self.matrix[1, 0]), np.float32)
+
+    def ground(self) -> Plane:
+        """Nearness (H, W) of the plane at every pixel."""
+        a, b, c = np.linalg.inv(self.matrix)[2].astype(np.float32)
+        y, x = np.ogrid[: self.size[0], : self.size[1]]
+        return np.asarray(np.clip(a * x + b * y + c, 0.15, 1.6), np.float32)
+
+
+def look(rng: Rng, target: tuple[float, float], who: "Patient", zoom: float, size: tuple[int, int]) -> View:
+    """Turn the scope so that a point of the plane falls near the middle of the picture."""
+    height, width = size
+    span, tilt = 0.62 * width * zoom, who.tilt
+    horizon = -0.34 * height * zoom
+    matrix = np.array([[span, 0, 0], [0, horizon * tilt, 1.12 * height * zoom], [0, tilt, 1]])
+    c, s = np.cos(who.roll + rng.normal(0, 0.1)), np.sin(who.roll + rng.normal(0, 0.1))
+    matrix = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ matrix
+    x, y = View(matrix, size).pixels(np.array([target]))[0]
+    to_x, to_y = width * rng.uniform(0.36, 0.64), height * rng.uniform(0.38, 0.62)
+    return View(np.array([[1, 0, to_x - x], [0, 1, to_y - y], [0, 0, 1]]) @ matrix, size)
 
 
 @dataclass(frozen=True)
 class Patient:
-    """What stays the same in one surgery."""
+    """What stays the same in one surgery: anatomy, tissue colours, the scope and how it is held."""
 
+    shapes: dict[str, int]
     moved: dict[str, Plane]
     sized: dict[str, float]
-    tint: dict[str, Plane]
+    tints: dict[str, Plane]
     light: Plane
     exposure: float
-    round_view: float
-    fat: Plane
-    shapes: dict[str, int] = field(default_factory=dict)
-
-
-def noise(rng: Rng, size: tuple[int, int], cell: float, octaves: int = 3, stretch: float = 1.0) -> Plane:
-    """Fractal noise (H, W) in about -1..1: random grids, enlarged smoothly, of ever finer cells."""
-    height, width = size
-    total = np.zeros(size, np.float32)
-    for octave in range(octaves):
-        step = max(1.0, cell / 2**octave)
-        grid = rng.standard_normal((int(height / step) + 3, int(width / step / stretch) + 3)).astype(np.float32)
-        total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) * 0.5**octave
-    return total * 0.6
+    contrast: float
+    fat: float
+    tilt: float
+    roll: float
+    view_radius: float
+    view_centre: tuple[float, float]
 
 
 def patient(rng: Rng, difficulty: float) -> Patient:
-    """Draw a surgery: its anatomy, its tissue colours and its scope."""
-    shift, hue = 0.10, 0.04 + 0.06 * difficulty
-    common = rng.normal(0, hue / 2, 3)
+    """Draw a surgery."""
+    hue = 0.05 + 0.13 * difficulty
+    common = rng.normal(0, [0.5 * hue, 0.8 * hue, 0.8 * hue])
+    names = (*ANATOMIES, "fat", "serosa", "other")
     return Patient(
-        moved={a: rng.normal(0, shift, 2).astype(np.float32) for a in ANATOMIES},
-        sized={a: float(np.exp(rng.normal(0, 0.13))) for a in ANATOMIES},
-        tint={a: np.exp(common + rng.normal(0, hue, 3)).astype(np.float32) for a in ANATOMIES},
-        light=np.exp(rng.normal([0.05, -0.02, -0.05], 0.03 + 0.04 * difficulty)).astype(np.float32),
-        exposure=float(np.exp(rng.normal(0, 0.10 + 0.12 * difficulty))),
-        round_view=float(rng.choice([1.0, 1.1, 1.6], p=[0.45, 0.3, 0.25])),
-        fat=(np.array(FAT) * np.exp(common + rng.normal(0, hue, 3))).astype(np.float32),
-        shapes={a: int(rng.integers(2**31)) for a in ANATOMIES},
+        shapes={a: int(rng.integers(2**31)) for a in names},
+        moved={a: rng.normal(0, (0.07, 0.04)).astype(np.float32) for a in names},
+        sized={a: float(np.exp(rng.normal(0, 0.10))) for a in names},
+        tints={a: np.exp(common + rng.normal(0, hue) + rng.normal(0, hue / 2, 3)).astype(np.float32) for a in names},
+        light=np.exp(rng.normal([0.04, 0.0, -0.04], 0.03 + 0.05 * difficulty)).astype(np.float32),
+        exposure=float(np.exp(rng.normal(0.05, 0.08 + 0.14 * difficulty))),
+        contrast=float(rng.uniform(0.9, 1.15)),
+        fat=float(rng.uniform(0.2, 1.0)),
+        tilt=float(rng.uniform(0.9, 1.4)),
+        roll=float(rng.normal(0, 0.12)),
+        view_radius=float(rng.choice([0.47, 0.52, 0.59, 2.0], p=[0.25, 0.3, 0.2, 0.25])),
+        view_centre=(float(rng.uniform(0.47, 0.53)), float(rng.uniform(0.46, 0.54))),
     )
 
 
-def blob(
-    rng: Rng, camera: Camera, centre: Plane, radii: tuple[float, float], angle: float, rough: float = 0.18
-) -> Mask:
-    """A rounded organ: an ellipse whose outline wanders."""
-    turns = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-    wander = sum(rng.normal(0, rough / k) * np.cos(k * turns + rng.uniform(0, 6.3)) for k in range(2, 7))
-    x, y = radii[0] * (1 + wander) * np.cos(turns), radii[1] * (1 + wander) * np.sin(turns)
-    c, s = np.cos(angle), np.sin(angle)
-    outline = np.stack([x * c - y * s, x * s + y * c], axis=1) + centre
-    mask = np.zeros(camera.size, np.uint8)
-    cv2.fillPoly(mask, [camera.pixels(outline).round().astype(np.int32)], 1)
-    return mask.astype(bool)
-
-
-def tube(camera: Camera, path: Plane, width: float, least: int = 3) -> Mask:
-    """A tube along points (n, 2) of the abdomen; never thinner than ``least`` pixels."""
-    mask = np.zeros(camera.size, np.uint8)
-    thick = max(least, round(2 * width * camera.scale))
-    points = (camera.pixels(smooth(path)) * 8).round().astype(np.int32)
-    cv2.polylines(mask, [points.reshape(-1, 1, 2)], False, 1, thick, cv2.LINE_8, shift=3)
-    return mask.astype(bool)
-
-
-def smooth(path: Plane, steps: int = 8) -> Plane:
+def spline(path: NDArray[np.floating], steps: int = 12, closed: bool = False) -> Plane:
     """Points on a Catmull-Rom spline through a path (n, 2)."""
-    p = np.concatenate([2 * path[:1] - path[1:2], path, 2 * path[-1:] - path[-2:-1]])
-    t = np.linspace(0, 1, steps, endpoint=False)[:, None]
-    pieces = [
-        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
-        for a, b, c, d in zip(p, p[1:], p[2:], p[3:], strict=False)
-    ]
-    return np.concatenate([*pieces, path[-1:]]).astype(np.float32)
+    if closed:
+        p = np.concatenate([path[-1:], path, path[:2]])
+    else:
+        p = np.concatenate([2 * path[:1] - path[1:2], path, 2 * path[-1:] - path[-2:-1]])
+    a, b, c, d = (p[i : len(p) - 3 + i, None] for i in range(4))
+    t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
+    pieces = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+    return np.asarray(pieces.reshape(-1, 2), np.float32)
 
 
-def walk(rng: Rng, start: Plane, end: Plane, bend: float, points: int = 6) -> Plane:
-    """A winding path from start to end."""
-    t = np.linspace(0, 1, points)[:, None]
-    path = start + (end - start) * t
-    path[1:-1] += rng.normal(0, bend, (points - 2, 2))
-    return np.asarray(path, np.float32)
+def wander(rng: Rng, path: Iterable[tuple[float, float]], bend: float) -> Plane:
+    """A path whose inner points stray."""
+    points = np.array(list(path), np.float32)
+    points[1:-1] += rng.normal(0, bend, points[1:-1].shape)
+    return points
 
 
-def put(canvas: Canvas, name: str, mask: Mask, colour: Plane, gloss: float, bulge: float, lift: float) -> None:
-    """Lay something on the picture: it hides what is below and throws a soft shadow beside itself.
+# ---- Shapes on the sensor: signed distance to the outline and relief, both in pixels ----
 
-    Args:
-        canvas: is changed.
-        name: an anatomy, or anything else for what has no label.
-        mask: (H, W) where it is.
-        colour: (3,) or (n, 3) albedo of its n pixels.
-        gloss: 0..1.
-        bulge: pixels over which its surface rounds off.
-        lift: height above what is below, in pixels.
+
+@dataclass
+class Patch:
+    """The part of the picture that a shape touches.
+
+    Attributes:
+        box: rows and columns of the picture; the arrays cover these.
+        inside: signed distance to the outline, positive inside; clipped far from it.
+        height: relief.
+        near: nearness.
     """
-    if not mask.any():
-        return
-    inside = mask.astype(np.uint8)
-    x, y, w, h = cv2.boundingRect(inside)
-    rim = 3 * (2 + int(lift / 3))
-    box = (slice(max(0, y - rim), y + h + rim), slice(max(0, x - rim), x + w + rim))
-    canvas.shadow[box] *= 1 - 0.55 * cv2.GaussianBlur(inside[box].astype(np.float32), (0, 0), 1.5 + lift / 3)
-    canvas.shadow[mask] = 1.0
-    # What the picture's edge cuts off goes on beyond it: only a true outline rounds off.
-    depth = np.minimum(cv2.distanceTransform(inside, cv2.DIST_L2, 3)[mask] / bulge, 1)
-    canvas.relief[mask] = lift + np.sqrt(1 - (1 - depth) ** 2) * bulge
-    canvas.albedo[mask] = colour
-    canvas.gloss[mask] = gloss
-    canvas.labels[mask] = ANATOMIES.index(name) + 1 if name in ANATOMIES else 0
+
+    box: Box
+    inside: Plane
+    height: Plane
+    near: Plane | float
+
+
+@dataclass
+class Tube(Patch):
+    """Tubes around paths, unrolled.
+
+    Attributes:
+        along: length along the path in radii.
+        across: -1 at one wall, 0 on the axis, 1 at the other.
+    """
+
+    along: Plane
+    across: Plane
+
+
+def tube(view: View, paths: list[tuple[Plane, float]], least: float = 0.0, haustra: float = 0.0) -> Tube | None:
+    """Tubes along splines (n, 2) of the plane with radii in units of u; None when out of view.
+
+    The distance transform names the nearest point of the axis, and with it the place on the tube.
+    """
+    table = _densify(np.concatenate([_axis(view, path, radius, least, haustra) for path, radius in paths]))
+    reach = int(table[:, 2].max()) + 3
+    box = _box(table[:, :2], reach, view.size)
+    if box is None:
+        return None
+    rows, columns = box
+    pad = min(reach, view.size[0] // 3)
+    shape = rows.stop - rows.start + 2 * pad, columns.stop - columns.start + 2 * pad
+    x, y = (table[:, :2].round().astype(int) + np.array([pad - columns.start, pad - rows.start])).T
+    seen = (x >= 0) & (x < shape[1]) & (y >= 0) & (y < shape[0])
+    if not seen.any():
+        return None
+    axis = np.full(shape, 255, np.uint8)
+    axis[y[seen], x[seen]] = 0
+    far, owner = cv2.distanceTransformWithLabels(axis, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    look_up = np.zeros((table.shape[1], owner.max() + 1), np.float32)
+    look_up[:, owner[y[seen], x[seen]]] = table[seen].T
+    window = slice(pad, -pad), slice(pad, -pad)
+    mine = np.ascontiguousarray(owner[window])
+    px, py, radius, along, dx, dy, near = (np.take(column, mine) for column in look_up)
+    distance = far[window]
+    yy, xx = np.ogrid[rows, columns]
+    share = distance / radius
+    across = np.copysign(share, dx * (yy.astype(np.float32) - py) - dy * (xx.astype(np.float32) - px))
+    relief = radius * cv2.sqrt(np.maximum(np.float32(1.02) - share * share, np.float32(0.0004)))
+    return Tube(box, radius - distance, relief, near, along, across)
+
+
+def _axis(view: View, path: Plane, radius: float, least: float, haustra: float) -> NDArray[np.floating]:
+    """Rows of x, y, radius, length in radii, step along x and y, and nearness, in pixels, down the axis of a tube."""
+    line = spline(path)
+    spots, widths = view.pixels(line), np.maximum(view.scale(line) * radius, least)
+    step = np.gradient(spots, axis=0)
+    length = np.cumsum(np.hypot(step[:, 0], step[:, 1]) / widths)
+    if haustra:
+        widths = widths * (1 - haustra * np.abs(np.cos(length * 1.35)) ** 5)
+    return np.column_stack([spots, widths, length, step, view.nearness(line)])
+
+
+def _box(points: NDArray[np.floating], reach: int, size: tuple[int, int]) -> Box | None:
+    """Where points (n, 2), x first, have an influence within a picture (height, width)."""
+    frame = np.array([size[1], size[0]])
+    close = points[((points > -reach) & (points < frame + reach)).all(axis=1)]
+    if len(close) == 0:
+        return None
+    low = np.clip(np.floor(close.min(axis=0)) - reach, 0, frame).astype(int)
+    high = np.clip(np.ceil(close.max(axis=0)) + reach, 0, frame).astype(int)
+    if (high - low < 2).any():
+        return None
+    return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
+
+
+def _densify(table: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Repeat rows so that steps between them stay below a pixel; jumps between paths are left open."""
+    gaps = np.hypot(*np.diff(table[:, :2], axis=0).T)
+    counts = np.where(np.diff(table[:, 3]) < 0, 1, np.clip(np.ceil(gaps * 1.5), 1, 60)).astype(int)
+    start = np.repeat(np.arange(len(counts)), counts)
+    part = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) / np.repeat(counts, counts)
+    return table[start] * (1 - part[:, None]) + table[start + 1] * part[:, None]
+
+
+def blob(view: View, outline: Plane, bulge: float, near: float) -> Patch | None:
+    """The area within an outline (n, 2) of pixels, rounded off over ``bulge`` pixels; None when out of view."""
+    height, width = view.size
+    # A quarter of the resolution and a margin: the picture's edge is no outline, and blurring is cheap.
+    margin = 24
+    mask = np.zeros((height, width), np.uint8)
+    coarse = np.zeros((height // 4 + 2 * margin, width // 4 + 2 * margin), np.uint8)
+    cv2.fillPoly(mask, [(outline * 16).round().astype(np.int32)], 255, cv2.LINE_AA, 4)
+    x, y, w, h = cv2.boundingRect(mask)
+    if w < 2 or h < 2:
+        return None
+    cv2.fillPoly(coarse, [((outline / 4 + margin) * 16).round().astype(np.int32)], 255, cv2.LINE_AA, 4)
+    soft = cv2.GaussianBlur(coarse.astype(np.float32), (0, 0), max(1.0, bulge / 8))[margin:-margin, margin:-margin]
+    box = slice(y, y + h), slice(x, x + w)
+    # Interpolation leaves the coarse grid's ripple in the slopes, and light would show it.
+    soft = cv2.GaussianBlur(cv2.resize(soft, (width, height))[box], (0, 0), 2.5) / np.float32(255)
+    relief = np.float32(bulge) * cv2.sqrt(np.clip(1.9 * soft - 0.75, 0.01, 1))
+    return Patch(box, mask[box].astype(np.float32) / np.float32(255) - np.float32(0.5), relief, near)
+
+
+# ---- Painting ----
+
+
+class Canvas:
+    """The picture so far.
+
+    Attributes:
+        albedo: (H, W, 3), colour under white light.
+        slope: of the relief along x and y, each (H, W).
+        gloss: (H, W).
+        near: (H, W), 1 = next to the scope.
+        shade: (H, W), 1 = lit.
+        labels: (H, W) uint8, 0 = none, i = ANATOMIES[i - 1].
+    """
+
+    def __init__(self, albedo: Plane, height: Plane, gloss: float, near: Plane) -> None:
+        self.albedo, self.near = albedo, near
+        self.slope = slopes(height)
+        self.gloss = np.full(near.shape, gloss, np.float32)
+        self.shade = np.ones(near.shape, np.float32)
+        self.labels: NDArray[np.uint8] = np.zeros(near.shape, np.uint8)
+
+    def lay(self, name: str, patch: Patch, albedo: Plane, gloss: float, lift: float) -> None:
+        """Lay something on the picture: it hides what is below and throws a soft shadow beside itself.
+
+        Args:
+            name: an anatomy, or anything else for what has no label.
+            patch: its shape.
+            albedo: (h, w, 3) over the patch.
+            gloss: 0..1.
+            lift: reach of the shadow in pixels.
+        """
+        a = np.clip(patch.inside + np.float32(0.5), 0, 1)
+        rows, columns = patch.box
+        rim = int(2.5 * lift) + 2
+        wide = slice(max(0, rows.start - rim), rows.stop + rim), slice(max(0, columns.start - rim), columns.stop + rim)
+        inner = slice(rows.start - wide[0].start, None), slice(columns.start - wide[1].start, None)
+        cover = np.zeros_like(self.shade[wide])
+        cover[inner][: a.shape[0], : a.shape[1]] = a
+        self.shade[wide] *= 1 - np.float32(0.62) * _soften(cover, lift)
+        box = patch.box
+        self.shade[box] += (1 - self.shade[box]) * a
+        self.gloss[box] += (np.float32(gloss) - self.gloss[box]) * a
+        self.near[box] += (patch.near - self.near[box]) * a
+        self.albedo[box] = over(albedo, self.albedo[box], a)
+        for mine, below in zip(slopes(patch.height), self.slope, strict=True):
+            below[box] += (mine - below[box]) * a
+        self.labels[box][a > 0.5] = ANATOMIES.index(name) + 1 if name in ANATOMIES else 0
+
+
+def slopes(height: Plane) -> tuple[Plane, Plane]:
+    """The gradient of a relief along x and y."""
+    return cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125)
+
+
+def _soften(plane: Plane, reach: float) -> Plane:
+    """A wide blur at a quarter of the resolution."""
+    height, width = plane.shape
+    small = cv2.resize(plane, (max(1, width // 4), max(1, height // 4)), interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), max(0.4, reach / 4))
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 class Scene:
     """Paints one frame of one patient."""
 
-    def __init__(self, rng: Rng, who: Patient, camera: Camera, difficulty: float) -> None:
-        self.rng, self.who, self.camera, self.difficulty = rng, who, camera, difficulty
-        self.size = camera.size
-        self._fields: dict[tuple[float, int, float], Plane] = {}
+    def __init__(self, rng: Rng, who: Patient, view: View, region: str, tiles: dict[str, Plane], difficulty: float):
+        self.rng, self.who, self.view, self.region = rng, who, view, region
+        self.tiles, self.difficulty = tiles, difficulty
+        self.unit = view.size[0] / 256
+        self.whole = slice(0, view.size[0]), slice(0, view.size[1])
+        self.clouds, self.grain = self._texture("clouds", 1.2), self._texture("grain", 1.6)
         self.canvas = self._background()
 
     def paint(self) -> Canvas:
-        """All organs, back to front; what lies in front of what varies a little."""
-        order: list[Callable[[], None]] = [
-            self._pancreas, self._ureter, self._artery, self._veins, self._glands, self._decoys,
-            self._spleen, self._stomach, self._liver,
-        ]  # fmt: skip
-        front: list[Callable[[], None]] = [self._small_intestine, self._colon]
-        if self.rng.random() < 0.3:
-            order[-1], order[-2] = order[-2], order[-1]
-        if self.rng.random() < 0.5:
-            front.reverse()
-        for paint in (self._wall, *order, *front):
-            paint()
+        """All organs of the region, back to front, with what no sub-data set labels between them."""
+        getattr(self, f"_paint_{self.region}")()
         return self.canvas
+
+    def _paint_upper(self) -> None:
+        self._wall()
+        self._spleen()
+        self._vessel_decoys()
+        self._pancreas()
+        if self.rng.random() < 0.5:
+            self._stomach()
+            self._liver()
+        else:
+            self._liver()
+            self._stomach()
+        self._fat_flap((0.3, 0.3), 0.45)
+        self._colon([(-1.5, 0.34), (-0.7, 0.13), (0.0, 0.06), (0.6, 0.12), (1.15, 0.34), (1.6, 0.62), (2.4, 0.9)], 0.17)
+        self._stains()
+
+    def _paint_middle(self) -> None:
+        self._wall()
+        self._vessel_decoys()
+        self._artery([(0.16, 1.05), (0.33, 0.72), (0.46, 0.42), (0.52, 0.05)], [(1, 0.8, 0.85), (2, 0.75, 0.42)])
+        self._veins()
+        self._colon([(0.85, -0.2), (1.05, 0.3), (1.08, 0.8), (0.75, 1.25), (0.1, 1.35), (-0.8, 1.3)], 0.17)
+        self._small_intestine((-0.82, 0.42), (0.52, 0.6))
+        self._fat_flap((0.4, 0.1), 0.3)
+        self._stains()
+
+    def _paint_pelvis(self) -> None:
+        self._wall()
+        self._vessel_decoys()
+        self._ureter()
+        self._artery([(0.12, -0.15), (-0.02, 0.3), (-0.16, 0.6), (-0.3, 0.85)], [(1, -0.5, 0.5), (2, -0.45, 0.75)])
+        self._colon([(-1.4, 0.1), (-0.95, 0.45), (-0.75, 0.8), (-0.45, 0.7), (-0.25, 0.98), (-0.1, 1.5)], 0.17)
+        self._bladder()
+        self._glands()
+        self._small_intestine((1.0, 0.12), (0.46, 0.46))
+        self._fat_flap((-0.1, 0.1), 0.3)
+        self._stains()
+
+    # -- helpers --
 
     def _shape(self, name: str) -> Rng:
         """Shapes belong to the patient: the same organ in every frame."""
         return np.random.default_rng(self.who.shapes[name])
 
-    def _at(self, name: str, x: float, y: float) -> Plane:
-        return np.array([x, y], np.float32) + self.who.moved[name]
+    def _path(self, name: str, path: Iterable[tuple[float, float]], bend: float) -> Plane:
+        return wander(self._shape(name), path, bend) + self.who.moved[name]
 
-    def _put(self, name: str, mask: Mask, texture: Plane, strength: float, bulge: float, lift: float) -> None:
-        """Lay an anatomy on the picture in its patient's colour, modulated by a texture (H, W)."""
-        base, gloss = COLOURS[name]
-        colour = np.array(base, np.float32) * self.who.tint[name]
-        put(self.canvas, name, mask, colour * (1 + strength * texture[mask, None]), gloss, bulge, lift)
+    def _texture(self, kind: str, density: float, box: Box | None = None, turn: float | None = None) -> Plane:
+        """A window of a tile, at ``density`` tile pixels per pixel of a 256-line picture."""
+        rows, columns = box or self.whole
+        angle = self.rng.uniform(0, 6.3) if turn is None else turn
+        c, s = np.cos(angle) * density / self.unit, np.sin(angle) * density / self.unit
+        x, y = self.rng.uniform(0, TILE, 2)
+        size = columns.stop - columns.start, rows.stop - rows.start
+        matrix, flags = np.array([[c, -s, x], [s, c, y]]), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(self.tiles[kind], matrix, size, flags=flags, borderMode=cv2.BORDER_REFLECT)
 
-    def _noise(self, cell: float, octaves: int = 3, stretch: float = 1.0) -> Plane:
-        """A random window of this frame's field of that kind; a field is drawn once."""
-        key, (height, width) = (cell, octaves, stretch), self.size
-        if key not in self._fields:
-            step = max(2.0, cell * self.camera.scale)
-            self._fields[key] = noise(self.rng, (height + 48, width + 48), step, octaves, stretch)
-        y, x = self.rng.integers(0, 49, 2)
-        return self._fields[key][y : y + height, x : x + width]
+    def _lobules(self, cushion: float, box: Box | None = None) -> Plane:
+        """Lobules of a size in units of u, foreshortened with the plane that they lie on."""
+        rows, columns = box or self.whole
+        density = 46 / cushion
+        x, y = self.rng.uniform(0, TILE, 2)
+        window = np.array([[1, 0, columns.start], [0, 1, rows.start], [0, 0, 1]])
+        matrix = np.array([[density, 0, x], [0, density, y], [0, 0, 1]]) @ np.linalg.inv(self.view.matrix) @ window
+        size, flags = (columns.stop - columns.start, rows.stop - rows.start), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpPerspective(self.tiles["lobules"], matrix, size, flags=flags, borderMode=cv2.BORDER_REFLECT)
+
+    def _tissue(self, name: str, pattern: NDArray[np.floating]) -> Plane:
+        """The patient's colour of an anatomy (h, w, 3), lighter and darker with a pattern around 0."""
+        base = colour(*TISSUE[name][0]) * self.who.tints[name]
+        return tinted(base, base * colour(0.6, 1.0, 1.1), np.clip(pattern, -0.6, 0.8).astype(np.float32))
+
+    def _fat(self, lobules: Plane) -> Plane:
+        """Fat (h, w, 3): yellow cushions, redder in the furrows."""
+        base = colour(*FAT) * self.who.tints["fat"]
+        return tinted(base * colour(0.48, 0.32, 0.26), base * colour(0.52, 0.68, 0.74), lobules)
+
+    def _veined(self, albedo: Plane, density: float, strength: float, box: Box | None = None) -> Plane:
+        """Fine vessels in a surface, denser here than there."""
+        box = box or self.whole
+        where = np.clip(np.float32(0.55 * strength) + np.float32(0.5 * strength) * self.clouds[box], 0, strength)
+        vessels = np.clip(self._texture("vessels", density, box) * where, 0, 0.8)
+        return over(albedo * colour(0.70, 0.20, 0.24), albedo, vessels)
 
     def _background(self) -> Canvas:
-        lobules = np.abs(self._noise(0.10, 3))
-        albedo = self.who.fat * (0.66 + 0.35 * lobules[..., None])
-        pink = np.clip(0.35 + 0.8 * self._noise(0.5, 2), 0, 0.85)[..., None]
-        albedo = albedo * (1 - pink) + np.array([0.74, 0.40, 0.34], np.float32) * pink
-        relief = 5 * lobules + 6 * self._noise(0.4, 2)
-        ones = np.ones(self.size, np.float32)
-        return Canvas(
-            np.asarray(albedo, np.float32),
-            relief.astype(np.float32),
-            0.35 * ones,
-            ones,
-            np.zeros(self.size, np.uint8),
-        )
+        """Peritoneum over fat, with fine vessels."""
+        lobules = self._lobules(0.16)
+        share = np.clip(1.6 * (self.who.fat - 0.5) + 0.5 + 0.7 * self.clouds, 0, 1).astype(np.float32)
+        serosa = colour(*SEROSA) * self.who.tints["serosa"]
+        albedo = self._veined(over(self._fat(lobules), tinted(serosa, 0.12 * serosa, self.clouds), share), 1.1, 0.9)
+        height = np.float32(4 * self.unit) * lobules * share + np.float32(5 * self.unit) * self.clouds
+        return Canvas(albedo, height, 0.55, self.view.ground())
+
+    def _stand(
+        self, name: str, anchor: tuple[float, float], outline: list[tuple[float, float]], bulge: float, near: float
+    ) -> Patch | None:
+        """An upright organ.
+
+        Args:
+            name: whose shape and place.
+            anchor: where it stands on the plane.
+            outline: points around the anchor in units of u, x right and y up.
+            bulge: over which length it rounds off.
+            near: how much nearer than its foot.
+        """
+        shape = self._shape(name)
+        foot = np.array([anchor]) + self.who.moved[name]
+        scale = float(self.view.scale(foot)[0]) * self.who.sized[name]
+        ring = spline(np.array(outline, np.float32) + shape.normal(0, 0.04, (len(outline), 2)), closed=True)
+        turns = np.linspace(0, 2 * np.pi, len(ring), endpoint=False)[:, None]
+        for k in (3, 5, 8, 13):
+            ring += (shape.normal(0, 0.05 / k, 2) * np.cos(k * turns + shape.uniform(0, 6.3))).astype(np.float32)
+        angle = self.who.roll + 0.08 * shape.standard_normal()
+        c, s = np.cos(angle) * scale, np.sin(angle) * scale
+        points = self.view.pixels(foot) + ring @ np.array([[c, s], [s, -c]])
+        return blob(self.view, points.astype(np.float32), bulge * scale, near * float(self.view.nearness(foot)[0]))
+
+    # -- organs --
 
     def _wall(self) -> None:
-        """The dome above everything, with muscle fibres."""
-        shape = self._shape("abdominal_wall")
-        edge = self._at("abdominal_wall", 0, -1.12)
-        xs = np.linspace(-3, 3, 13)
-        line = np.stack([xs, edge[1] - 0.12 * xs**2 + shape.normal(0, 0.07, 13)], axis=1)
-        outline = np.concatenate([smooth(line.astype(np.float32)), [[3, -4], [-3, -4]]])
-        mask = np.zeros(self.size, np.uint8)
-        cv2.fillPoly(mask, [self.camera.pixels(outline).round().astype(np.int32)], 1)
-        fibres = self._noise(0.05, 2, stretch=7.0) + 0.6 * self._noise(0.5, 2)
-        self._put("abdominal_wall", mask.astype(bool), fibres, 0.16, 30, 0)
-        self.canvas.relief[mask > 0] += 2.5 * fibres[mask > 0]
+        """The dome over everything: muscle fibres under a fascia, nearer again towards the top."""
+        shape, name = self._shape("abdominal_wall"), "abdominal_wall"
+        us = np.linspace(-3.2, 3.2, 15)
+        vs = 1.5 - 0.10 * us**2 + shape.normal(0, 0.045, 15) + 2 * self.who.moved[name][1]
+        edge = self.view.pixels(spline(np.column_stack([us, np.clip(vs, 0.55, None)]).astype(np.float32)))
+        height, width = self.view.size
+        outline = np.concatenate([edge, [[width * 3, -height * 3], [-width * 3, -height * 3]]]).astype(np.float32)
+        patch = blob(self.view, outline, 46 * self.unit, 0.0)
+        if patch is None:
+            return
+        clouds = self.clouds[patch.box]
+        fibres = self._texture("fibres", 1.0, patch.box, float(shape.normal(0.25, 0.5)))
+        fascia = np.clip(np.float32(0.9) * clouds + np.float32(0.25) * fibres - np.float32(0.35), 0, 1)
+        albedo = self._tissue(name, 0.16 * fibres + 0.08 * clouds)
+        pale = colour(0.74, 0.44, 0.34) * self.who.tints[name]
+        albedo = over(tinted(pale, 0 * pale, fascia), albedo, np.float32(0.35) * fascia)
+        albedo = self._veined(albedo, 0.8, 0.8, patch.box)
+        rise = (edge[:, 1].mean() - np.arange(height)[patch.box[0], None]) / height
+        patch.near = np.clip(0.40 + 0.8 * rise, 0.3, 0.95).astype(np.float32) + np.zeros_like(clouds)
+        patch.height += np.float32(1.3 * self.unit) * fibres + np.float32(3 * self.unit) * clouds
+        self.canvas.lay(name, patch, albedo, TISSUE[name][1], 9 * self.unit)
 
-    def _solid(self, name: str, x: float, y: float, radii: tuple[float, float], angle: float, grain: float) -> Mask:
-        """A parenchymal organ: smooth, with a fine grain."""
-        shape, size = self._shape(name), self.who.sized[name]
-        mask = blob(shape, self.camera, self._at(name, x, y), (radii[0] * size, radii[1] * size), angle)
-        texture = 0.5 * self._noise(grain, 2) + 0.5 * self._noise(0.4, 2)
-        self._put(name, mask, texture, 0.14, 0.22 * self.camera.scale, 9)
-        return mask
+    def _capsule(self, name: str, patch: Patch | None, mottle: float, bump: float, veins: float) -> None:
+        """An upright organ with a smooth capsule."""
+        if patch is None:
+            return
+        clouds, grain = self.clouds[patch.box], self.grain[patch.box]
+        albedo = self._tissue(name, np.float32(mottle) * clouds + np.float32(0.09) * grain)
+        if veins:
+            albedo = self._veined(albedo, 1.5, veins, patch.box)
+        patch.height += np.float32(bump * self.unit) * grain + np.float32(2.5 * self.unit) * clouds
+        self.canvas.lay(name, patch, albedo, TISSUE[name][1], 7 * self.unit)
 
     def _liver(self) -> None:
-        self._solid("liver", -0.85, -0.95, (0.85, 0.45), 0.25, 0.03)
+        """Smooth and glossy, with a sharp lower edge."""
+        outline = [(-1.7, -0.62), (-0.8, -0.55), (-0.1, -0.36), (0.42, -0.1), (0.85, 0.2), (0.95, 0.42), (0.3, 0.7)]
+        outline += [(-0.6, 0.9), (-1.8, 0.95)]
+        self._capsule("liver", self._stand("liver", (-0.72, 0.95), outline, 0.22, 1.12), 0.10, 0.08, 0.0)
 
     def _spleen(self) -> None:
-        self._solid("spleen", 1.2, -0.85, (0.30, 0.42), -0.4, 0.025)
+        outline = [(-0.3, -0.36), (0.08, -0.5), (0.46, -0.34), (0.6, 0.1), (0.36, 0.5), (-0.05, 0.46), (-0.28, 0.1)]
+        self._capsule("spleen", self._stand("spleen", (1.14, 0.98), outline, 0.36, 1.12), 0.2, 0.15, 0.0)
 
     def _stomach(self) -> None:
-        mask = self._solid("stomach", 0.42, -0.85, (0.58, 0.30), -0.45, 0.12)
-        self._vessels_on(mask, 5, (0.62, 0.25, 0.24))
+        """Pale, with vessels along its curvature."""
+        outline = [(-0.66, -0.08), (-0.32, -0.34), (0.15, -0.44), (0.58, -0.3), (0.76, 0.14), (0.66, 0.54), (0.3, 0.5)]
+        outline += [(0.08, 0.2), (-0.25, 0.14), (-0.6, 0.16)]
+        self._capsule("stomach", self._stand("stomach", (0.40, 0.85), outline, 0.42, 1.12), 0.10, 0.2, 1.1)
 
-    def _vessels_on(self, mask: Mask, number: int, colour: tuple[float, float, float]) -> None:
-        """Fine vessels painted into a surface; they have no label of their own."""
-        ys, xs = np.nonzero(mask)
-        if len(ys) == 0:
+    def _bladder(self) -> None:
+        """Behind the glands in the pelvis; no sub-data set labels it."""
+        outline = [(-0.8, -0.2), (0.0, -0.3), (0.8, -0.22), (0.95, 0.15), (0.4, 0.42), (-0.4, 0.42), (-0.95, 0.12)]
+        patch = self._stand("other", (0.1, 1.28), outline, 0.4, 1.05)
+        if patch is None:
             return
-        lines = np.zeros(self.size, np.uint8)
-        for start in self.rng.integers(0, len(ys), number):
-            angle, steps = self.rng.uniform(0, 6.3), 14
-            turns = np.cumsum(self.rng.normal(0, 0.35, steps)) + angle
-            path = np.cumsum(np.stack([np.cos(turns), np.sin(turns)], 1) * 4, 0) + [xs[start], ys[start]]
-            cv2.polylines(lines, [path.round().astype(np.int32)], False, 255, 1, cv2.LINE_AA)
-        strength = 0.55 * (lines / 255.0 * mask).astype(np.float32)[..., None]
-        self.canvas.albedo = self.canvas.albedo * (1 - strength) + np.array(colour, np.float32) * strength
+        clouds = self.clouds[patch.box]
+        base = colour(*SEROSA) * self.who.tints["other"]
+        albedo = tinted(base, 0.14 * base, clouds)
+        patch.height += np.float32(2 * self.unit) * clouds
+        self.canvas.lay("bladder", patch, self._veined(albedo, 1.3, 1.0, patch.box), 0.6, 6 * self.unit)
 
     def _pancreas(self) -> None:
-        """Lobulated and mottled, half buried."""
-        shape, size = self._shape("pancreas"), self.who.sized["pancreas"]
-        path = walk(shape, self._at("pancreas", -0.35, -0.35), self._at("pancreas", 0.6, -0.55), 0.06)
-        mask = tube(self.camera, path, 0.13 * size)
-        lobules = np.abs(self._noise(0.055, 2))
-        ragged = mask & (cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 4) + 0.35 * self._noise(0.08, 2) > 0.45)
-        self._put("pancreas", ragged, 1 - 2 * lobules, 0.13, 0.10 * self.camera.scale, 4)
-        self.canvas.relief[ragged] += 5 * lobules[ragged]
+        """Lobulated and mottled, with a ragged outline."""
+        name = "pancreas"
+        path = self._path(name, [(-0.42, 0.40), (-0.1, 0.47), (0.3, 0.44), (0.75, 0.56)], 0.03)
+        patch = tube(self.view, [(path, 0.135 * self.who.sized[name])])
+        if patch is None:
+            return
+        lobules, clouds = self._lobules(0.10, patch.box), self.clouds[patch.box]
+        patch.inside += np.float32(self.unit) * (9 * (lobules - np.float32(0.6)) + np.float32(1.5) * clouds)
+        patch.height = 0.5 * patch.height + 4 * self.unit * lobules
+        albedo = self._tissue(name, 0.9 * (lobules - 0.62) + 0.08 * clouds + 0.10 * self.grain[patch.box])
+        self.canvas.lay(name, patch, albedo, TISSUE[name][1], 4 * self.unit)
 
-    def _colon(self) -> None:
-        """A wide tube with haustra, a longitudinal band and fat along it."""
-        shape, size = self._shape("colon"), self.who.sized["colon"]
-        corners = [(-1.3, 0.05), (-0.5, -0.12), (0.3, 0.0), (0.9, -0.15), (1.2, 0.3), (1.15, 0.9), (0.7, 1.2)]
-        path = np.stack([self._at("colon", x, y) for x, y in corners]) + shape.normal(0, 0.05, (7, 2))
-        line = smooth(path.astype(np.float32), 14)
-        along = np.arange(len(line))
-        canvas_mask = np.zeros(self.size, np.uint8)
-        pixels = self.camera.pixels(line)
-        for (x, y), i in zip(pixels, along, strict=True):
-            radius = 0.15 * size * self.camera.scale * (1 + 0.14 * np.sin(i * 0.9))
-            cv2.circle(canvas_mask, (round(float(x)), round(float(y))), max(2, round(radius)), 1, -1)
-        mask = canvas_mask.astype(bool)
-        texture = 0.6 * self._noise(0.06, 2) + 0.6 * self._noise(0.3, 2)
-        self._put("colon", mask, texture, 0.13, 0.13 * self.camera.scale, 10)
-        band = tube(self.camera, line[::4] + _vector(0.0, 0.03), 0.012, 2) & mask
-        self.canvas.albedo[band] *= _vector(1.1, 1.12, 1.12)
-        fat = mask & (self._noise(0.12, 2) > 0.75)
-        self.canvas.albedo[fat] = self.who.fat * 1.05
+    def _colon(self, path: list[tuple[float, float]], radius: float) -> None:
+        """A wide tube with haustra, a pale band, and fat where the mesentery holds it."""
+        name = "colon"
+        patch = tube(self.view, [(self._path(name, path, 0.04), radius * self.who.sized[name])], haustra=0.2)
+        if patch is None:
+            return
+        clouds, grain, lobules = self.clouds[patch.box], self.grain[patch.box], self._lobules(0.13, patch.box)
+        folds = cv2.pow(np.abs(np.cos(patch.along * np.float32(1.35))), 8)
+        albedo = self._tissue(name, 0.10 * clouds + 0.06 * grain - 0.25 * folds)
+        albedo = self._veined(albedo, 1.7, 1.0, patch.box)
+        band = cv2.exp(-((patch.across * 10 - np.float32(2.2)) ** 2))
+        pale = colour(0.80, 0.50, 0.38) * self.who.tints[name]
+        albedo = over(tinted(pale, 0 * pale, band), albedo, np.float32(0.5) * band)
+        greasy = np.clip(4 * (-0.70 - patch.across + 0.34 * clouds + 0.5 * (lobules - 0.5)), 0, 1).astype(np.float32)
+        albedo = over(self._fat(lobules), albedo, greasy)
+        patch.height = patch.height * (1 - 0.12 * folds) + self.unit * (3.5 * greasy * lobules + 0.2 * grain)
+        patch.inside += np.float32(2.5 * self.unit) * greasy * lobules
+        self.canvas.lay(name, patch, albedo, TISSUE[name][1], 7 * self.unit)
 
-    def _small_intestine(self) -> None:
-        """Loops that lie on one another."""
-        shape, size = self._shape("small_intestine"), self.who.sized["small_intestine"]
-        centre = self._at("small_intestine", -0.45, 0.75)
-        for _ in range(7):
-            start = centre + shape.normal(0, 0.30, 2).astype(np.float32)
-            path = start + np.cumsum(shape.normal(0, 0.2, (5, 2)), 0).astype(np.float32)
-            mask = tube(self.camera, path, 0.095 * size)
-            folds = 0.5 * self._noise(0.03, 2, stretch=0.5) + 0.5 * self._noise(0.25, 2)
-            self._put("small_intestine", mask, folds, 0.11, 0.09 * self.camera.scale, 7)
-            self._vessels_on(mask, 2, (0.70, 0.28, 0.26))
+    def _small_intestine(self, centre: tuple[float, float], radii: tuple[float, float]) -> None:
+        """One long tube laid in loops that touch."""
+        name = "small_intestine"
+        shape, radius = self._shape(name), 0.105 * self.who.sized[name]
+        rows = max(3, round(2 * radii[1] / (1.6 * radius)))
+        turn = shape.normal(0.6, 0.8)
+        points = []
+        for i, y in enumerate(np.linspace(-radii[1], radii[1], rows)):
+            reach = radii[0] * np.sqrt(1.1 - (y / radii[1]) ** 2 * 0.7) * shape.uniform(0.75, 1.1)
+            points += [(x, y) for x in np.linspace(-reach, reach, 5) * (1 if i % 2 else -1)]
+        c, s = np.cos(turn), np.sin(turn)
+        path = np.array(points) @ np.array([[c, s], [-s, c]]) + shape.normal(0, 0.055, (len(points), 2))
+        # The plane is seen from its edge, yet the loops lie as close along v as along u.
+        path = path * (1, 0.62) + centre
+        patch = tube(self.view, [((path + self.who.moved[name]).astype(np.float32), radius)], haustra=0.06)
+        if patch is None:
+            return
+        clouds = self.clouds[patch.box]
+        rings = np.sin(patch.along * 9 + np.float32(1.5) * clouds)
+        root = np.clip(np.abs(patch.across) - np.float32(0.55), 0, 1)
+        albedo = self._tissue(name, 0.10 * clouds + 0.03 * rings - 0.5 * root)
+        patch.height += self.unit * (0.2 * rings + 0.2 * self.grain[patch.box])
+        self.canvas.lay(name, patch, self._veined(albedo, 2.0, 1.0, patch.box), TISSUE[name][1], 6 * self.unit)
 
-    def _line(self, name: str, path: Plane, width: float) -> None:
-        mask = tube(self.camera, path, width * self.who.sized[name])
-        self._put(name, mask, self._noise(0.06, 2), 0.10, max(2.0, width * self.camera.scale), 3)
+    def _thin(self, name: str, paths: list[tuple[Plane, float]], sunk: float) -> None:
+        """Vessels and the ureter: fine tubes, here and there covered by what they run through."""
+        size = self.who.sized[name]
+        patch = tube(self.view, [(path, radius * size) for path, radius in paths], least=1.6 * self.unit)
+        if patch is None:
+            return
+        clouds = self.clouds[patch.box]
+        shine = 0.3 * (1 - np.clip(np.abs(patch.across), 0, 1.5) ** 2)
+        patch.inside -= np.float32(6 * self.unit * sunk) * np.clip(clouds - np.float32(1.1), 0, 1.5)
+        patch.height *= np.float32(1.2)
+        albedo = self._tissue(name, shine - 0.1 + 0.12 * clouds + 0.06 * self.grain[patch.box])
+        # They shine through the peritoneum that covers them.
+        albedo = cv2.addWeighted(self.canvas.albedo[patch.box], 0.22, albedo, 0.78, 0)
+        self.canvas.lay(name, patch, albedo, TISSUE[name][1], 2.2 * self.unit)
 
     def _veins(self) -> None:
-        """A trunk on the mesentery with branches towards the gut."""
-        shape, name = self._shape("intestinal_veins"), "intestinal_veins"
-        trunk = walk(shape, self._at(name, -0.1, -0.15), self._at(name, -0.55, 0.75), 0.05)
-        for point, side in zip(trunk[1:5], (1, -1, 1, -1), strict=True):
-            end = point + _vector(side * shape.uniform(0.25, 0.45), shape.uniform(0.1, 0.35))
-            self._line(name, walk(shape, point, end, 0.03, 5), 0.026)
-        self._line(name, trunk, 0.042)
+        """A trunk in the mesentery that divides towards the gut."""
+        name, shape = "intestinal_veins", self._shape("intestinal_veins")
+        trunk = self._path(name, [(0.22, 1.15), (0.08, 0.9), (-0.08, 0.64), (-0.12, 0.36), (-0.1, 0.0)], 0.03)
+        paths = [(trunk, 0.026)]
+        for i, side in ((1, -1), (1, 1), (2, -1), (2, 1), (3, -1), (3, 1)):
+            far = shape.uniform(0.25, 0.5)
+            bend = trunk[i] + (side * far * 0.45, -0.10) + shape.normal(0, 0.03, 2)
+            end = trunk[i] + (side * far, -0.16) + shape.normal(0, 0.06, 2)
+            paths.append((np.array([trunk[i], bend, end], np.float32), 0.018))
+            twig = np.array([[0, 0], [side * 0.1, 0.10], [0, 0.22]]) + np.array([bend, bend, end])
+            paths.append((twig.astype(np.float32), 0.013))
+        self._thin(name, paths, 0.35)
 
-    def _artery(self) -> None:
-        shape, name = self._shape("inferior_mesenteric_artery"), "inferior_mesenteric_artery"
-        fork = self._at(name, 0.22, 0.62)
-        self._line(name, walk(shape, self._at(name, 0.02, 0.1), fork, 0.03), 0.028)
-        for end in ((0.45, 1.0), (0.15, 1.1)):
-            self._line(name, walk(shape, fork, self._at(name, *end), 0.03, 5), 0.02)
+    def _artery(self, path: list[tuple[float, float]], branches: list[tuple[int, float, float]]) -> None:
+        name, shape = "inferior_mesenteric_artery", self._shape("inferior_mesenteric_artery")
+        trunk = self._path(name, path, 0.03)
+        paths = [(trunk, 0.030)]
+        for i, u, v in branches:
+            end = np.array([u, v]) + self.who.moved[name]
+            bend = (trunk[i] + end) / 2 + shape.normal(0, 0.04, 2)
+            paths.append((np.array([trunk[i], bend, end], np.float32), 0.020))
+        self._thin(name, paths, 0.5)
 
     def _ureter(self) -> None:
-        shape, name = self._shape("ureter"), "ureter"
-        self._line(name, walk(shape, self._at(name, 0.72, 0.2), self._at(name, 0.5, 1.5), 0.05), 0.026)
+        path = self._path("ureter", [(0.66, -0.2), (0.52, 0.2), (0.5, 0.55), (0.52, 0.85), (0.3, 1.2)], 0.035)
+        self._thin("ureter", [(path, 0.022)], 0.35)
 
     def _glands(self) -> None:
-        """A pair of small, convoluted bodies."""
-        shape, name = self._shape("vesicular_glands"), "vesicular_glands"
-        size = self.who.sized[name]
+        """A pair of small convoluted tubes."""
+        name, shape = "vesicular_glands", self._shape("vesicular_glands")
+        steps, paths = np.arange(9), []
         for side in (-1, 1):
-            for i in range(5):
-                centre = self._at(
-                    name, 0.1 + side * (0.09 + 0.085 * i), 1.32 - 0.025 * i + float(shape.normal(0, 0.03))
-                )
-                mask = blob(shape, self.camera, centre, (0.11 * size, 0.09 * size), float(shape.uniform(0, 3)), 0.12)
-                self._put(name, mask, self._noise(0.04, 2), 0.16, 0.05 * self.camera.scale, 3)
+            u = 0.1 + side * (0.055 + 0.052 * steps)
+            v = 0.96 + 0.022 * steps + 0.055 * np.where(steps % 2, 1, -1) + shape.normal(0, 0.018, 9)
+            line = np.column_stack([u, v]).astype(np.float32) + self.who.moved[name]
+            paths.append((line, 0.068 * self.who.sized[name]))
+        patch = tube(self.view, paths, haustra=0.16)
+        if patch is None:
+            return
+        lobules = self._lobules(0.06, patch.box)
+        pattern = 0.4 * (lobules - 0.6) + 0.12 * self.clouds[patch.box] - 0.25 * np.abs(patch.across)
+        patch.inside += np.float32(2.5 * self.unit) * (lobules - np.float32(0.5))
+        patch.height += np.float32(1.5 * self.unit) * lobules
+        albedo = self._veined(self._tissue(name, pattern), 2.0, 0.8, patch.box)
+        self.canvas.lay(name, patch, albedo, TISSUE[name][1], 3 * self.unit)
 
-    def _decoys(self) -> None:
-        """Vessels, adhesions and fat that no sub-data set labels."""
-        colours = ((0.70, 0.26, 0.22), (0.45, 0.28, 0.38), (0.86, 0.70, 0.60), FAT)
-        for _ in range(self.rng.poisson(1 + 3 * self.difficulty)):
-            start = _vector(self.camera.x, self.camera.y) + self.rng.normal(0, 0.6, 2).astype(np.float32)
-            end = start + self.rng.normal(0, 0.4, 2).astype(np.float32)
-            mask = tube(self.camera, walk(self.rng, start, end, 0.05, 5), float(self.rng.uniform(0.008, 0.03)), 2)
-            colour = _vector(*colours[self.rng.integers(len(colours))]) * np.exp(self.rng.normal(0, 0.12, 3))
-            put(self.canvas, "decoy", mask, colour.astype(np.float32), 0.5, 4, 2)
+    # -- what no sub-data set labels --
+
+    def _vessel_decoys(self) -> None:
+        """Other vessels and strands, as thin as the labelled ones."""
+        paints = ((0.60, 0.13, 0.09), (0.32, 0.15, 0.22), (0.80, 0.52, 0.38), FAT)
+        for _ in range(self.rng.poisson(1 + 4 * self.difficulty)):
+            start = np.array([self.rng.uniform(-1, 1), self.rng.uniform(0.05, 1.2)])
+            path = start + np.cumsum(self.rng.normal(0, 0.16, (4, 2)), axis=0)
+            radius = float(self.rng.uniform(0.008, 0.026))
+            paint = colour(*paints[self.rng.integers(4)]) * np.exp(self.rng.normal(0, 0.15, 3)).astype(np.float32)
+            patch = tube(self.view, [(path.astype(np.float32), radius)], least=1.2 * self.unit)
+            if patch is not None:
+                albedo = tinted(paint, 0.12 * paint, self.clouds[patch.box])
+                albedo = cv2.addWeighted(self.canvas.albedo[patch.box], 0.25, albedo, 0.75, 0)
+                self.canvas.lay("strand", patch, albedo, 0.5, 2 * self.unit)
+
+    def _fat_flap(self, anchor: tuple[float, float], spread: float) -> None:
+        """Omentum in front of organs."""
+        if self.rng.random() > 0.25 + 0.5 * self.who.fat:
+            return
+        at = (anchor[0] + self.rng.normal(0, spread), anchor[1] + self.rng.normal(0, 0.12))
+        turns = np.linspace(0, 2 * np.pi, 9)[:-1] + self.rng.normal(0, 0.15, 8)
+        size = self.rng.uniform(0.7, 1.2)
+        patch = self._stand("fat", at, [(0.42 * size * np.cos(t), 0.22 * size * np.sin(t)) for t in turns], 0.16, 1.06)
+        if patch is None:
+            return
+        lobules = self._lobules(0.13, patch.box)
+        patch.inside = (patch.inside * 6 + 8 * (lobules - np.float32(0.62))).astype(np.float32)
+        patch.height += np.float32(5 * self.unit) * lobules
+        self.canvas.lay("fat", patch, self._veined(self._fat(lobules), 1.2, 0.9, patch.box), 0.6, 4 * self.unit)
+
+    def _stains(self) -> None:
+        """Blood that has run over an organ hides nothing: what is below keeps its label."""
+        if self.rng.random() > 0.15 + 0.3 * self.difficulty:
+            return
+        height, width = self.view.size
+        y, x = np.ogrid[:height, :width]
+        cx, cy, reach = width * self.rng.uniform(0.2, 0.8), height * self.rng.uniform(0.3, 0.9), height * 0.3
+        away = (np.hypot(x - cx, 1.5 * (y - cy)) / reach).astype(np.float32)
+        pool = np.clip(1.6 * (self._texture("clouds", 0.9) + np.float32(0.9) - 2 * away), 0, 0.8).astype(np.float32)
+        blood = self.canvas.albedo * colour(0.62, 0.12, 0.12) + colour(*BLOOD) * np.float32(0.3)
+        self.canvas.albedo = over(blood, self.canvas.albedo, pool)
+        self.canvas.gloss += (np.float32(0.9) - self.canvas.gloss) * pool
 
 
-def light(canvas: Canvas, who: Patient, rng: Rng, difficulty: float) -> Plane:
-    """Light from the scope itself: relief, falloff to the rim, and wet highlights. (H, W, 3) in 0..1."""
+# ---- Light and optics ----
+
+
+def light(canvas: Canvas, rng: Rng, who: Patient, grain: Plane, wet: Plane) -> Plane:
+    """Light from the scope itself: relief, falloff with distance, highlights where it is wet. Linear (H, W, 3)."""
     height, width = canvas.labels.shape
-    relief = cv2.GaussianBlur(canvas.relief, (0, 0), 1.2)
-    dx, dy = (
-        cv2.Sobel(relief, cv2.CV_32F, 1, 0, scale=1 / 8),
-        cv2.Sobel(relief, cv2.CV_32F, 0, 1, scale=1 / 8),
-    )
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    cx, cy = width * rng.uniform(0.42, 0.58), height * rng.uniform(0.42, 0.58)
-    lx, ly, lz = (cx - x) / height, (cy - y) / height, np.float32(0.75)
-    length = np.sqrt(1 + dx**2 + dy**2)
-    towards = np.sqrt(lx**2 + ly**2 + lz**2)
-    cosine = np.clip((-dx * lx - dy * ly + lz) / (length * towards), 0, 1)
-    falloff = 1 / (1 + 0.9 * (lx**2 + ly**2))
-    wet = np.clip(cosine, 0, 1) ** 60 * (noise(rng, (height, width), 6, 2) > 0.35 - 0.2 * canvas.gloss)
-    shine = canvas.gloss * cv2.GaussianBlur(wet.astype(np.float32), (0, 0), 0.8)
-    diffuse = canvas.albedo * (0.18 + 0.90 * cosine * falloff * canvas.shadow)[..., None]
-    return np.asarray((diffuse * who.light + 0.75 * shine[..., None]) * who.exposure, np.float32)
+    y, x = np.ogrid[:height, :width]
+    lx = ((width * rng.uniform(0.40, 0.60) - x) / height).astype(np.float32)
+    ly = ((height * rng.uniform(0.42, 0.66) - y) / height).astype(np.float32)
+    away = lx * lx + ly * ly
+    gx, gy = canvas.slope
+    length = cv2.sqrt((1 + gx * gx + gy * gy) * (away + np.float32(0.8)))
+    cosine = np.clip((np.float32(0.894) - gx * lx - gy * ly) / length, 0, 1)
+    power = np.clip(canvas.near, 0.15, 1.15) * (np.float32(2.1) / (1 + np.float32(2.8) * away))
+    lit = (np.float32(0.25) + np.float32(0.75) * cosine) * (np.float32(0.25) + np.float32(0.75) * canvas.shade) * power
+    # Tissue scatters red light furthest: what is turned away or in shadow goes red, not grey.
+    dark = 1 - cosine * canvas.shade
+    ripple = slopes(grain * np.float32(0.4 * height / 256))
+    gx, gy = np.float32(0.8) * gx + ripple[0], np.float32(0.8) * gy + ripple[1]
+    length = cv2.sqrt((1 + gx * gx + gy * gy) * (1 + np.float32(0.3) * away))
+    mirror = np.clip((1 - np.float32(0.55) * (gx * lx + gy * ly)) / length, 0, 1)
+    glint = np.clip((mirror - np.float32(0.990)) * 150, 0, 1) * np.clip(wet * np.float32(0.8) - np.float32(0.15), 0, 1)
+    sheen = cv2.pow(mirror, 24)
+    shine = canvas.gloss * (glint + np.float32(0.07) * sheen) * power * canvas.shade
+    lamp = who.light * np.float32(who.exposure)
+    planes = zip(cv2.split(canvas.albedo), lamp, colour(0.0, 0.22, 0.27), strict=True)
+    return cv2.merge([albedo * (lit * (k - k * red * dark)) + shine for albedo, k, red in planes])
 
 
 def instrument(rng: Rng, picture: Plane, labels: NDArray[np.uint8]) -> None:
-    """A metal shaft from the rim with two jaws; whatever it hides has no label."""
+    """A shaft that enters from the rim, with a metal wrist and two jaws; what it hides has no label."""
     height, width = labels.shape
-    angle = rng.uniform(0, 2 * np.pi)
-    rim = np.array([width / 2 + width * np.cos(angle), height / 2 + width * np.sin(angle)])
-    tip = np.array([width, height]) * rng.uniform(0.25, 0.75, 2)
-    axis = (tip - rim) / np.linalg.norm(tip - rim)
-    across = np.array([-axis[1], axis[0]])
-    radius = height * rng.uniform(0.025, 0.045)
-    grey = np.float32(rng.uniform(0.35, 0.75)) * _vector(0.95, 0.98, 1.0)
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    side = ((x - tip[0]) * across[0] + (y - tip[1]) * across[1]) / radius
-    along = (x - tip[0]) * axis[0] + (y - tip[1]) * axis[1]
-    shaft = (np.abs(side) < 1) & (along < 0)
-    opening = rng.uniform(0.15, 0.5)
-    jaws = (np.abs(np.abs(side) - opening * along / radius) < 0.42) & (along >= 0) & (along < 3.2 * radius)
-    shading = np.clip(1 - side**2, 0, 1) ** 0.5
-    picture[shaft] = (grey * (0.25 + 0.75 * shading + 0.4 * (np.abs(side - 0.3) < 0.12))[..., None])[shaft]
-    picture[jaws] = grey * 0.85
-    labels[shaft | jaws] = 0
+    angle = rng.choice((rng.normal(0.6, 0.4), rng.normal(2.55, 0.4), rng.uniform(0, 6.3)), p=(0.45, 0.45, 0.1))
+    axis = -np.array([np.cos(angle), np.sin(angle)], np.float32)
+    tip = np.array([width, height]) * (0.5 + 0.3 * rng.uniform(-1, 1, 2) - 0.12 * axis)
+    radius = height * rng.uniform(0.026, 0.042)
+    y, x = np.ogrid[:height, :width]
+    right, down = ((x - tip[0]) / radius).astype(np.float32), ((y - tip[1]) / radius).astype(np.float32)
+    along = right * axis[0] + down * axis[1]
+    # The shaft comes towards the scope and widens on the way.
+    side = (down * axis[0] - right * axis[1]) / (1 - np.float32(0.025) * np.minimum(along, 0))
+    opening, reach = np.float32(rng.uniform(0.05, 0.32)), np.float32(rng.uniform(3.5, 5.5))
+    taper = cv2.sqrt(np.clip(np.float32(1.05) - along / reach, 0, 1))
+    jaws = (along > -0.2) & (np.abs(np.abs(side) - np.float32(0.28) - opening * along) < np.float32(0.42) * taper)
+    solid = (jaws | ((np.abs(side) < 1) & (along <= 0))).astype(np.float32)
+    shift = np.array([[1, 0, 0.03 * height], [0, 1, 0.04 * height]])
+    shadow = _soften(cv2.warpAffine(solid, shift, (width, height)), 5 * height / 256)
+    picture *= (1 - np.float32(0.5) * shadow)[..., None]
+    cover = cv2.GaussianBlur(solid, (0, 0), 0.6)
+    labels[cover > 0.5] = 0
+    where = np.nonzero(cover > 0.01)
+    picture[where] += (_steel(rng, along[where], side[where], jaws[where]) - picture[where]) * cover[where][:, None]
 
 
-def scope(rng: Rng, picture: Plane, labels: NDArray[np.uint8], who: Patient, difficulty: float) -> NDArray[np.uint8]:
-    """Smoke, round field of view, defocus and noise: (H, W, 3) uint8; labels outside the view are cleared."""
+def _steel(rng: Rng, along: Plane, side: Plane, jaws: NDArray[np.bool_]) -> Plane:
+    """Colours (n, 3) of the pixels of an instrument, by their place along and across it in radii."""
+    metal = colour(0.58, 0.60, 0.62) * np.float32(rng.uniform(0.6, 1.0))
+    insulated = (along < -3.5) & (rng.random() < 0.6)
+    curve = np.sqrt(np.clip(1 - side**2, 0, 1))
+    glow = 0.22 + 0.5 * curve + 0.9 * np.exp(-(((side + 0.3) / 0.13) ** 2))
+    glow = np.where(jaws, 0.45 + 0.4 * (np.sin(along * 5) < 0.3), glow)
+    return np.asarray(np.where(insulated[:, None], colour(0.035, 0.035, 0.04), metal) * glow[:, None], np.float32)
+
+
+def scope(
+    rng: Rng, picture: Plane, labels: NDArray[np.uint8], who: Patient, noise: Plane, difficulty: float
+) -> NDArray[np.uint8]:
+    """Smoke, defocus, the field of view and the sensor: (H, W, 3) uint8; labels outside the view are cleared."""
     height, width = labels.shape
-    if rng.random() < 0.15 + 0.25 * difficulty:
-        haze = np.clip(0.35 + 0.5 * noise(rng, (height, width), height / 2, 3), 0, 1) * rng.uniform(
-            0.2, 0.3 + 0.4 * difficulty
-        )
-        picture = picture * (1 - haze[..., None]) + _vector(0.75, 0.75, 0.78) * haze[..., None]
-    picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 0.6 + 0.7 * difficulty))
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    radius = np.hypot(x - width / 2, y - height / 2) / (height / 2 * who.round_view)
-    picture *= np.clip((1.0 - radius) * 25, 0, 1)[..., None]
-    labels[radius >= 0.98] = 0
-    grain = rng.standard_normal((height, width, 3), dtype=np.float32)
-    picture = np.clip(picture, 0, 1) ** (1 / 1.15) + (0.008 + 0.02 * difficulty) * grain * (radius < 1)[..., None]
-    return np.asarray(np.clip(picture * 255, 0, 255), np.uint8)
+    if rng.random() < 0.12 + 0.3 * difficulty:
+        clouds = fractal(rng, (height, width), [(height / 2, height / 2), (height / 4, height / 4)])
+        haze = (np.clip(0.5 + 0.35 * clouds, 0, 1) * rng.uniform(0.08, 0.2 + 0.35 * difficulty)).astype(np.float32)
+        picture += (colour(0.42, 0.40, 0.40) * np.float32(who.exposure) - picture) * haze[..., None]
+    picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.45, 0.6 + 0.6 * difficulty) * height / 256)
+    y, x = np.ogrid[:height, :width]
+    cx, cy = who.view_centre
+    away = np.hypot((x - width * cx).astype(np.float32), (y - height * cy).astype(np.float32))
+    seen = np.clip((np.float32(width * who.view_radius) - away) / np.float32(0.008 * width), 0, 1)
+    # A camera's tone curve: bright tissue saturates softly.
+    picture = cv2.sqrt(1 - cv2.exp(np.float32(-1.7 * who.contrast) * np.maximum(picture, 0)))
+    spots = rng.integers(0, 160, (3, 2))
+    tiled = np.pad(noise, ((0, max(0, height + 160 - TILE)), (0, max(0, width + 160 - TILE))), mode="wrap")
+    sensor = np.stack([tiled[j : j + height, i : i + width] for j, i in spots], axis=-1)
+    picture += np.float32(0.008 + 0.022 * difficulty) * sensor
+    labels[seen <= 0.5] = 0
+    return np.asarray(np.clip(picture * cv2.merge([255 * seen] * 3), 0, 255), np.uint8)

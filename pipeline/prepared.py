@@ -62,7 +62,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Checked:
-    """One source after it was read, written and measured; ``problems`` instead if that failed."""
+    """One source after it was read, written and measured, or its problems; a frame that is unreadable has no digest."""
 
     source: Source
     split: Split
@@ -159,19 +159,19 @@ def _check_and_write(
     split = splits.of(source.surgery)
     frame, no_frame = _try(read_frame, source.image)
     read, no_mask = _try(read_mask, source.mask)
+    digest = "" if frame is None else hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()
     if frame is None or read is None:
-        return _Checked(source, split, problems=no_frame + no_mask)
+        return _Checked(source, split, digest, problems=no_frame + no_mask)
     mask, odd = read
     if frame.shape[:2] != mask.shape:
         sizes = " and ".join(f"{w}x{h}" for h, w in (frame.shape[:2], mask.shape))
         problem = f"{source.image}: frame and mask have different sizes, {sizes}"
-        return _Checked(source, split, problems=(problem,))
+        return _Checked(source, split, digest, problems=(problem,))
     place = Path(split) / source.anatomy / source.surgery / f"{source.name}.png"
     height, width = image_size
     small = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     _write_png(frames / place, cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)[..., ::-1])
     _write_png(labels / place, small * 255)
-    digest = hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()
     return _Checked(source, split, digest, frame.shape[:2], int(small.sum()), empty=not mask.any(), odd=odd)
 
 
@@ -199,7 +199,7 @@ def _leaks(checked: Sequence[_Checked]) -> list[str]:
     first: dict[str, _Checked] = {}
     problems = []
     for one in checked:
-        if one.problems:
+        if not one.digest:
             continue
         other = first.setdefault(one.digest, one)
         if other.split != one.split:

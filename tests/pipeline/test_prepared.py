@@ -1,10 +1,14 @@
 """Checking a data set, all problems together, and writing it at one size."""
 
+import csv
+
 import cv2
 import numpy as np
 import pytest
 from conftest import REAL_DATA, write_dataset, write_png
-from pipeline.dsad import DataError, Splits, read_frame, read_mask, scan
+
+from pipeline import prepared
+from pipeline.dsad import DataError, Splits
 from pipeline.errors import MtkdError
 from pipeline.prepared import frames_digest, list_frames, load_frame, load_label, prepare
 
@@ -21,7 +25,7 @@ def problems_of(root, out, **options):
         run(root, out, **options)
     assert not (out / "frames").exists()
     assert not (out / "labels").exists()
-    assert [p for p in out.glob(".*")] == []
+    assert list(out.iterdir()) == []
     return error.value.problems
 
 
@@ -82,6 +86,72 @@ def test_every_split_has_an_index_even_without_frames(root, out):
     assert sum("no test frames" in w for w in summary.warnings) == 2
     assert list_frames(out / "frames", out / "labels", "val", ANATOMIES) == []
     assert (out / "labels" / "test" / "colon" / "index.csv").read_text() == "frame,foreground\n"
+    assert (out / "frames" / "val" / "liver" / "index.csv").read_text() == "frame,height,width\n"
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_the_indices_say_what_the_source_was_and_how_much_is_foreground(root, out):
+    write_png(root / "liver" / "02" / "image01.png", np.zeros((20, 30, 3), np.uint8))
+    write_png(root / "liver" / "02" / "mask01.png", np.full((20, 30), 255, np.uint8))
+    run(root, out)
+    assert rows(out / "frames" / "val" / "liver" / "index.csv") == [
+        ["frame", "height", "width"],
+        ["02/image00", "48", "64"],
+        ["02/image01", "20", "30"],
+        ["02/image02", "48", "64"],
+    ]
+    header, *foreground = rows(out / "labels" / "val" / "liver" / "index.csv")
+    assert (header, foreground[1]) == (["frame", "foreground"], ["02/image01", str(32 * 48)])
+    for frame, (name, pixels) in zip(
+        list_frames(out / "frames", out / "labels", "val", ["liver"]), foreground, strict=True
+    ):
+        assert (frame.id, load_label(frame.label).sum()) == (f"liver/{name}", int(pixels))
+
+
+def test_rows_and_frames_are_in_order_of_the_surgery_s_number(tmp_path, out):
+    root = write_dataset(tmp_path / "d", ["liver", "left ureter"], ["10", "9", "2", "03"], frames=1)
+    run(root, out, ["liver", "left ureter"])
+    frames = list_frames(out / "frames", out / "labels", "train", ["left ureter", "liver"])
+    assert [f.id for f in frames] == [
+        "left ureter/9/image00",
+        "left ureter/10/image00",
+        "liver/9/image00",
+        "liver/10/image00",
+    ]
+    frame = frames[0]
+    assert (frame.anatomy, frame.surgery) == ("left ureter", "9")
+    assert frame.image == out / "frames" / "train" / "left ureter" / "9" / "image00.png"
+    assert frame.label == out / "labels" / "train" / "left ureter" / "9" / "image00.png"
+
+
+def test_files_are_plain_rgb_and_plain_grey(root, out):
+    run(root, out)
+    frame = list_frames(out / "frames", out / "labels", "train", ["liver"])[0]
+    stored, label = (cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in (frame.image, frame.label))
+    assert (stored.dtype, stored.shape) == (np.uint8, (32, 48, 3))
+    np.testing.assert_array_equal(stored[..., ::-1], load_frame(frame.image))
+    assert (label.dtype, label.shape, set(np.unique(label))) == (np.uint8, (32, 48), {0, 255})
+    assert load_label(frame.label).dtype == np.uint8
+
+
+def test_at_its_own_size_nothing_changes(root, out):
+    run(root, out, size=(48, 64))
+    for frame in list_frames(out / "frames", out / "labels", "test", ANATOMIES):
+        source = root / frame.id
+        shown = cv2.imread(str(source.with_suffix(".png")))[..., ::-1]
+        mask = cv2.imread(str(source.with_name(source.name.replace("image", "mask") + ".png")), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(load_frame(frame.image), shown)
+        np.testing.assert_array_equal(load_label(frame.label), mask // 255)
+
+
+def test_progress_counts_every_frame_once(root, out):
+    steps = []
+    prepare(root, ANATOMIES, SPLITS, (8, 8), out / "f", out / "l", workers=2, progress=lambda *step: steps.append(step))
+    assert steps == [(n, 18) for n in range(1, 19)]
 
 
 def test_what_else_lies_there_does_not_disturb(root, out):
@@ -119,13 +189,45 @@ def test_all_problems_are_reported_together_each_with_its_file(root, out):
         f"{liver / 'image01.png'}: is truncated",
         f"{liver / 'image02.png'}: is damaged",
         f"{colon / 'image00.png'}: frame and mask have different sizes, 64x48 and 10x10",
-        f"{colon / 'image01.png'}: is no PNG",
+        f"{colon / 'image01.png'}: its content is no PNG",
         f"{colon / 'mask02.png'}: is empty",
         "livre has no folder",
         "did you mean liver?",
     ):
         assert expected in found
     assert len(problems) == 8
+
+
+def test_a_damaged_frame_hides_neither_its_mask_s_damage_nor_a_leak(root, out):
+    liver = root / "liver" / "01"
+    for name in ("image00.png", "mask00.png", "mask01.png"):
+        (liver / name).write_bytes(b"")
+    (root / "colon" / "03" / "image00.png").write_bytes((liver / "image01.png").read_bytes())
+    first, second, third, leak = problems_of(root, out)
+    assert [first, second, third] == [f"{liver / n}: is empty" for n in ("image00.png", "mask00.png", "mask01.png")]
+    assert str(liver / "image01.png") in leak
+
+
+def test_a_crash_leaves_nothing_and_the_old_output(root, out, monkeypatch):
+    run(root, out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    def full(path, pixels):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepared, "_write_png", full)
+    with pytest.raises(OSError, match="No space"):
+        run(root, out)
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_what_a_killed_run_left_and_the_last_output_are_replaced(root, out):
+    run(root, out)
+    (out / ".frames.partial" / "train").mkdir(parents=True)
+    (out / ".frames.partial" / "train" / "rest.png").write_bytes(b"x")
+    run(root, out, anatomies=["colon"])
+    assert sorted(p.name for p in out.iterdir()) == ["frames", "labels"]
+    assert [p.name for p in (out / "frames" / "train").iterdir()] == ["colon"]
 
 
 def test_a_sound_output_survives_a_failed_run(root, out):
@@ -146,9 +248,17 @@ def test_the_same_frame_in_two_splits_is_an_error(root, out):
     assert "in two splits" in problem
 
 
+def test_the_same_pixels_in_another_file_are_the_same_frame(root, out):
+    one, other = root / "liver" / "01" / "image00.png", root / "liver" / "02" / "image01.png"
+    content = cv2.imencode(".png", cv2.imread(str(one)), [cv2.IMWRITE_PNG_COMPRESSION, 0])[1].tobytes()
+    other.write_bytes(content)
+    assert one.read_bytes() != content
+    assert problems_of(root, out) == (f"{one} (train) and {other} (val) are the same frame in two splits",)
+
+
 def test_a_frame_may_stand_in_several_sub_data_sets_of_one_split(root, out):
     (root / "colon" / "03" / "image01.png").write_bytes((root / "liver" / "03" / "image00.png").read_bytes())
-    run(root, out)
+    assert run(root, out).warnings == []
 
 
 @pytest.mark.parametrize("left", [0, 1])
@@ -159,6 +269,18 @@ def test_an_anatomy_that_cannot_be_trained_is_an_error(tmp_path, out, left):
             (root / "colon" / "01" / f"{kind}{number:02d}.png").unlink()
     (problem,) = problems_of(root, out)
     assert problem.startswith(f"colon: {left or 'no'} training frame")
+
+
+def test_an_unknown_anatomy_hides_no_other_that_cannot_be_trained(root, out):
+    for path in (root / "colon" / "01").iterdir():
+        path.unlink()
+    unknown, few = problems_of(root, out, anatomies=["colon", "liver", "colon ascendens"])
+    assert unknown.startswith("data.anatomies: colon ascendens has no folder")
+    assert few == "colon: no training frames, at least 2 are needed"
+
+
+def test_no_anatomies(root, out):
+    assert problems_of(root, out, anatomies=[]) == ("data.anatomies: names none; there: colon, liver",)
 
 
 def test_splits_anatomies_and_folders_that_contradict_themselves(root, out):
@@ -176,45 +298,66 @@ def test_a_root_that_is_not_there(tmp_path, out):
     assert "data.root" in problems_of(tmp_path / "empty", out)[0]
 
 
-def test_suspicious_masks_are_warned_of(root, out):
-    write_png(root / "liver" / "01" / "mask00.png", np.zeros((48, 64), np.uint8))
-    write_png(root / "liver" / "01" / "mask01.png", np.full((48, 64), 7, np.uint8))
-    summary = run(root, out, splits=Splits(val=(2, 77), test=("03",)))
-    assert [w.split(": ")[1] for w in summary.warnings[:2]] == [
-        "the mask is empty",
-        "values other than 0 and 255 count as foreground",
+def test_suspicious_masks_are_counted_and_named(root, out):
+    liver, colon = root / "liver" / "01", root / "colon" / "02"
+    write_png(liver / "mask00.png", np.zeros((48, 64), np.uint8))
+    write_png(colon / "mask02.png", np.zeros((48, 64), np.uint8))
+    write_png(liver / "mask01.png", np.full((48, 64), 7, np.uint8))
+    empty, odd = run(root, out).warnings
+    assert empty.splitlines() == [
+        "2 masks are empty, so that the frame teaches only background:",
+        f"  {liver / 'mask00.png'}",
+        f"  {colon / 'mask02.png'}",
     ]
-    assert "no frames of surgery 77" in summary.warnings[2]
+    assert odd.splitlines() == [
+        "1 mask is not only 0 and 255; all above 0 is foreground:",
+        f"  {liver / 'mask01.png'}",
+    ]
+    frame = list_frames(out / "frames", out / "labels", "train", ["liver"])[1]
+    assert load_label(frame.label).all()
 
 
-def test_frames_of_every_mode_become_rgb(tmp_path):
-    rgb = np.random.default_rng(0).integers(0, 256, (5, 6, 3)).astype(np.uint8)
-    path = tmp_path / "frame.png"
-    cv2.imwrite(str(path), rgb[..., ::-1])
-    np.testing.assert_array_equal(read_frame(path), rgb)
-    cv2.imwrite(str(path), rgb[..., ::-1].astype(np.uint16) * 257)
-    np.testing.assert_array_equal(read_frame(path), rgb)
-    cv2.imwrite(str(path), np.dstack([rgb[..., ::-1], np.full((5, 6), 9, np.uint8)]))
-    np.testing.assert_array_equal(read_frame(path), rgb)
-    cv2.imwrite(str(path), rgb[..., 0])
-    np.testing.assert_array_equal(read_frame(path), rgb[..., :1].repeat(3, 2))
-    cv2.imwrite(str(path), rgb[..., 0].astype(np.uint16) * 257)
-    np.testing.assert_array_equal(read_frame(path), rgb[..., :1].repeat(3, 2))
+def test_a_split_s_surgery_that_no_anatomy_has_is_warned_of(root, out):
+    write_dataset(root, ["spleen"], ["77"])
+    warnings = run(root, out, splits=Splits(val=(2, 77, 78), test=("03", "x"))).warnings
+    assert warnings == [
+        "data.splits.val: no anatomy has a folder of surgery 78",
+        "data.splits.test: no anatomy has a folder of surgery x",
+    ]
 
 
-def test_masks_are_foreground_above_zero(tmp_path):
-    path = tmp_path / "mask.png"
-    cv2.imwrite(str(path), np.array([[0, 1, 255]], np.uint8))
-    mask, odd = read_mask(path)
-    assert (mask.tolist(), odd) == ([[False, True, True]], True)
-    cv2.imwrite(str(path), np.dstack([np.array([[0, 255, 0]], np.uint8)] * 3 + [np.full((1, 3), 255, np.uint8)]))
-    mask, odd = read_mask(path)
-    assert (mask.tolist(), odd) == ([[False, True, False]], False)
-
-
-def test_missing_outputs_name_the_stage(out):
-    with pytest.raises(MtkdError, match="dvc repro prepare"):
+def test_missing_outputs_name_the_stage(root, out):
+    with pytest.raises(MtkdError, match=r"index\.csv is missing: run `dvc repro prepare`"):
         list_frames(out / "frames", out / "labels", "train", ["liver"])
+    run(root, out)
+    frame = list_frames(out / "frames", out / "labels", "train", ["liver"])[1]
+    frame.image.unlink()
+    with pytest.raises(MtkdError, match=r"image01\.png is missing: run `dvc repro prepare`"):
+        list_frames(out / "frames", out / "labels", "train", ["liver"])
+
+
+def test_frames_are_listed_without_their_labels(root, out):
+    run(root, out)
+    frames = list_frames(out / "frames", out / "nowhere", "train", ANATOMIES)
+    assert len(frames) == 6
+    with pytest.raises(MtkdError, match="dvc repro -f prepare"):
+        load_label(frames[0].label)
+
+
+def test_the_digest_knows_ids_order_and_pixels_and_not_the_folder(root, out):
+    run(root, out)
+    frames = list_frames(out / "frames", out / "labels", "train", ANATOMIES)
+    digest = frames_digest(frames)
+    (out / "frames").rename(out / "moved")
+    moved = list_frames(out / "moved", out / "nowhere", "train", ANATOMIES)
+    assert frames_digest(moved) == digest
+    assert frames_digest(moved[:-1]) != digest
+    assert frames_digest(moved[::-1]) != digest
+    a, b = moved[0].image, moved[1].image
+    first, second = a.read_bytes(), b.read_bytes()
+    a.write_bytes(second)
+    b.write_bytes(first)
+    assert frames_digest(moved) != digest
 
 
 @pytest.mark.skipif(not (REAL_DATA / "cholecseg8k").is_dir(), reason="the real frames are not here")
@@ -223,5 +366,22 @@ def test_real_laparoscopic_frames(out):
     anatomies = sorted(p.name for p in root.iterdir())
     summary = run(root, out, anatomies, Splits(val=(37,), test=(35, 55)))
     assert {split: sum(n.values()) for split, n in summary.counts.items()} == {"train": 31, "val": 4, "test": 6}
-    sources, problems = scan(root, anatomies)
-    assert (len(sources), problems) == (41, [])
+    assert summary.warnings == [
+        *(f"{a}: no val frames, its last epoch is kept" for a in ("connective_tissue", "fat", "liver")),
+        *(
+            f"{a}: no test frames, it has no result and is left out of the mean"
+            for a in ("connective_tissue", "gastrointestinal_tract")
+        ),
+    ]
+    for split in ("train", "val", "test"):
+        for frame in list_frames(out / "frames", out / "labels", split, anatomies):
+            assert load_frame(frame.image).std() > 10
+            assert load_label(frame.label).any()
+
+
+@pytest.mark.skipif(not (REAL_DATA / "camvid_partial").is_dir(), reason="the real frames are not here")
+def test_a_slice_of_real_street_frames(out):
+    splits = Splits(val=(5, 9), test=(2, 8, 12))
+    summary = run(REAL_DATA / "camvid_partial", out, ["bicyclist"], splits, size=(128, 160))
+    assert {split: n["bicyclist"] for split, n in summary.counts.items()} == {"train": 14, "val": 8, "test": 39}
+    assert summary.warnings == []

@@ -1,0 +1,128 @@
+"""Whatever happens to the files of a store, it is refused or read right: never are other values handed out."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from example_stores import PARTS, logits, write
+
+import cache
+
+EDITS = ("frames", "identity_parts", "anatomy", "image_size", "views", "identity")
+EDITS += ("channels", "geometry", "grid", "shard_frames", "format_version")
+
+
+@pytest.mark.parametrize("key", EDITS)
+def test_edited_metadata_is_refused(tmp_path, key):
+    path = write(tmp_path)
+    content = json.loads((path / "zarr.json").read_text())
+    value = content["attributes"][key]
+    content["attributes"][key] = {
+        "frames": [value, "x"][0][::-1] if isinstance(value, list) else value,
+        "identity_parts": {"teacher": "zz"},
+        "anatomy": "colon",
+        "image_size": [1, 1],
+        "views": [{"view": 0, "clean": False}],
+        "identity": "0" * 64,
+        "channels": ["anatomy", "background"],
+        "geometry": "align_corners=True",
+        "grid": [8, 6],
+        "shard_frames": 5,
+        "format_version": 2,
+    }[key]
+    (path / "zarr.json").write_text(json.dumps(content))
+    with pytest.raises(cache.IdentityError, match=r"was edited|in format"):
+        cache.open_store(path)
+
+
+def unreadable(path):
+    """Problems that verify and every read report; a store that can't be opened has one for all."""
+    problems = cache.verify(path)
+    try:
+        store = cache.open_store(path)
+    except cache.StoreError:
+        assert len(problems) == 1
+        return problems
+    bad = 0
+    for frame, expected in enumerate(logits(10).astype(np.float16)):
+        try:
+            np.testing.assert_array_equal(store.read(frame), expected)
+        except cache.IntegrityError as error:
+            assert str(error) in problems
+            bad += 1
+    assert bad == len(problems)
+    return problems
+
+
+def test_a_missing_shard_is_never_read_as_data(tmp_path):
+    path = write(tmp_path)
+    (path / "logits/c/0/1/0/0/0").unlink()
+    problems = unreadable(path)
+    assert len(problems) == 4
+    assert "logits/c/0/1/0/0/0" in problems[0]
+    assert "shard is missing" in problems[0]
+    assert "dvc repro -f cache_logits@liver" in problems[0]
+
+
+def test_a_truncated_shard_is_never_read_as_data(tmp_path):
+    path = write(tmp_path)
+    shard = path / "logits/c/0/0/0/0/0"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    assert len(unreadable(path)) == 4
+
+
+def test_shards_of_another_store_or_place_are_never_read_as_data(tmp_path):
+    one, other = write(tmp_path / "a"), write(tmp_path / "b", parts=PARTS | {"teacher": "zz"})
+    swapped = tmp_path / "swapped.zarr"
+    shutil.copytree(one, swapped)
+    shutil.copy(other / "logits/c/0/0/0/0/0", swapped / "logits/c/0/0/0/0/0")
+    assert cache.verify(swapped) == []  # the very same values: only their checksums differ
+    shutil.copy(other / "checksum/c/0/0", swapped / "checksum/c/0/0")
+    assert "checksum/c/0/0: not as it was written" in unreadable(swapped)[0]
+    third = write(tmp_path / "c", seed=1)
+    shutil.copy(one / "checksum/c/0/0", swapped / "checksum/c/0/0")
+    shutil.copy(third / "logits/c/0/0/0/0/0", swapped / "logits/c/0/0/0/0/0")
+    assert len(unreadable(swapped)) == 4
+    moved = tmp_path / "moved.zarr"
+    shutil.copytree(one, moved)
+    shutil.copy(one / "logits/c/0/0/0/0/0", moved / "logits/c/0/1/0/0/0")
+    assert len(unreadable(moved)) == 4
+
+
+@pytest.mark.parametrize("table", ["checksum", "pixels"])
+def test_a_missing_or_foreign_table_is_refused(tmp_path, table):
+    path, other = write(tmp_path / "a"), write(tmp_path / "b", views=2)
+    file = path / table / "c/0/0"
+    shutil.copy(other / table / "c/1/0", file)
+    for _ in range(2):
+        with pytest.raises(cache.IntegrityError, match=f"{table}/c/0/0: not as it was written: run `dvc repro -f"):
+            cache.open_store(path)
+        file.unlink(missing_ok=True)
+
+
+def test_one_flipped_bit_anywhere_is_refused(tmp_path):
+    """Every file, metadata included; each flip is refused at open or when the frames that it touches are read."""
+    path = write(tmp_path)
+    rng = np.random.default_rng(0)
+    for file in sorted(path.rglob("*")):
+        for _ in range(12 * file.is_file()):
+            original = file.read_bytes()
+            content = bytearray(original)
+            content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+            file.write_bytes(content)
+            problems = unreadable(path)
+            assert problems, file
+            assert all(str(path) in line and "run `dvc repro" in line and "\n" not in line for line in problems)
+            file.write_bytes(original)
+
+
+def test_a_truncated_file_is_refused_at_any_length(tmp_path):
+    path = write(tmp_path)
+    for file in [path / "zarr.json", path / "logits/zarr.json", path / "checksum/c/0/0", path / "logits/c/0/2/0/0/0"]:
+        original = file.read_bytes()
+        for length in (0, 1, 3, len(original) // 2, len(original) - 1):
+            file.write_bytes(original[:length])
+            assert unreadable(path), (file, length)
+        file.write_bytes(original)
+    assert cache.verify(path) == []

@@ -1,0 +1,158 @@
+"""The store as its writer sees it: what it refuses, and that a stop at any moment leaves no trace."""
+
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import example_stores
+import numpy as np
+import pytest
+from example_stores import begin, files, logits, resume, write
+from zarr.storage import LocalStore
+
+import cache
+
+KILLS = int(os.environ.get("MTKD_KILLS", "3"))
+
+
+def test_a_resumed_store_is_the_same_to_the_byte(tmp_path):
+    whole = files(write(tmp_path / "a"))
+    with begin(tmp_path / "b") as writer:
+        writer.append(logits(10)[:7], range(7))
+    with begin(tmp_path / "b") as writer:
+        assert writer.next == 4  # the second shard was not full
+        writer.append(logits(10)[4:], range(4, 10))
+        writer.finish(tmp_path / "b" / "stores" / "liver.zarr")
+    assert files(tmp_path / "b" / "stores" / "liver.zarr") == whole
+    assert not list((tmp_path / "b" / "scratch").iterdir())
+
+
+def test_a_shard_with_damaged_content_is_written_again(tmp_path):
+    with begin(tmp_path) as writer:
+        writer.append(logits(10)[:8], range(8))
+    shard = tmp_path / "scratch/liver.zarr/logits/c/0/1/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with begin(tmp_path) as writer:
+        assert writer.next == 4
+
+
+def test_another_identity_starts_anew(tmp_path, caplog):
+    with begin(tmp_path) as writer:
+        writer.append(logits(10)[:8], range(8))
+    with begin(tmp_path, parts={"teacher": "other"}) as writer:
+        assert writer.next == 0
+    assert "starts anew" in caplog.text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65520.0, -1e9])
+def test_what_float16_cannot_hold_stops_the_writer_with_the_frame(tmp_path, value):
+    values = logits(10)
+    values[5, 1, 2, 3] = value
+    with begin(tmp_path) as writer, pytest.raises(cache.UnstorableError, match="liver/01/image05"):
+        writer.append(values, range(10))
+
+
+def test_wrong_shapes_and_too_many_frames_are_refused(tmp_path):
+    with begin(tmp_path) as writer:
+        with pytest.raises(ValueError, match="for a store of"):
+            writer.append(np.zeros((1, 2, 5, 5)), [0])
+        with pytest.raises(ValueError, match="holds 10 frames"):
+            writer.append(logits(11), range(11))
+    with pytest.raises(ValueError, match="each once"):
+        begin(tmp_path, 0)
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    with begin(tmp_path), pytest.raises(cache.StoreBusyError, match="another process"):
+        begin(tmp_path)
+    begin(tmp_path).__exit__(None, None, None)
+
+
+def say_and_sleep(running):
+    running.set()
+    time.sleep(60)
+
+
+def test_a_worker_that_was_forked_while_writing_does_not_keep_others_out(tmp_path):
+    context = multiprocessing.get_context("fork")
+    running = context.Event()
+    with begin(tmp_path):
+        worker = context.Process(target=say_and_sleep, args=(running,))
+        worker.start()
+        assert running.wait(30)
+    try:
+        begin(tmp_path).__exit__(None, None, None)
+    finally:
+        worker.kill()
+        worker.join()
+
+
+def test_another_shard_size_starts_anew(tmp_path):
+    with begin(tmp_path, shard=4) as writer:
+        writer.append(logits(10)[:8], range(8))
+    assert files(resume(tmp_path, shard=3)) == files(write(tmp_path / "whole", shard=3))
+
+
+class Stopped(Exception):  # noqa: N818
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before", "after"])
+def test_a_stop_before_or_after_any_write_leaves_no_trace(tmp_path, monkeypatch, written):
+    """Exhaustive: stop at the first file that is written, at the second, ... and then go on."""
+    whole = files(write(tmp_path / "whole", 6, views=2))
+    put, stop_at = LocalStore.set, 0
+
+    async def stopping(self, key, value, *args, **options):
+        nonlocal left
+        left -= 1
+        if written or left:
+            await put(self, key, value, *args, **options)
+        if not left:
+            raise Stopped
+
+    while True:
+        stop_at, path = stop_at + 1, tmp_path / str(stop_at)
+        left = stop_at
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStore, "set", stopping)
+            try:
+                resume(path, 6, views=2)
+                break
+            except Stopped:
+                pass
+        assert files(resume(path, 6, views=2)) == whole, f"stopped at write {stop_at}"
+        assert not list((path / "scratch").iterdir())
+    assert stop_at > 4 * 3  # four shards, and each has two tables
+
+
+def test_a_half_written_last_shard_is_written_again(tmp_path):
+    whole = files(write(tmp_path / "whole", 10, views=2))
+    with begin(tmp_path, views=2) as writer:
+        writer.append(logits(20)[:18], range(18))
+        assert writer.next == 18
+    shard = tmp_path / "scratch/liver.zarr/logits/c/1/1/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:-20])
+    (shard.parent / "0.0123.partial").write_bytes(b"left by a killed writer")
+    assert files(resume(tmp_path, views=2)) == whole
+
+
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_kill_9_at_a_random_moment_leaves_no_trace(tmp_path, seed):
+    """MTKD_KILLS=20 for more."""
+    whole = files(write(tmp_path / "whole", 30, views=2))
+    child = subprocess.Popen(
+        [sys.executable, example_stores.__file__, tmp_path / "killed"],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(cache.__file__).parents[1])},
+    )
+    assert child.stdout.readline() == b"begun\n"
+    time.sleep(random.Random(seed).uniform(0, 0.6))
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    assert files(resume(tmp_path / "killed", 30, views=2)) == whole
