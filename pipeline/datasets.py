@@ -156,16 +156,14 @@ class EpochBatches(Sampler[list[Key]]):
 
 def batches(dataset: Dataset[Sample], sampler: EpochBatches, workers: int) -> DataLoader[Sample]:
     """A loader whose worker processes, if any, live for the whole run."""
+    # OpenCV's pool of threads would compete with the training, and a forked worker waits forever for the threads that
+    # its parent had.
+    cv2.setNumThreads(1)
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_single_threaded,
+        generator=torch.Generator(),  # its own: a loader with workers would draw from dropout's
     )
-
-
-def _single_threaded(_: int) -> None:
-    """A worker is one thread of work: OpenCV's own pool would compete with the training."""
-    cv2.setNumThreads(1)

@@ -28,7 +28,8 @@ LEAST = {
 LEAST_OTHER, ATTEMPTS = 0.03, 8
 # Zoom; what is small is looked at from closer by.
 CLOSE, WIDE = (1.15, 1.6), (1.0, 1.45)
-PNG = [cv2.IMWRITE_PNG_COMPRESSION, 4]
+# Runs only: noise compresses no better with more effort.
+PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
 
 def render(

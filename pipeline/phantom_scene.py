@@ -226,7 +226,7 @@ def patient(rng: Rng, difficulty: float) -> Patient:
         shapes={a: int(rng.integers(2**31)) for a in names},
         moved={a: rng.normal(0, (0.07, 0.04)).astype(np.float32) for a in names},
         sized={a: float(np.exp(rng.normal(0, 0.10))) for a in names},
-        tints={a: np.exp(common + rng.normal(0, hue) + rng.normal(0, hue / 2, 3)).astype(np.float32) for a in names},
+        tints={a: _tint(rng, common, hue) for a in names},
         light=np.exp(rng.normal([0.04, 0.0, -0.04], 0.03 + 0.05 * difficulty)).astype(np.float32),
         exposure=float(np.exp(rng.normal(0.05, 0.08 + 0.14 * difficulty))),
         contrast=float(rng.uniform(0.9, 1.15)),
@@ -236,6 +236,12 @@ def patient(rng: Rng, difficulty: float) -> Patient:
         view_radius=float(rng.choice([0.47, 0.52, 0.59, 2.0], p=[0.25, 0.3, 0.2, 0.25])),
         view_centre=(float(rng.uniform(0.47, 0.53)), float(rng.uniform(0.46, 0.54))),
     )
+
+
+def _tint(rng: Rng, common: NDArray[np.floating], hue: float) -> Plane:
+    """Factors on a tissue's red, green and blue. Tissue grows paler, redder or yellower, but not green."""
+    red, green, blue = np.exp(common + rng.normal(0, hue) + rng.normal(0, hue / 2, 3))
+    return colour(red, min(green, red), blue)
 
 
 def spline(path: NDArray[np.floating], steps: int = 12, closed: bool = False) -> Plane:
@@ -501,25 +507,37 @@ class Scene:
     def _path(self, name: str, path: Iterable[tuple[float, float]], bend: float) -> Plane:
         return wander(self._shape(name), path, bend) + self.who.moved[name]
 
-    def _texture(self, kind: str, density: float, box: Box | None = None, turn: float | None = None) -> Plane:
+    def _texture(self, kind: str, density: float, box: Box | None = None) -> Plane:
         """A window of a tile, at ``density`` tile pixels per pixel of a 256-line picture."""
         rows, columns = box or self.whole
-        angle = self.rng.uniform(0, 6.3) if turn is None else turn
-        c, s = np.cos(angle) * density / self.unit, np.sin(angle) * density / self.unit
+        width, height = columns.stop - columns.start, rows.stop - rows.start
+        density = min(density / self.unit, TILE / max(width, height))
+        w, h = max(1, int(width * density)), max(1, int(height * density))
+        x, y = self.rng.integers(0, TILE - w + 1), self.rng.integers(0, TILE - h + 1)
+        window = cv2.resize(self.tiles[kind][y : y + h, x : x + w], (width, height))
+        return cv2.flip(window, int(self.rng.integers(-1, 2)))
+
+    def _fibres(self, box: Box, turn: float) -> Plane:
+        """Muscle fibres in a direction."""
+        rows, columns = box
+        c, s = np.cos(turn) / self.unit, np.sin(turn) / self.unit
         x, y = self.rng.uniform(0, TILE, 2)
-        size = columns.stop - columns.start, rows.stop - rows.start
-        matrix, flags = np.array([[c, -s, x], [s, c, y]]), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(self.tiles[kind], matrix, size, flags=flags, borderMode=cv2.BORDER_REFLECT)
+        size, flags = (columns.stop - columns.start, rows.stop - rows.start), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        matrix = np.array([[c, -s, x], [s, c, y]])
+        return cv2.warpAffine(self.tiles["fibres"], matrix, size, flags=flags, borderMode=cv2.BORDER_REFLECT)
 
     def _lobules(self, cushion: float, box: Box | None = None) -> Plane:
         """Lobules of a size in units of u, foreshortened with the plane that they lie on."""
         rows, columns = box or self.whole
+        width, height = columns.stop - columns.start, rows.stop - rows.start
         density = 46 / cushion
         x, y = self.rng.uniform(0, TILE, 2)
-        window = np.array([[1, 0, columns.start], [0, 1, rows.start], [0, 0, 1]])
+        # Warped at half the resolution: they are smooth, and a warp is dear.
+        window = np.array([[2, 0, columns.start], [0, 2, rows.start], [0, 0, 1]])
         matrix = np.array([[density, 0, x], [0, density, y], [0, 0, 1]]) @ np.linalg.inv(self.view.matrix) @ window
-        size, flags = (columns.stop - columns.start, rows.stop - rows.start), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpPerspective(self.tiles["lobules"], matrix, size, flags=flags, borderMode=cv2.BORDER_REFLECT)
+        half, flags = (width // 2 + 1, height // 2 + 1), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        small = cv2.warpPerspective(self.tiles["lobules"], matrix, half, flags=flags, borderMode=cv2.BORDER_REFLECT)
+        return cv2.resize(small, (width, height))
 
     def _tissue(self, name: str, pattern: NDArray[np.floating]) -> Plane:
         """The patient's colour of an anatomy (h, w, 3), lighter and darker with a pattern around 0."""
@@ -585,7 +603,7 @@ class Scene:
         if patch is None:
             return
         clouds = self.clouds[patch.box]
-        fibres = self._texture("fibres", 1.0, patch.box, float(shape.normal(0.25, 0.5)))
+        fibres = self._fibres(patch.box, float(shape.normal(0.25, 0.5)))
         fascia = np.clip(np.float32(0.9) * clouds + np.float32(0.25) * fibres - np.float32(0.35), 0, 1)
         albedo = self._tissue(name, 0.16 * fibres + 0.08 * clouds)
         pale = colour(0.74, 0.44, 0.34) * self.who.tints[name]
@@ -625,8 +643,9 @@ class Scene:
 
     def _bladder(self) -> None:
         """Behind the glands in the pelvis; no sub-data set labels it."""
-        outline = [(-0.8, -0.2), (0.0, -0.3), (0.8, -0.22), (0.95, 0.15), (0.4, 0.42), (-0.4, 0.42), (-0.95, 0.12)]
-        patch = self._stand("other", (0.1, 1.28), outline, 0.4, 1.05)
+        outline = [(-1.4, -0.06), (-0.7, -0.24), (0.0, -0.2), (0.5, -0.3), (1.4, -0.02), (1.3, 0.3), (0.6, 0.3)]
+        outline += [(0.1, 0.5), (-0.5, 0.34), (-1.3, 0.3)]
+        patch = self._stand("other", (0.1, 1.28), outline, 0.3, 1.05)
         if patch is None:
             return
         clouds = self.clouds[patch.box]

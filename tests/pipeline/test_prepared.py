@@ -1,6 +1,7 @@
 """Checking a data set, all problems together, and writing it at one size."""
 
 import csv
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -53,19 +54,19 @@ def test_frames_and_labels_lie_apart_by_split_and_anatomy(root, out):
 
 
 def test_the_geometry_is_that_of_pixel_centres(tmp_path, out):
-    """A frame of twice the size: bilinear is the mean of two by two; nearest-exact takes no corner."""
+    """A frame of four times the size: bilinear is the mean of the middle two by two; nearest-exact takes no corner."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
     for surgery in ("01", "02", "03"):
         for number in range(2):
             shown = np.roll(pixels, number + 2 * int(surgery), 0)
             write_png(tmp_path / "d" / "liver" / surgery / f"image{number}.png", shown)
             write_png(tmp_path / "d" / "liver" / surgery / f"mask{number}.png", (shown[..., 0] > 127) * np.uint8(255))
-    run(tmp_path / "d", out, ["liver"])
+    run(tmp_path / "d", out, ["liver"], size=(16, 24))
     frame = list_frames(out / "frames", out / "labels", "train", ["liver"])[0]
     shown = np.roll(pixels, 2, 0).astype(float)
-    mean = (shown[::2, ::2] + shown[1::2, ::2] + shown[::2, 1::2] + shown[1::2, 1::2]) / 4
+    mean = (shown[1::4, 1::4] + shown[2::4, 1::4] + shown[1::4, 2::4] + shown[2::4, 2::4]) / 4
     assert np.abs(load_frame(frame.image) - mean).max() <= 1
-    np.testing.assert_array_equal(load_label(frame.label), shown[1::2, 1::2, 0] > 127)
+    np.testing.assert_array_equal(load_label(frame.label), shown[2::4, 2::4, 0] > 127)
 
 
 def test_the_same_data_gives_the_same_bytes(root, out, tmp_path):
@@ -353,6 +354,7 @@ def test_the_digest_knows_ids_order_and_pixels_and_not_the_folder(root, out):
     assert frames_digest(moved) == digest
     assert frames_digest(moved[:-1]) != digest
     assert frames_digest(moved[::-1]) != digest
+    assert frames_digest([replace(moved[0], id="liver/09/image00"), *moved[1:]]) != digest
     a, b = moved[0].image, moved[1].image
     first, second = a.read_bytes(), b.read_bytes()
     a.write_bytes(second)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import ROOT, write_dataset
 
-STAND_IN = '''
+STAND_IN = """
 import hashlib, os, re, sys
 from pathlib import Path
 import yaml
@@ -60,7 +60,7 @@ for out in [o for kind in ("outs", "metrics", "plots") for o in entry.get(kind, 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.write_text('{"digest": "%s"}' % digest.hexdigest())
-'''
+"""
 
 PREPARED = ["prepare"]
 STUDENTS = ["train_student@baseline", "train_student@mtkd"]
@@ -83,7 +83,9 @@ class Project:
         for name in ("pipeline", "stages", "cache", "dvc.yaml", "params.yaml", ".gitignore"):
             source = ROOT / name
             copy = shutil.copytree if source.is_dir() else shutil.copy
-            copy(source, folder / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}))
+            copy(
+                source, folder / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {})
+            )
         write_dataset(folder / "dsad", ("liver", "colon", "left ureter"), size=(24, 32))
         (folder / "bin").mkdir()
         (folder / "stand_in.py").write_text(STAND_IN)

@@ -9,7 +9,9 @@ import pytest
 from conftest import ROOT
 
 
-@pytest.mark.parametrize(("package", "others"), [("pipeline", {"cache", "stages"}), ("cache", {"pipeline", "stages", "torch"})])
+@pytest.mark.parametrize(
+    ("package", "others"), [("pipeline", {"cache", "stages"}), ("cache", {"pipeline", "stages", "torch"})]
+)
 def test_packages_import_downwards_only(package, others):
     for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
