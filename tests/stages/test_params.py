@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from pipeline.errors import MtkdError
 from pipeline.training import learning_rate
 from stages.params import load_params

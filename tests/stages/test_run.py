@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import zarr
-from stages.cli import app
 from typer.testing import CliRunner
+
+from stages.cli import app
 
 STEPS = [
     ("prepare",), ("train-teacher", "liver"), ("train-teacher", "colon"), ("cache-logits",),
