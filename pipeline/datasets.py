@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from pipeline.augmentation import (
     Augmentation,
@@ -152,18 +152,3 @@ class EpochBatches(Sampler[list[Key]]):
     def __len__(self) -> int:
         full, rest = divmod(self.frames, self.batch_size)
         return full + (rest > (1 if self.shuffle is not None else 0))
-
-
-def batches(dataset: Dataset[Sample], sampler: EpochBatches, workers: int) -> DataLoader[Sample]:
-    """A loader whose worker processes, if any, live for the whole run."""
-    # OpenCV's pool of threads would compete with the training, and a forked worker waits forever for the threads that
-    # its parent had.
-    cv2.setNumThreads(1)
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # its own: a loader with workers would draw from dropout's
-    )

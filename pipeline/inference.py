@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pipeline.augmentation import Augmentation, augment_frame, fingerprint, sample
-from pipeline.machine import Machine, make_fabric
+from pipeline.machine import Machine, make_loader
 from pipeline.models.network import Network, normalise
 from pipeline.prepared import Frame, load_frame
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,15 @@ def answers(
         network: in eval mode.
         questions: what to ask, in order.
         batches: which questions go together; the caller decides, so that no batch crosses a shard.
-        precision: a Fabric precision.
+        precision: 32-true, bf16-mixed or 16-mixed.
         machine: device and loader workers.
 
     Yields:
         Logits (b, N, 2, h, w) float32 and the fingerprints of the b frames as they were shown.
     """
-    fabric = make_fabric(machine, precision)
-    model = fabric.setup(network)
-    loader = DataLoader(
-        _Shown(questions),
-        batch_sampler=[list(batch) for batch in batches],
-        num_workers=machine.workers,
-        pin_memory=torch.cuda.is_available(),
-    )
-    for frames, fingerprints in loader:
-        logits = model(normalise(fabric.to_device(frames), network))
+    device = machine.torch_device
+    network = network.to(device)
+    for frames, fingerprints in make_loader(_Shown(questions), [list(batch) for batch in batches], machine.workers):
+        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            logits = network(normalise(frames.to(device, non_blocking=True), network))
         yield logits.float().cpu().numpy(), fingerprints.tolist()

@@ -2,9 +2,18 @@
 
 import ctypes
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from lightning_fabric import Fabric
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,12 +28,38 @@ class Machine:
     device: str = "auto"
     workers: int = 0
 
+    @property
+    def torch_device(self) -> torch.device:
+        """The device itself, for inference; training leaves it to Fabric."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
-def make_fabric(machine: Machine, precision: str) -> Fabric:
-    """The device and its precision."""
+
+def make_fabric(machine: Machine, precision: str) -> "Fabric":
+    """Device and precision of a training run."""
+    from lightning_fabric import Fabric  # takes seconds, which inference does not need to spend
+
     fabric = Fabric(accelerator=machine.device, devices=1, precision=precision)  # type: ignore[arg-type]
     fabric.launch()
     return fabric
+
+
+def make_loader(dataset: Dataset[T], batch_sampler: Iterable[list[Any]], workers: int) -> DataLoader[T]:
+    """A loader whose worker processes, if any, live as long as it does."""
+    # OpenCV's pool of threads would compete with the computation, and a forked worker waits forever for the threads
+    # that its parent had.
+    cv2.setNumThreads(1)
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # its own: a loader with workers would draw from dropout's
+    )
 
 
 def keep_freed_memory() -> None:

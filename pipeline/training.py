@@ -15,10 +15,10 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from pipeline import metrics
-from pipeline.datasets import EpochBatches, FrameDataset, Sample, batches
+from pipeline.datasets import EpochBatches, FrameDataset, Sample
 from pipeline.errors import MtkdError
 from pipeline.losses.partial_labels import partial_label_cross_entropy, partial_targets
-from pipeline.machine import Machine, make_fabric
+from pipeline.machine import Machine, make_fabric, make_loader
 from pipeline.models.network import Network, normalise, resize
 from pipeline.settings import Training
 
@@ -110,7 +110,7 @@ def fit(
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     model, optimizer = fabric.setup(network.to(memory_format=torch.channels_last), optimizer)
     sampler = EpochBatches(len(train), settings.batch_size, shuffle=settings.seed)
-    loader = fabric.setup_dataloaders(batches(train, sampler, machine.workers), use_distributed_sampler=False)
+    loader = fabric.setup_dataloaders(make_loader(train, sampler, machine.workers), use_distributed_sampler=False)
 
     history: list[Epoch] = []
     best: dict[str, Tensor] = {}
@@ -184,4 +184,4 @@ def validate(
 
 def clean_batches(dataset: FrameDataset, batch_size: int, workers: int = 0) -> Iterator[Sample]:
     """The frames of a data set in their order."""
-    return iter(batches(dataset, EpochBatches(len(dataset), batch_size), workers))
+    return iter(make_loader(dataset, EpochBatches(len(dataset), batch_size), workers))
