@@ -138,6 +138,8 @@ def finished(tmp_path_factory):
         "phantom", *PREPARED, *teachers("liver", "colon"), *stores("liver", "colon"), *STUDENTS, *MEASURED, "benchmark",
     ])  # fmt: skip
     assert project.repro() == []
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "everything has run")
     return project
 
 
@@ -234,6 +236,12 @@ def test_device_and_workers_rerun_nothing(project, monkeypatch):
     monkeypatch.setitem(project.env, "MTKD_DEVICE", "cpu")
     monkeypatch.setitem(project.env, "MTKD_WORKERS", "3")
     assert project.repro() == []
+
+
+@pytest.mark.parametrize("where", [[], ["--temp"]])
+def test_an_experiment_with_another_student_uses_the_same_stores(project, where):
+    said = project.run("dvc", "exp", "run", *where, "-S", "student.epochs=77")
+    assert sorted(re.findall(r"Running stage '(.*)'", said)) == sorted([*STUDENTS, *MEASURED])
 
 
 # Modules whose edits cannot change a result: they check settings, talk, or say where to compute.
