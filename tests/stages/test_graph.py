@@ -238,9 +238,9 @@ def test_device_and_workers_rerun_nothing(project, monkeypatch):
     assert project.repro() == []
 
 
-@pytest.mark.parametrize("where", [[], ["--temp"]])
-def test_an_experiment_with_another_student_uses_the_same_stores(project, where):
-    said = project.run("dvc", "exp", "run", *where, "-S", "student.epochs=77")
+@pytest.mark.parametrize(("where", "epochs"), [([], 77), (["--temp"], 78)])
+def test_an_experiment_with_another_student_uses_the_same_stores(project, where, epochs):
+    said = project.run("dvc", "exp", "run", *where, "-S", f"student.epochs={epochs}")
     assert sorted(re.findall(r"Running stage '(.*)'", said)) == sorted([*STUDENTS, *MEASURED])
 
 
