@@ -39,7 +39,7 @@ define install
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "error: mtkd needs Python 3.11 or newer, found $$($(PYTHON) --version 2>&1 || true): name one with make PYTHON=python3.12" >&2; exit 1; }
 test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) -m venv failed: install Python's venv module" >&2; exit 1; }
 echo "installing mtkd and its libraries into $(VENV); the first time takes minutes"
-$(VENV)/bin/pip install --disable-pip-version-check --no-compile --progress-bar off $(1) 2>&1 | tee $(VENV)/pip.log | sed -un 's/^Collecting \([^ (]*\).*/  \1/p; s/^Installing collected.*/  unpacking .../p' || { echo "error: pip could not install the libraries ($$(grep -m1 -E '^ERROR|Error' $(VENV)/pip.log | cut -c1-160)): is the package registry in reach? All that pip said: $(VENV)/pip.log" >&2; exit 1; }
+$(VENV)/bin/pip install --disable-pip-version-check --no-compile --progress-bar off $(1) 2>&1 | tee $(VENV)/pip.log | sed -un 's/^Collecting \([^ (]*\).*/  \1/p; s/^Installing collected.*/  unpacking .../p' || { echo "error: pip could not install the libraries ($$(grep -m1 '^ERROR' $(VENV)/pip.log | cut -c1-160)): is the package registry in reach? All that pip said: $(VENV)/pip.log" >&2; exit 1; }
 touch $@
 endef
 
