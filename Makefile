@@ -8,6 +8,8 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# The stages are some thirty processes: without its cache of bytecode each would compile torch's sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Libraries that would ask the network for news at every import.
 export NO_ALBUMENTATIONS_UPDATE := 1
 export DVC_NO_ANALYTICS := 1

@@ -5,7 +5,7 @@ validation after each epoch, and the weights of the epoch with the best mean Dic
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from pipeline.errors import MtkdError
 from pipeline.losses.partial_labels import partial_label_cross_entropy, partial_targets
 from pipeline.machine import Machine, make_fabric, make_loader
 from pipeline.models.network import Network, normalise, resize
+from pipeline.prepared import Frame
 from pipeline.settings import Training
 
 Terms = dict[str, Tensor]
@@ -107,10 +108,14 @@ def fit(
         MtkdError: a loss term is not finite.
     """
     fabric = make_fabric(machine, settings.precision)
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
     model, optimizer = fabric.setup(network.to(memory_format=torch.channels_last), optimizer)
     sampler = EpochBatches(len(train), settings.batch_size, shuffle=settings.seed)
-    loader = fabric.setup_dataloaders(make_loader(train, sampler, machine.workers), use_distributed_sampler=False)
+    loaders = (
+        make_loader(train, sampler, machine.workers),
+        make_loader(val, EpochBatches(len(val), settings.batch_size), machine.workers),
+    )
+    train_loader, val_loader = fabric.setup_dataloaders(*loaders, use_distributed_sampler=False)
 
     history: list[Epoch] = []
     best: dict[str, Tensor] = {}
@@ -121,8 +126,8 @@ def fit(
         # Dropout, too, depends on seed and epoch alone.
         torch.manual_seed(settings.seed * 100_003 + epoch)
         sampler.epoch = epoch
-        losses = _train_epoch(fabric, model, network, loader, optimizer, objective, partial(step, epoch))
-        history.append(Epoch(epoch, rate, losses, validate(fabric, model, network, val, settings.batch_size)))
+        losses = _train_epoch(fabric, model, network, train_loader, optimizer, objective, partial(step, epoch))
+        history.append(Epoch(epoch, rate, losses, _validate(model, network, val_loader, val.frames)))
         if history[-1] is best_epoch(history):
             best = {k: v.detach().clone() for k, v in network.state_dict().items()}
         done(history[-1])
@@ -168,20 +173,12 @@ def _require_finite(terms: Terms, loss: Tensor) -> None:
 
 
 @torch.no_grad()
-def validate(
-    fabric: Fabric, model: Any, network: Network, val: FrameDataset, batch_size: int
-) -> dict[str, float | None]:
+def _validate(model: Any, network: Network, loader: Any, frames: Sequence[Frame]) -> dict[str, float | None]:
     """Dice in 0..1 per anatomy on clean frames at their full size, as in evaluation."""
     model.eval()
     counts: list[metrics.Counts] = []
-    for batch in clean_batches(val, batch_size):
-        batch = fabric.to_device(batch)
+    for batch in loader:
         logits = model(normalise(batch["frame"], network))
         size = (batch["label"].shape[-2], batch["label"].shape[-1])
         counts += metrics.count(metrics.own_masks(logits, batch["anatomy"], size), batch["label"])
-    return metrics.mean_dice(counts, [frame.anatomy for frame in val.frames])
-
-
-def clean_batches(dataset: FrameDataset, batch_size: int, workers: int = 0) -> Iterator[Sample]:
-    """The frames of a data set in their order."""
-    return iter(make_loader(dataset, EpochBatches(len(dataset), batch_size), workers))
+    return metrics.mean_dice(counts, [frame.anatomy for frame in frames])
