@@ -1,31 +1,46 @@
 """Checkpoints: weights and what they are, in one safetensors file that runs no code when it is loaded."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor, channels_last
 
 from pipeline.errors import MtkdError
 from pipeline.files import write_atomically
 from pipeline.models import Network, create_model
+from pipeline.models.start import copy_weights, started
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a checkpoint holds: its architecture, one decoder per anatomy, and the frame size (H, W) of its training."""
+    """What a checkpoint holds.
+
+    Attributes:
+        architecture: the network's name.
+        anatomies: one decoder each.
+        image_size: (H, W) of the frames of its training.
+        mean, std: input statistics, RGB in 0..1.
+    """
 
     architecture: str
     anatomies: tuple[str, ...]
     image_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
-def save_checkpoint(path: Path, network: Network, anatomies: Sequence[str], image_size: tuple[int, int]) -> None:
-    """Write weights and card; equal weights give equal bytes, and a crash leaves no half-written file."""
-    card = Card(network.architecture, tuple(anatomies), image_size)
+def save_checkpoint(path: Path, network: Network, image_size: tuple[int, int]) -> None:
+    """Write weights and card; equal weights give equal bytes, and a crash leaves no half-written file.
+
+    Args:
+        path: the file.
+        network: its decoders have names.
+        image_size: (H, W) of the frames of its training.
+    """
+    card = Card(network.architecture, network.anatomies, image_size, network.mean, network.std)
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     write_atomically(path, save(tensors, metadata={"mtkd": json.dumps(asdict(card))}))
 
@@ -43,13 +58,51 @@ def load_checkpoint(path: Path, made_by: str) -> tuple[Network, Card]:
     if not path.is_file():
         raise MtkdError(f"{path} is missing: run `dvc repro {made_by}`")
     try:
+        card, tensors = _read(path)
+        network = create_model(card.architecture, len(card.anatomies))
+        network.load_state_dict(tensors)
+    except (MtkdError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise MtkdError(f"{path} is no whole checkpoint ({reason}): run `dvc repro -f {made_by}`") from error
+    network.anatomies, network.mean, network.std = card.anatomies, card.mean, card.std
+    return network.eval().to(memory_format=channels_last), card
+
+
+def start_from(network: Network, source: str) -> None:
+    """Start a network from a checkpoint of the same architecture, with as many decoders or with one.
+
+    One decoder goes to each of the network's, whose classifiers stay new: it was trained for another anatomy.
+
+    Raises:
+        MtkdError: no such file, not a checkpoint, or one of another network.
+    """
+    path, what = Path(source), f"pretrained: '{source}'"
+    expected = f"{network.architecture} with {network.decoders} decoders or one"
+    if not path.is_file():
+        raise MtkdError(f"{what} is no file: expected a checkpoint of {expected}")
+    try:
+        card, tensors = _read(path)
+    except MtkdError as error:
+        raise MtkdError(f"{what} is no checkpoint of this project ({error}): expected one of {expected}") from error
+    if card.architecture != network.architecture or len(card.anatomies) not in (1, network.decoders):
+        raise MtkdError(f"{what} holds {card.architecture} with {len(card.anatomies)} decoders, expected {expected}")
+    loaded = set(tensors)
+    if len(card.anatomies) != network.decoders:
+        own = {k: v for k, v in network.state_dict().items() if ".classifier." in k}
+        repeated = network.repeated(tensors)
+        loaded = repeated.keys() - own.keys()
+        tensors = repeated | own
+    copy_weights(network, tensors, what)
+    network.mean, network.std = card.mean, card.std
+    network.start = started(network, source, loaded)
+
+
+def _read(path: Path) -> tuple[Card, dict[str, Tensor]]:
+    try:
         with safe_open(path, framework="pt") as file:
             fields = json.loads((file.metadata() or {})["mtkd"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        card = Card(fields["architecture"], tuple(fields["anatomies"]), tuple(fields["image_size"]))
-        network = create_model(card.architecture, len(card.anatomies))
-        network.load_state_dict(tensors)
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise MtkdError(f"{path} is no whole checkpoint ({reason}): run `dvc repro -f {made_by}`") from error
-    return network.eval().to(memory_format=torch.channels_last), card
+        architecture = str(fields.pop("architecture"))
+        return Card(architecture, **{key: tuple(value) for key, value in fields.items()}), tensors
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise MtkdError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error

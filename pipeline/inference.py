@@ -9,11 +9,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from pipeline.augmentation import Augmentation, augment_frame, fingerprint, sample
-from pipeline.machine import Machine, make_loader
+from pipeline.machine import AUTOCAST, Machine, make_loader
 from pipeline.models.network import Network, normalise
 from pipeline.prepared import Frame, load_frame
-
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,12 @@
 """Stage ``benchmark``: what the teachers and the student cost, in parameters and in time for one frame."""
 
-import platform
-
-import torch
-
 from pipeline.benchmark import latency, parameters
 from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from stages.console import say
 from stages.layout import METRICS, RESULTS
+from stages.machine_record import machine_record
 from stages.params import load_params
 
 
@@ -29,10 +26,5 @@ def run(machine: Machine) -> None:
         times[name] = {"arch": arch, "milliseconds": round(1000 * seconds, 1), "fps": round(1 / seconds, 2)}
         say(f"{name}: {counts[name]['parameters'] / 1e6:.2f} M parameters, {1000 * seconds:.0f} ms per frame")
     write_json(METRICS / "benchmark.json", counts)
-    host = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-    }
+    host = machine_record(machine)
     write_json(RESULTS / "benchmark.json", {"image_size": list(settings.image_size), "machine": host, **times})

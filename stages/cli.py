@@ -128,11 +128,51 @@ def evaluate(device: Device = "auto", workers: Workers = 0) -> None:
 
 
 @app.command()
-def benchmark(device: Device = "auto") -> None:
-    """Count parameters and time one frame of the operating room's size through teachers and student."""
-    from stages import benchmark
+def benchmark(
+    what: Annotated[
+        str, typer.Argument(help="run: this run's teachers and student; networks: joined against looped decoders.")
+    ] = "run",
+    architectures: Annotated[
+        list[str] | None, typer.Option("--arch", help="networks: which; by default one of each family.")
+    ] = None,
+    decoders: Annotated[int, typer.Option(min=1, help="networks: how many decoders.")] = 11,
+    repeats: Annotated[int, typer.Option(min=1, help="networks: calls per measurement.")] = 5,
+    output: Annotated[Path, typer.Option(help="networks: where the JSON goes.")] = Path(
+        "results/benchmark_networks.json"
+    ),
+    device: Device = "auto",
+) -> None:
+    """Measure what networks cost.
 
-    benchmark.run(_machine(device, 0))
+    run (the stage): parameters, and the time of one frame of the operating room's size, of teachers and student.
+    networks: decoders computed together against one after another, training and inference, time and peak memory.
+    """
+    if what == "networks":
+        from pipeline.models import ARCHITECTURES
+        from stages import benchmark_networks
+
+        chosen = architectures or ["segformer_b0", "mininetv2", "deeplabv3_efficientnet_lite0"]
+        for name in chosen:
+            if name not in ARCHITECTURES:
+                raise typer.BadParameter(f"'{name}': choose from {', '.join(ARCHITECTURES)}", param_hint="--arch")
+        benchmark_networks.run(chosen, decoders, repeats, output, _machine(device, 0))
+    elif what == "run":
+        from stages import benchmark
+
+        benchmark.run(_machine(device, 0))
+    else:
+        raise typer.BadParameter(f"'{what}' is neither run nor networks", param_hint="WHAT")
+
+
+@app.command()
+def models(
+    decoders: Annotated[int, typer.Option(min=1, help="How many anatomies.")] = 11,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects instead of the table.")] = False,
+) -> None:
+    """List every architecture in both forms: parameters beside the paper's, multiply-adds, output stride, licence."""
+    from stages import models
+
+    models.run(decoders, as_json)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What a stage tells while it works: a moving bar in a terminal, plain lines elsewhere."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -14,7 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(highlight=False, soft_wrap=True)
+# In a file or a pipe there is no width to keep to.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 SECONDS_BETWEEN_LINES = 10.0
 
 Step = Callable[[int, int], None]  # done, total

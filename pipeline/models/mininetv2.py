@@ -7,11 +7,14 @@ The paper counts 1.1 M parameters for eleven decoders and published no code; thi
 refines from the raw image belongs to the encoder here: one for all decoders.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import MtkdError
+from pipeline.models.dropout import Dropout
 from pipeline.models.network import Network
 
 # Dilations of the second branch of the 16 multi-dilation residuals (first TensorFlow code).
@@ -27,7 +30,9 @@ def build(decoders: int, pretrained: str | None) -> "MiniNetV2":
         MtkdError: pretrained weights were asked for; none were ever published.
     """
     if pretrained:
-        raise MtkdError(f"mininetv2 has no published weights: set pretrained: none, not '{pretrained}'")
+        raise MtkdError(
+            f"mininetv2 has no published weights: set pretrained: none, or an own checkpoint, not '{pretrained}'"
+        )
     return MiniNetV2(decoders)
 
 
@@ -46,16 +51,74 @@ class MiniNetV2(Network):
             *(MultiDilationResidual(128, dilation) for dilation in DILATIONS),
         )
         self.refinement = nn.Sequential(Down(3, 16), Down(16, WIDTH))
+        self.heads = Heads(decoders)
+
+    def features(self, frames: Tensor) -> Sequence[Tensor]:
+        """The encoder's map (B, 128, H / 8, W / 8) and the refinement (B, 64, H / 4, W / 4)."""
+        return self.encoder(frames), self.refinement(frames)
+
+    def decode(self, features: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
+        """As :meth:`Network.decode`."""
+        if list(chosen) == list(range(self.decoders)):
+            return self.heads(*features)
+        some = {k: _take(k, v, chosen, self.decoders) for k, v in self.heads.state_dict(keep_vars=True).items()}
+        with torch.device("meta"):
+            heads = Heads(len(chosen)).train(self.training)
+        return torch.func.functional_call(heads, some, tuple(features))
+
+    def reference_heads(self) -> list[Callable[[Sequence[Tensor]], Tensor]]:
+        """As :meth:`Network.reference_heads`: decoders of one anatomy each."""
+        return [self._alone(decoder) for decoder in range(self.decoders)]
+
+    def _alone(self, decoder: int) -> "AloneHead":
+        alone = AloneHead(1)
+        state = self.heads.state_dict()
+        alone.load_state_dict({k: _take(k, v, [decoder], self.decoders) for k, v in state.items()})
+        return alone
+
+    def repeated(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As :meth:`Network.repeated`."""
+        every = [0] * self.decoders
+        return {
+            name: _take(name.removeprefix("heads."), tensor, every, 1) if name.startswith("heads.") else tensor
+            for name, tensor in weights.items()
+        }
+
+
+class Heads(nn.Module):
+    """N decoders as one: the first upsampling is one wide convolution, everything after it runs in N groups."""
+
+    def __init__(self, decoders: int) -> None:
+        super().__init__()
+        self.decoders = decoders
         wide = decoders * WIDTH
         self.upsample = nn.Sequential(_transposed(128, wide), nn.BatchNorm2d(wide, BN_EPS), nn.ReLU())
         self.refine = nn.Sequential(*(SeparableResidual(wide, groups=decoders) for _ in range(4)))
         self.classifier = _transposed(wide, decoders * 2, groups=decoders, bias=True)
 
-    def native_logits(self, frames: Tensor) -> Tensor:
-        """As :meth:`Network.native_logits`."""
-        features = self.upsample(self.encoder(frames)).unflatten(1, (self.decoders, WIDTH))
-        features = (features + self.refinement(frames)[:, None]).flatten(1, 2)
+    def forward(self, encoded: Tensor, refinement: Tensor) -> Tensor:
+        """(B, 128, h, w) and (B, 64, 2 h, 2 w) -> logits (B, N, 2, 4 h, 4 w)."""
+        features = self.upsample(encoded).unflatten(1, (self.decoders, WIDTH))
+        features = (features + refinement[:, None]).flatten(1, 2)
         return self.classifier(self.refine(features)).unflatten(1, (self.decoders, 2))
+
+
+class AloneHead(Heads):
+    """One decoder by itself."""
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+        """The features of :class:`MiniNetV2` -> logits (B, 2, h, w)."""
+        return super().forward(*features)[:, 0]
+
+
+def _take(name: str, tensor: Tensor, chosen: Sequence[int], decoders: int) -> Tensor:
+    """The share of some of the N decoders in a tensor of :class:`Heads`."""
+    if tensor.dim() == 0:  # batch norm's counter
+        return tensor
+    # A transposed convolution keeps its output channels, here the decoders', in the second dimension.
+    dim = 1 if name == "upsample.0.weight" else 0
+    index = torch.tensor(chosen, device=tensor.device)
+    return tensor.unflatten(dim, (decoders, -1)).index_select(dim, index).flatten(dim, dim + 1)
 
 
 class Down(nn.Module):
@@ -91,7 +154,7 @@ class MultiDilationResidual(nn.Module):
         super().__init__()
         self.plain, self.dilated = _depthwise(channels), _depthwise(channels, dilation)
         self.pointwise = _pointwise(channels)
-        self.dropout = nn.Dropout(0.25)
+        self.dropout = Dropout(0.25)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> the same shape."""

@@ -1,47 +1,98 @@
 """What all networks have in common: input statistics, sizes that don't divide, and the shape of their logits."""
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.errors import MtkdError
+from pipeline.models.start import Start
+
+Statistics = tuple[float, float, float]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Network(nn.Module):
     """One encoder and ``decoders`` binary decoders.
 
-    A family implements :meth:`native_logits`; everybody calls the module itself.
+    A family implements :meth:`features` and :meth:`decode`; everybody calls the module itself.
 
     Attributes:
         architecture: the name that ``create_model`` was asked for.
         decoders: number of decoders N.
+        anatomies: their names, once a checkpoint or a training run has given them; empty before.
         stride: frames are padded (bottom and right, edge repeated) to a multiple of this.
         output_stride: pixels of the frame per cell of the logits.
         mean, std: statistics of the frames that the weights expect, RGB in 0..1.
+        start: where the initial weights came from.
     """
 
     architecture: str
+    anatomies: tuple[str, ...] = ()
     stride: int
     output_stride: int
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: Statistics = IMAGENET_MEAN
+    std: Statistics = IMAGENET_STD
+    start: Start = Start()
 
     def __init__(self, decoders: int) -> None:
         super().__init__()
         self.decoders = decoders
 
-    def native_logits(self, frames: Tensor) -> Tensor:
-        """(B, 3, H, W), H and W multiples of ``stride`` -> (B, N, 2, H / output_stride, W / output_stride)."""
+    def features(self, frames: Tensor) -> Sequence[Tensor]:
+        """What all decoders read, from frames (B, 3, H, W) with H and W multiples of ``stride``."""
         raise NotImplementedError
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """Normalised frames (B, 3, H, W) -> logits (B, N, 2, ceil(H / output_stride), ceil(W / output_stride))."""
+    def decode(self, features: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
+        """Logits (B, len(chosen), 2, H / output_stride, W / output_stride) of some decoders, computed together."""
+        raise NotImplementedError
+
+    def reference_heads(self) -> list[Callable[[Sequence[Tensor]], Tensor]]:
+        """The decoders one by one as their library (or authors) wrote them, with copies of this network's weights.
+
+        Each maps :meth:`features` to logits (B, 2, h, w). What :meth:`decode` computes together is tested and measured
+        against these.
+        """
+        raise NotImplementedError
+
+    def repeated(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a network with one decoder, its decoder repeated for each of this network's."""
+        heads = [name for name in weights if name.startswith("heads.0.")]
+        others = {name: tensor for name, tensor in weights.items() if name not in heads}
+        copies = {f"heads.{i}{name[7:]}": weights[name] for i in range(self.decoders) for name in heads}
+        return others | copies
+
+    def forward(self, frames: Tensor, anatomies: Sequence[str | int] | None = None) -> Tensor:
+        """Native logits of all decoders, or of some.
+
+        Args:
+            frames: (B, 3, H, W), normalised.
+            anatomies: which decoders, by name or index; only these are computed. None = all.
+
+        Returns:
+            (B, N or len(anatomies), 2, ceil(H / output_stride), ceil(W / output_stride)).
+
+        Raises:
+            MtkdError: there is no such decoder.
+        """
         height, width = frames.shape[-2:]
         bottom, right = -height % self.stride, -width % self.stride
         if bottom or right:
             frames = F.pad(frames, (0, right, 0, bottom), mode="replicate")
         h, w = (-(-n // self.output_stride) for n in (height, width))
-        return self.native_logits(frames)[..., :h, :w]
+        return self.decode(self.features(frames), self.indices(anatomies))[..., :h, :w]
+
+    def indices(self, anatomies: Sequence[str | int] | None) -> list[int]:
+        """Positions of decoders that are given by name or position; all for None."""
+        if anatomies is None:
+            return list(range(self.decoders))
+        known = {name: i for i, name in enumerate(self.anatomies)} | {i: i for i in range(self.decoders)}
+        unknown = [str(a) for a in anatomies if a not in known]
+        if unknown or not anatomies:
+            there = ", ".join(self.anatomies) or f"0 to {self.decoders - 1}"
+            raise MtkdError(f"no decoder for {', '.join(unknown) or 'an empty list'}; there: {there}")
+        return [known[a] for a in anatomies]
 
 
 def normalise(frames: Tensor, network: Network) -> Tensor:

@@ -1,0 +1,79 @@
+"""``mtkd models``: every architecture in both forms, with its cost beside the paper's."""
+
+import json
+from typing import Any
+
+from rich.table import Table
+
+from pipeline.benchmark import multiply_adds
+from pipeline.models import ARCHITECTURES, create_model
+from stages.console import console, say
+from stages.paper_tables import table as paper_table
+
+SIZE = (720, 1280)
+# Of the weights that a run usually starts from (pretrained: imagenet).
+LICENCES = {
+    "deeplabv3_efficientnet_b0": "Apache-2.0",
+    "deeplabv3_efficientnet_b3": "Apache-2.0",
+    "deeplabv3_efficientnet_lite0": "Apache-2.0",
+    "deeplabv3_resnet18": "BSD-3-Clause",
+    "deeplabv3_resnet50": "BSD-3-Clause",
+    "mininetv2": "no weights published",
+    "segformer_b0": "NVIDIA, research only",
+    "segformer_b3": "NVIDIA, research only",
+}
+
+
+def run(decoders: int, as_json: bool) -> None:
+    """Print one row for N networks with one decoder each, and one for one network with N decoders."""
+    rows = [_row(name, form, decoders) for name in ARCHITECTURES for form in ("separate", "shared")]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    _print(rows, decoders)
+
+
+def _row(name: str, form: str, decoders: int) -> dict[str, Any]:
+    import torch
+
+    heads, networks = (1, decoders) if form == "separate" else (decoders, 1)
+    with torch.device("meta"):
+        network = create_model(name, heads)
+    count = sum(p.numel() for p in network.parameters())
+    published = paper_table(1).get((name, form), {}) if decoders == 11 else {}
+    return {
+        "name": name,
+        "form": form,
+        "decoders": heads,
+        "networks": networks,
+        "parameters": count,
+        "all_parameters": count * networks,
+        "paper_all_parameters": round(published["params_m"] * 1e6) if published else None,
+        "multiply_adds": networks * multiply_adds(name, heads, SIZE),
+        "image_size": list(SIZE),
+        "output_stride": network.output_stride,
+        "weights_licence": LICENCES[name],
+    }
+
+
+def _print(rows: list[dict[str, Any]], decoders: int) -> None:
+    height, width = SIZE
+    table = Table(title=f"Networks for {decoders} anatomies; multiply-adds for one {width}x{height} frame")
+    for column in ("network", "form"):
+        table.add_column(column)
+    for column in ("parameters (M)", "paper (M)", "multiply-adds (G)", "stride"):
+        table.add_column(column, justify="right")
+    table.add_column("licence of usual weights")
+    for row in rows:
+        published = row["paper_all_parameters"]
+        table.add_row(
+            row["name"] if row["form"] == "separate" else "",
+            f"{row['networks']} x 1 decoder" if row["form"] == "separate" else f"1 x {row['decoders']} decoders",
+            f"{row['all_parameters'] / 1e6:.2f}",
+            f"{published / 1e6:.1f}" if published else "-",
+            f"{row['multiply_adds'] / 1e9:.1f}",
+            str(row["output_stride"]),
+            row["weights_licence"],
+        )
+    console.print(table)
+    say("The paper published no code of its MiniNetv2 with 11 decoders: docs/networks.md says what differs.")
