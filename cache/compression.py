@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numcodecs.blosc
+import numcodecs.zstd
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -16,6 +18,13 @@ CANDIDATES: dict[str, list[Any]] = {
     "zstd-bitshuffle": [BloscCodec(typesize=2, cname="zstd", clevel=LEVEL, shuffle="bitshuffle"), Crc32cCodec()],
     "zstd": [ZstdCodec(level=LEVEL), Crc32cCodec()],
 }
+_DECODERS: dict[str, Any] = {
+    "zstd-shuffle": numcodecs.blosc.decompress,
+    "zstd-bitshuffle": numcodecs.blosc.decompress,
+    "zstd": numcodecs.zstd.decompress,
+}
+# Blosc's pool of threads does not survive a fork: a forked loader worker would wait for it forever.
+numcodecs.blosc.use_threads = False
 
 
 def trial(block: NDArray[np.float16]) -> dict[str, Any]:
@@ -26,6 +35,11 @@ def trial(block: NDArray[np.float16]) -> dict[str, Any]:
     """
     sizes = {name: _stored_bytes(block, codecs) for name, codecs in CANDIDATES.items()}
     return {"chosen": min(sizes, key=sizes.__getitem__), "trial_bytes": sizes}
+
+
+def decoded(chunk: bytes, codec: str) -> bytes:
+    """The float16 bytes of a chunk that was stored with a candidate, without its crc32c."""
+    return bytes(_DECODERS[codec](chunk))
 
 
 def _stored_bytes(block: NDArray[np.float16], codecs: list[Any]) -> int:

@@ -1,9 +1,6 @@
 """SegFormer (Xie et al. 2021): N all-MLP decoders on one mix transformer of the Transformers library.
 
-The reference decoder projects each of the four stages to the decoder's width, upsamples it to 1/4, concatenates and
-fuses by a 1x1 convolution. Projection, bilinear upsampling and 1x1 convolution commute, so here each projection is
-multiplied into its slice of the fusion and applied at the stage's own resolution: the same function, batch norm sees
-the same values, and the gradients reach the same parameters.
+The decoders are in ``segformer_head``.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,19 +8,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, SegformerConfig, SegformerForSemanticSegmentation, SegformerModel
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 from transformers.utils.hub import cached_file
 
 from pipeline.errors import MtkdError
-from pipeline.models.dropout import Dropout
 from pipeline.models.network import Network
+from pipeline.models.segformer_head import Head, decode_in_strips
 from pipeline.models.start import copy_weights, read_json, started, unavailable
-
-# Rows of the finest stage that inference decodes at a time on the CPU: a strip stays in the processor's cache.
-STRIP_ROWS = 16
 
 
 class SegFormer(Network):
@@ -58,108 +51,13 @@ class SegFormer(Network):
         """As :meth:`Network.decode`."""
         heads = [cast(Head, self.heads[i]) for i in chosen]
         if self.training or torch.is_grad_enabled():
-            features = [stage.contiguous(memory_format=torch.channels_last) for stage in features]
-            return torch.stack([head(features) for head in heads], dim=1)
+            stages = [stage.contiguous(memory_format=torch.channels_last) for stage in features]
+            return torch.stack([head(stages) for head in heads], dim=1)
         return decode_in_strips(heads, features)
 
     def reference_heads(self) -> list[Callable[[Sequence[Tensor]], Tensor]]:
         """As :meth:`Network.reference_heads`: decoders of the Transformers library."""
         return [_reference_head(self.config, cast(Head, head)) for head in self.heads]
-
-
-class Head(nn.Module):
-    """The all-MLP decoder, folded."""
-
-    def __init__(self, widths: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.projections = nn.ModuleList(nn.Linear(channels, width) for channels in widths)
-        self.fuse = nn.Conv2d(width * len(widths), width, kernel_size=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-        self.dropout = Dropout(0.1)
-        self.classifier = nn.Conv2d(width, 2, kernel_size=1)
-
-    def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        """Stages [(B, C_i, h_i, w_i)], finest first -> logits (B, 2, h_0, w_0)."""
-        fused, *coarser = (
-            F.conv2d(stage, weight[:, :, None, None], bias)
-            for stage, (weight, bias) in zip(stages, self.folded(), strict=True)
-        )
-        for stage in coarser:
-            fused = fused + F.interpolate(stage, size=fused.shape[-2:], mode="bilinear", align_corners=False)
-        return self.classifier(self.dropout(F.relu(self.norm(fused))))
-
-    def folded(self) -> list[tuple[Tensor, Tensor]]:
-        """Per stage, finest first: (width, C_i) and (width,), projection and slice of the fusion in one."""
-        # The reference concatenates the coarsest stage first.
-        slices = self.fuse.weight.flatten(1).chunk(len(self.projections), dim=1)[::-1]
-        linears = [cast(nn.Linear, projection) for projection in self.projections]
-        return [(fuse @ p.weight, fuse @ p.bias) for fuse, p in zip(slices, linears, strict=True)]
-
-    def folded_with_norm(self) -> tuple[list[Tensor], Tensor]:
-        """Weights per stage, finest first, (C_i, width), and one bias (width,), batch norm's statistics included."""
-        norm = self.norm
-        scale = norm.weight * torch.rsqrt(cast(Tensor, norm.running_var) + norm.eps)
-        folded = self.folded()
-        bias = torch.stack([b for _, b in folded]).sum(0) - cast(Tensor, norm.running_mean)
-        return [(scale[:, None] * w).T.contiguous() for w, _ in folded], scale * bias + norm.bias
-
-
-def decode_in_strips(heads: Sequence[Head], stages: Sequence[Tensor]) -> Tensor:
-    """What the heads answer in inference, some rows at a time: memory stays bounded, and in the processor's cache.
-
-    Args:
-        heads: in eval mode.
-        stages: [(B, C_i, h_i, w_i)], finest first.
-
-    Returns:
-        (B, len(heads), 2, h_0, w_0) in the dtype of autocast, or of the stages.
-    """
-    device = stages[0].device
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else stages[0].dtype
-    with torch.autocast(device.type, enabled=False):
-        rows = [stage.permute(0, 2, 3, 1).to(dtype).contiguous() for stage in stages]
-        logits = [
-            torch.stack([_decode_frame(head, [r[b] for r in rows]) for head in heads]) for b in range(len(rows[0]))
-        ]
-    return torch.stack(logits).permute(0, 1, 4, 2, 3)
-
-
-def _decode_frame(head: Head, stages: Sequence[Tensor]) -> Tensor:
-    """One head on one frame: stages [(h_i, w_i, C_i)], finest first -> (h_0, w_0, 2)."""
-    height, width, _ = stages[0].shape
-    weights, bias = head.folded_with_norm()
-    weights, bias = [w.to(stages[0]) for w in weights], bias.to(stages[0])
-    to_logits, logits_bias = (
-        head.classifier.weight.flatten(1).T.to(stages[0]),
-        cast(Tensor, head.classifier.bias).to(stages[0]),
-    )
-    # Bilinear upsampling is a product with one small matrix along each axis: first the columns, of whole stages ...
-    wide = [_interpolation(s.shape[1], width, s) @ (s @ w) for s, w in zip(stages[1:], weights[1:], strict=True)]
-    down = [_interpolation(s.shape[0], height, s) for s in wide]
-    strip = STRIP_ROWS if stages[0].device.type == "cpu" else height
-    logits = stages[0].new_empty(height, width, 2)
-    for start in range(0, height, strip):
-        part = slice(start, min(start + strip, height))
-        fused = torch.addmm(bias, stages[0][part].flatten(0, 1), weights[0])
-        for stage, matrix in zip(wide, down, strict=True):
-            # ... then the rows, of the few that this strip lies between.
-            used = _used(part, stage.shape[0], height)
-            fused.view(part.stop - start, -1).addmm_(matrix[part, used], stage[used].flatten(1))
-        logits[part] = torch.addmm(logits_bias, fused.relu_(), to_logits).unflatten(0, (-1, width))
-    return logits
-
-
-def _interpolation(size: int, larger: int, like: Tensor) -> Tensor:
-    """The matrix (larger, size) of linear interpolation, corners not aligned."""
-    source = ((torch.arange(larger, dtype=torch.float64) + 0.5) * size / larger - 0.5).clamp(0, size - 1)
-    distance = (source[:, None] - torch.arange(size)).abs()
-    return (1 - distance).clamp(min=0).to(like)
-
-
-def _used(part: slice, size: int, larger: int) -> slice:
-    """Rows of a stage that the rows ``part`` of its upsampled form are interpolated from."""
-    first, last = ((row + 0.5) * size / larger - 0.5 for row in (part.start, part.stop - 1))
-    return slice(max(0, int(first)), min(size, int(max(0.0, last)) + 2))
 
 
 def _load(network: SegFormer, source: str, checkpoint: str) -> None:

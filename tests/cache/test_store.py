@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cache
+from cache import compression
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -45,6 +46,23 @@ def test_sizes_are_those_on_disk(tmp_path):
 def test_the_smallest_candidate_is_chosen(tmp_path):
     codec = cache.open_store(write(tmp_path)).attributes["codec"]
     assert codec["trial_bytes"][codec["chosen"]] == min(codec["trial_bytes"].values())
+
+
+@pytest.mark.parametrize("codec", list(compression.CANDIDATES))
+def test_plain_zarr_reads_the_same_values(tmp_path, monkeypatch, codec):
+    monkeypatch.setattr(compression, "trial", lambda block: {"chosen": codec, "trial_bytes": {}})
+    path = write(tmp_path, views=2)
+    store, plain = cache.open_store(path), zarr.open_group(path, mode="r")["logits"]
+    for view in range(2):
+        for frame in range(10):
+            np.testing.assert_array_equal(store.read(frame, view), plain[view, frame])
+
+
+def test_xarray_reads_named_dimensions(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    data = xarray.open_zarr(write(tmp_path), consolidated=False)
+    assert data["logits"].dims == ("view", "frame", "channel", "y", "x")
+    np.testing.assert_array_equal(data["logits"].isel(view=0, frame=3).values, logits(10)[3].astype(np.float16))
 
 
 def test_thousands_of_frames_fit_in_the_attributes(tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.errors import MtkdError
 from pipeline.models import ARCHITECTURES, create_model
+from pipeline.models.dropout import Dropout
 
 # Millions: one decoder times 11, and one encoder with 11 decoders. The paper's own figures are in brackets in the docs.
 LEDGER = {
@@ -176,6 +177,40 @@ def test_mininet_decoders_are_independent():
         own = weight.grad.chunk(2)
         assert (own[0] == 0).all()
         assert (own[1] != 0).any()
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_dropout_drops_its_share_and_keeps_the_mean(last):
+    torch.manual_seed(0)
+    values = torch.ones(4, 64, 33, 31, requires_grad=True)
+    given = values.contiguous(memory_format=torch.channels_last) if last else values
+    dropout = Dropout(0.3)
+    out = dropout(given)
+    assert out.unique().tolist() == pytest.approx([0, 1 / 0.7], rel=1e-4)
+    assert float((out == 0).float().mean()) == pytest.approx(0.3, abs=0.005)
+    out.sum().backward()
+    assert torch.equal(values.grad, out.detach())
+    assert not torch.equal(out, dropout(given))
+    torch.manual_seed(0)
+    assert torch.equal(out, dropout(given))
+    assert dropout.eval()(given) is given
+    assert torch.equal(Dropout(0.0)(given), given)
+
+
+def test_a_folded_head_drops_as_its_reference_does():
+    """With dropout on, outputs and gradients have the reference's mean over many draws."""
+    torch.manual_seed(0)
+    network = create_model("segformer_b0", 1).train()
+    head = network.heads[0]
+    with torch.no_grad():
+        stages = [s.contiguous(memory_format=torch.channels_last) for s in network.features(torch.randn(2, 3, 64, 64))]
+        head.dropout.p = 0.0
+        expected = head(stages)
+        head.dropout.p = 0.1
+        outputs = torch.stack([head(stages) for _ in range(200)])
+    spread = outputs.std(0).mean() / 200**0.5
+    assert float(outputs.std(0).mean()) > 0
+    assert float((outputs.mean(0) - expected).abs().mean()) < 2 * float(spread)
 
 
 # --- weights of the libraries, both ways ---
