@@ -1,4 +1,7 @@
-"""Lossless compression, chosen by trial on real logits and by size alone: by time, two runs would differ."""
+"""Lossless compression, chosen by trial on real logits and by size alone: by time, two runs would differ.
+
+Who wants stores smaller still rounds the mantissas first (BitRound), which is not lossless.
+"""
 
 from typing import Any
 
@@ -6,9 +9,12 @@ import numcodecs.blosc
 import numcodecs.zstd
 import numpy as np
 import zarr
+from numcodecs import BitRound
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
+
+from cache.errors import UnstorableError
 
 LEVEL = 5
 
@@ -35,6 +41,22 @@ def trial(block: NDArray[np.float16]) -> dict[str, Any]:
     """
     sizes = {name: _stored_bytes(block, codecs) for name, codecs in CANDIDATES.items()}
     return {"chosen": min(sizes, key=sizes.__getitem__), "trial_bytes": sizes}
+
+
+def rounded(frame: NDArray[np.float16], keep_bits: int | None) -> NDArray[np.float16]:
+    """The nearest values with that many bits of mantissa; the same array for None.
+
+    Raises:
+        UnstorableError: a value is so large that it would round to infinity.
+    """
+    if keep_bits is None:
+        return frame
+    values = np.asarray(BitRound(keepbits=keep_bits).decode(BitRound(keepbits=keep_bits).encode(frame)), np.float16)
+    if not np.isfinite(values).all():
+        raise UnstorableError(
+            f"with {keep_bits} bits a logit of {np.abs(frame).max()} becomes infinite: keep more bits"
+        )
+    return values.reshape(frame.shape)
 
 
 def decoded(chunk: bytes, codec: str) -> bytes:

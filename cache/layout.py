@@ -36,6 +36,7 @@ def describe(
     views: Sequence[Mapping[str, Any]],
     identity_parts: Mapping[str, Any],
     shard_frames: int,
+    keep_bits: int | None,
 ) -> dict[str, Any]:
     """The attributes of a new store, identity included."""
     attributes: dict[str, Any] = {
@@ -48,6 +49,7 @@ def describe(
         "image_size": list(image_size),
         "views": [dict(view) for view in views],
         "shard_frames": shard_frames,
+        "keep_bits": keep_bits,
         "identity_parts": dict(identity_parts),
         "frames": list(frames),
     }

@@ -39,6 +39,7 @@ def create_store(
     identity_parts: Mapping[str, Any],
     views: Sequence[Mapping[str, Any]] = CLEAN,
     shard_frames: int = 64,
+    keep_bits: int | None = None,
 ) -> "StoreWriter":
     """Begin a store, or go on with one of the same identity that was begun here.
 
@@ -52,6 +53,7 @@ def create_store(
         identity_parts: everything that determines the content, as JSON values: hash of the teacher, of the frames, ...
         views: one description per stored view.
         shard_frames: frames per file.
+        keep_bits: bits of the mantissa to keep, 1 to 9 of float16's ten; None keeps all and is without loss.
 
     Raises:
         StoreBusyError: another process is writing there.
@@ -61,7 +63,9 @@ def create_store(
         raise ValueError("a store needs frames, each once")
     if not views or min(*grid, shard_frames) < 1:
         raise ValueError(f"{len(views)} views, grid {grid}, {shard_frames} frames to a shard: each must be at least 1")
-    attributes = describe(anatomy, frames, grid, image_size, views, identity_parts, shard_frames)
+    if keep_bits is not None and not 1 <= keep_bits <= 9:
+        raise ValueError(f"keep_bits {keep_bits}: 1 to 9, or None")
+    attributes = describe(anatomy, frames, grid, image_size, views, identity_parts, shard_frames, keep_bits)
     return StoreWriter(Path(path), attributes)
 
 
@@ -94,6 +98,11 @@ class StoreWriter:
     def total(self) -> int:
         """Number of frames over all views."""
         return self._shape[0] * self._shape[1]
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the whole shards on disk, of an earlier run too."""
+        return sum(file.stat().st_size for file in self.path.glob("logits/c/**/*") if file.is_file())
 
     def append(self, logits: NDArray[np.floating[Any]], pixels: Sequence[int]) -> None:
         """Add frames in order, all of view 0 first; a full shard is written at once.
@@ -152,7 +161,7 @@ class StoreWriter:
                 f"the teacher of {self.attributes['anatomy']} answers {largest} on frame {name}, which float16 cannot "
                 "hold: check its training, or ask it in precision 32-true"
             )
-        return np.ascontiguousarray(frame, dtype=np.float16)
+        return compression.rounded(np.ascontiguousarray(frame, dtype=np.float16), self.attributes["keep_bits"])
 
     def _shard_length(self) -> int:
         """Frames of the shard that is being filled; a view's last one may be short."""

@@ -12,6 +12,7 @@ from pipeline.augmentation import Augmentation, augment_frame, fingerprint, samp
 from pipeline.machine import AUTOCAST, Machine, make_loader
 from pipeline.models.network import Network, normalise
 from pipeline.prepared import Frame, load_frame
+from pipeline.stopwatch import Stopwatch, ahead
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def answers(
     batches: Sequence[range],
     precision: str,
     machine: Machine,
+    stopwatch: Stopwatch | None = None,
 ) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
     """The network's native logits on each batch of questions.
 
@@ -68,13 +70,17 @@ def answers(
         batches: which questions go together; the caller decides, so that no batch crosses a shard.
         precision: 32-true, bf16-mixed or 16-mixed.
         machine: device and loader workers.
+        stopwatch: counts the time that frames and the network took.
 
     Yields:
         Logits (b, N, 2, h, w) float32 and the fingerprints of the b frames as they were shown.
     """
-    device = machine.torch_device
+    device, stopwatch = machine.torch_device, stopwatch or Stopwatch()
     network = network.to(device)
-    for frames, fingerprints in make_loader(_Shown(questions), [list(batch) for batch in batches], machine.workers):
-        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            logits = network(normalise(frames.to(device, non_blocking=True), network))
-        yield logits.float().cpu().numpy(), fingerprints.tolist()
+    loader = make_loader(_Shown(questions), [list(batch) for batch in batches], machine.workers)
+    for frames, fingerprints in stopwatch.waiting("frames", ahead(loader)):
+        with stopwatch.step("network"):
+            with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+                logits = network(normalise(frames.to(device, non_blocking=True), network))
+            answer = logits.float().cpu().numpy()
+        yield answer, fingerprints.tolist()

@@ -116,6 +116,8 @@ class Cache(Settings):
     batch_size: PositiveInt
     precision: Precision
     shard_frames: PositiveInt
+    # Bits of the mantissa that are kept, of float16's ten; None: all. Fewer compress better and are less exact.
+    keep_bits: Annotated[int, Field(strict=True, ge=1, le=9)] | None = None
 
 
 class Distill(Settings):

@@ -1,7 +1,14 @@
 """Stage ``cache_logits``: one teacher answers on every training frame of all anatomies; its logits are stored."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
 
 import cache
 from pipeline.checkpoint import load_checkpoint
@@ -12,73 +19,219 @@ from pipeline.machine import Machine
 from pipeline.models.network import Network
 from pipeline.prepared import Frame, frames_digest
 from pipeline.settings import Params
+from pipeline.stopwatch import Stopwatch
 from stages.console import progress, say
-from stages.layout import METRICS, SCRATCH, frames_of, store, teacher_checkpoint
+from stages.layout import METRICS, SCRATCH, STORES, frames_of, store, teacher_checkpoint
 from stages.params import load_params
 from stages.store_identity import expected_parts
 
+SAMPLE_BATCHES = 3
 
-def run(anatomies: list[str], machine: Machine) -> None:
-    """Write the stores of some anatomies' teachers, of all if none is named."""
-    params = load_params()
+
+@dataclass(frozen=True)
+class Plan:
+    """What one store will hold.
+
+    Attributes:
+        anatomy: whose teacher.
+        frames: training frames of all anatomies.
+        digest: of their list and pixels.
+        params: all settings.
+    """
+
+    anatomy: str
+    frames: list[Frame]
+    digest: str
+    params: Params
+
+    def teacher(self) -> Network:
+        """The teacher, in eval mode.
+
+        Raises:
+            MtkdError: there is none, or it was trained at another size.
+        """
+        checkpoint = teacher_checkpoint(self.anatomy)
+        network, card = load_checkpoint(checkpoint, f"train_teacher@{self.anatomy}")
+        if card.image_size != self.params.data.image_size:
+            raise MtkdError(
+                f"{checkpoint} was trained at {card.image_size}: run `dvc repro train_teacher@{self.anatomy}`"
+            )
+        return network
+
+    def questions(self) -> list[Question]:
+        """All frames of view 0, then all of view 1, ...; without views, the clean frames."""
+        settings, size = self.params.cache, self.params.data.image_size
+        if not settings.views:
+            return clean_questions(self.frames)
+        return list(chain(*(view_questions(self.frames, settings.seed, v, size) for v in range(settings.views))))
+
+    def grid(self, teacher: Network) -> tuple[int, int]:
+        """Rows and columns of the teacher's logits."""
+        height, width = (-(-n // teacher.output_stride) for n in self.params.data.image_size)
+        return height, width
+
+    def writer(self, grid: tuple[int, int]) -> cache.StoreWriter:
+        """The store to be, where an earlier run left it."""
+        settings = self.params.cache
+        views = [{"view": v, "clean": False, "seed": settings.seed} for v in range(settings.views)]
+        return cache.create_store(
+            SCRATCH / store(self.anatomy),
+            anatomy=self.anatomy,
+            frames=[frame.id for frame in self.frames],
+            grid=grid,
+            image_size=self.params.data.image_size,
+            identity_parts=expected_parts(self.params, self.digest, teacher_checkpoint(self.anatomy)),
+            views=views or [{"view": 0, "clean": True}],
+            shard_frames=settings.shard_frames,
+            keep_bits=settings.keep_bits,
+        )
+
+    def raw_bytes(self, grid: tuple[int, int]) -> int:
+        """Raw size of the store; compression makes it smaller."""
+        return cache.estimate(len(self.frames), max(1, self.params.cache.views), grid)
+
+
+def run(anatomies: list[str], machine: Machine, *, estimate: bool = False, scheduler: str | None = None) -> None:
+    """Write the stores of some anatomies' teachers, of all if none is named.
+
+    Args:
+        anatomies: whose teachers.
+        machine: where to compute.
+        estimate: only say what it would take.
+        scheduler: address of a dask.distributed scheduler whose workers compute instead.
+    """
+    plans = make_plans(anatomies, load_params())
+    if estimate:
+        _estimate(plans, machine)
+    elif scheduler is not None:
+        from stages.cluster import write_stores
+
+        write_stores(plans, scheduler, machine)
+    else:
+        for plan in plans:
+            _write_store(plan, machine)
+
+
+def make_plans(anatomies: list[str], params: Params) -> list[Plan]:
+    """One plan per anatomy, of all if none is named.
+
+    Raises:
+        MtkdError: an anatomy is not in data.anatomies, or nothing is prepared.
+    """
     unknown = sorted(set(anatomies) - set(params.data.anatomies))
     if unknown:
         raise MtkdError(f"not in data.anatomies: {', '.join(unknown)}; there: {', '.join(params.data.anatomies)}")
     frames = frames_of("train", params.data.anatomies)
     digest = frames_digest(frames)
-    for anatomy in anatomies or params.data.anatomies:
-        _write_store(anatomy, frames, digest, params, machine)
+    return [Plan(anatomy, frames, digest, params) for anatomy in anatomies or params.data.anatomies]
 
 
-def _write_store(anatomy: str, frames: list[Frame], digest: str, params: Params, machine: Machine) -> None:
-    checkpoint, settings = teacher_checkpoint(anatomy), params.cache
-    teacher, card = load_checkpoint(checkpoint, f"train_teacher@{anatomy}")
-    if card.image_size != params.data.image_size:
-        raise MtkdError(f"{checkpoint} was trained at {card.image_size}: run `dvc repro train_teacher@{anatomy}`")
-    questions = _questions(frames, params)
-    writer = cache.create_store(
-        SCRATCH / store(anatomy),
-        anatomy=anatomy,
-        frames=[frame.id for frame in frames],
-        grid=_grid(teacher, params),
-        image_size=params.data.image_size,
-        identity_parts=expected_parts(params, digest, checkpoint),
-        views=_view_descriptions(params),
-        shard_frames=settings.shard_frames,
-    )
-    with writer, progress(f"{anatomy}: frames asked") as bar:
+def _write_store(plan: Plan, machine: Machine) -> None:
+    teacher, questions = plan.teacher(), plan.questions()
+    grid, settings, stopwatch = plan.grid(teacher), plan.params.cache, Stopwatch()
+    require_space(plan.raw_bytes(grid))
+    with plan.writer(grid) as writer, progress(f"{plan.anatomy}: frames asked") as bar:
         done = writer.next
-        batches = _batches(len(frames), len(questions), settings.shard_frames, settings.batch_size, done)
-        for logits, pixels in answers(teacher, questions, batches, settings.precision, machine):
-            writer.append(logits[:, 0], pixels)
-            done += len(pixels)
-            bar(done, len(questions))
-        writer.finish(store(anatomy))
-    stats = cache.stats(store(anatomy))
-    write_json(METRICS / "cache" / f"{anatomy}.json", stats)
-    say(f"{anatomy}: {len(questions)} answers -> {store(anatomy)}, {stats['bytes'] / 2**20:.1f} MiB")
+        batches = make_batches(len(plan.frames), len(questions), settings.shard_frames, settings.batch_size, done)
+        answered = answers(teacher, questions, batches, settings.precision, machine, stopwatch)
+        # Compressing and writing are another thread's, at most one batch behind.
+        with ThreadPoolExecutor(1) as writing:
+            behind: Future[None] | None = None
+            for logits, pixels in answered:
+                with stopwatch.step("writing"):
+                    if behind is not None:
+                        behind.result()
+                behind = writing.submit(writer.append, logits[:, 0], pixels)
+                done += len(pixels)
+                bar(done, len(questions), f"{writer.bytes_written / 2**20:.1f} MiB written")
+            if behind is not None:
+                behind.result()
+        writer.finish(store(plan.anatomy))
+    finish(plan, teacher, machine)
+    if stopwatch.seconds:
+        say(f"{plan.anatomy}: time went to {stopwatch}")
 
 
-def _questions(frames: list[Frame], params: Params) -> list[Question]:
-    """All frames of view 0, then all of view 1, ...; without views, the clean frames."""
-    if not params.cache.views:
-        return clean_questions(frames)
-    views = range(params.cache.views)
-    return list(chain(*(view_questions(frames, params.cache.seed, v, params.data.image_size) for v in views)))
+def finish(plan: Plan, teacher: Network, machine: Machine) -> None:
+    """Write the metrics of a store that is in its place, and say how large it is."""
+    stats = cache.stats(store(plan.anatomy))
+    if plan.params.cache.keep_bits is not None:
+        stats |= _rounding_error(plan, teacher, machine)
+    write_json(METRICS / "cache" / f"{plan.anatomy}.json", stats)
+    answered = stats["frames"] * stats["views"]
+    say(f"{plan.anatomy}: {answered} answers -> {store(plan.anatomy)}, {stats['bytes'] / 2**20:.1f} MiB")
 
 
-def _view_descriptions(params: Params) -> list[dict[str, object]]:
-    if not params.cache.views:
-        return [{"view": 0, "clean": True}]
-    return [{"view": v, "clean": False, "seed": params.cache.seed} for v in range(params.cache.views)]
+def _rounding_error(plan: Plan, teacher: Network, machine: Machine) -> dict[str, float]:
+    """What ``cache.keep_bits`` costs on the first frames: largest change of a probability, and mean KL divergence."""
+    exact, _ = _sample(plan, teacher, machine, 1)
+    written = cache.open_store(store(plan.anatomy))
+    rounded = np.stack([written.read(i) for i in range(len(exact))]).astype(np.float64)
+    p, q = (1 / (1 + np.exp(-(z[:, 1] - z[:, 0]))) for z in (exact.astype(np.float64), rounded))
+    p, q = p.clip(1e-12, 1 - 1e-12), q.clip(1e-12, 1 - 1e-12)
+    divergence = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    return {
+        "rounding_probability": float(f"{np.abs(p - q).max():.3g}"),
+        "rounding_kl": float(f"{divergence.mean():.3g}"),
+    }
 
 
-def _grid(teacher: Network, params: Params) -> tuple[int, int]:
-    height, width = (-(-n // teacher.output_stride) for n in params.data.image_size)
-    return height, width
+def _sample(plan: Plan, teacher: Network, machine: Machine, batches: int) -> tuple[NDArray[np.float32], Stopwatch]:
+    """Answers to the first batches of questions, and what took how long."""
+    size, stopwatch = plan.params.cache.batch_size, Stopwatch()
+    questions = plan.questions()[: size * batches]
+    ranges = [range(i, min(i + size, len(questions))) for i in range(0, len(questions), size)]
+    found = [a for a, _ in answers(teacher, questions, ranges, plan.params.cache.precision, machine, stopwatch)]
+    return np.concatenate(found)[:, 0], stopwatch
 
 
-def _batches(frames: int, total: int, shard: int, batch: int, done: int) -> list[range]:
+def _estimate(plans: Sequence[Plan], machine: Machine) -> None:
+    """Say what all stores will take, from a few batches of each teacher; refuse when the disk is too small."""
+    total = 0
+    for plan in plans:
+        teacher = plan.teacher()
+        _sample(plan, teacher, machine, 1)  # the first call of a network is slow
+        start = perf_counter()
+        answered, _ = _sample(plan, teacher, machine, SAMPLE_BATCHES)
+        rate = len(answered) / (perf_counter() - start)
+        size, count = plan.raw_bytes(plan.grid(teacher)), len(plan.questions())
+        total += size
+        say(
+            f"{plan.anatomy}: {count} answers at {rate:.1f} frames/s, {_duration(count / rate)}; "
+            f"at most {size / 2**20:.1f} MiB, less with compression"
+        )
+    require_space(total)
+    say(f"all: at most {total / 2**20:.1f} MiB; free: {_free() / 2**20:.0f} MiB")
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def require_space(needed: int) -> None:
+    """Refuse to begin what would not fit.
+
+    Raises:
+        MtkdError: the disk has less room than the raw logits need.
+    """
+    if _free() < needed:
+        raise MtkdError(
+            f"{STORES} needs at most {needed / 2**20:.1f} MiB, the disk has {_free() / 2**20:.1f} MiB free: make room, "
+            "lower cache.views, or set cache.keep_bits"
+        )
+
+
+def _free() -> int:
+    return shutil.disk_usage(".").free
+
+
+def make_batches(frames: int, total: int, shard: int, batch: int, done: int) -> list[range]:
     """Batches from position ``done`` on; none crosses a shard or a view, so a resumed run asks the same batches."""
 
     def pieces(start: int, stop: int, size: int) -> Iterator[range]:

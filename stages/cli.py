@@ -96,13 +96,82 @@ def train_teacher(
 @app.command()
 def cache_logits(
     anatomies: Annotated[list[str] | None, typer.Argument(help="Whose teachers; all if none is named.")] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say how long it will take and how large it will be.")
+    ] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Ask on the workers of a dask.distributed cluster: tcp://HOST:8786.")
+    ] = None,
     device: Device = "auto",
     workers: Workers = 0,
 ) -> None:
-    """Ask teachers on every training frame and store their float16 logits."""
+    """Ask teachers on every training frame and store their float16 logits.
+
+    A run that was stopped goes on after its last whole shard.
+    """
     from stages import cache_logits
 
-    cache_logits.run(anatomies or [], _machine(device, workers))
+    cache_logits.run(anatomies or [], _machine(device, workers), estimate=estimate, scheduler=scheduler)
+
+
+@app.command()
+def import_teacher(
+    anatomy: Annotated[str, typer.Argument(help="One of data.anatomies.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors) with one decoder.")],
+) -> None:
+    """Use a checkpoint that was trained elsewhere as one anatomy's teacher; `dvc repro` then leaves it alone.
+
+    For logits of models that are not of this project, write the store yourself: docs/store.md.
+    """
+    from stages import import_teacher
+
+    import_teacher.run(anatomy, checkpoint)
+
+
+stores = typer.Typer(cls=TyperGroup, no_args_is_help=True, help="Look at the logit stores, check and clear them.")
+app.add_typer(stores, name="cache")
+Whose = Annotated[list[str] | None, typer.Argument(help="Whose stores; all if none is named.")]
+
+
+@stores.command("ls")
+def stores_ls() -> None:
+    """List the stores, whole or begun, with frames, size and identity."""
+    from stages import store_tools
+
+    store_tools.list_stores()
+
+
+@stores.command("stats")
+def stores_stats(anatomies: Whose = None) -> None:
+    """Print the sizes of stores as JSON: bytes, per frame, against raw and full-size float16."""
+    from stages import store_tools
+
+    store_tools.show_stats(anatomies or [])
+
+
+@stores.command("verify")
+def stores_verify(
+    anatomies: Whose = None,
+    recompute: Annotated[int, typer.Option(min=0, help="Ask the teacher again on so many random frames.")] = 0,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest difference of a logit, relative to 1 + |logit|.")
+    ] = 2e-3,
+    device: Device = "auto",
+) -> None:
+    """Check structure, completeness and checksums of stores; exit 1 with a list of what is wrong."""
+    from stages import store_tools
+
+    store_tools.verify(anatomies or [], recompute, tolerance, _machine(device, 0))
+
+
+@stores.command("prune")
+def stores_prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> None:
+    """Remove unfinished stores, and those that no run with the current params.yaml and teachers can use."""
+    from stages import store_tools
+
+    store_tools.prune(dry_run)
 
 
 @app.command()

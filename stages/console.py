@@ -1,9 +1,10 @@
 """What a stage tells while it works: a moving bar in a terminal, plain lines elsewhere."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +20,12 @@ from rich.progress import (
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 SECONDS_BETWEEN_LINES = 10.0
 
-Step = Callable[[int, int], None]  # done, total
+
+class Step(Protocol):
+    """Tell how far the work is."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Done, of how many, and what else is worth knowing."""
 
 
 def say(message: str) -> None:
@@ -37,21 +43,42 @@ def progress(what: str) -> Iterator[Step]:
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(what, total=None, rate="", note="")
+        rate = _Rate()
+
+        def step(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, rate=f"{rate(done):.1f}/s", note=note)
+
+        yield step
+
+
+class _Rate:
+    """Steps per second since the first one that was told: a resumed run begins in the middle."""
+
+    def __init__(self) -> None:
+        self.start: tuple[float, int] | None = None
+
+    def __call__(self, done: int) -> float:
+        now = monotonic()
+        self.start = self.start or (now, done)
+        return (done - self.start[1]) / max(now - self.start[0], 1e-9)
 
 
 def _lines(what: str) -> Step:
-    last = monotonic()
+    last, rate = monotonic(), _Rate()
 
-    def step(done: int, total: int) -> None:
+    def step(done: int, total: int, note: str = "") -> None:
         nonlocal last
+        speed = rate(done)
         if monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = monotonic()
-            say(f"{what}: {done}/{total}")
+            left = f", {speed:.1f}/s, {(total - done) / speed:.0f} s left" if speed else ""
+            say(f"{what}: {done}/{total}{left}{f', {note}' if note else ''}")
 
     return step

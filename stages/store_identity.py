@@ -20,5 +20,6 @@ def expected_parts(params: Params, frames: str, checkpoint: Path | None) -> dict
         "precision": params.cache.precision,
         "views": params.cache.views,
         "view_seed": params.cache.seed,
+        "keep_bits": params.cache.keep_bits,
     }
     return parts if checkpoint is None else {"teacher": file_sha256(checkpoint), **parts}

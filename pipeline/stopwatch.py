@@ -1,0 +1,79 @@
+"""Doing two things at once, and knowing where the time went."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from queue import Queue
+from threading import Event, Thread
+from time import perf_counter
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Seconds that one thread spent in each of its steps."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Count the time of a block."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+
+    def waiting(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """The items, with the time that each took to come."""
+        iterator = iter(items)
+        while True:
+            with self.step(name):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+    def __str__(self) -> str:
+        total = sum(self.seconds.values()) or 1.0
+        return ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in self.seconds.items())
+
+
+def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """The items of an iterable, fetched by a thread while the caller works on those before.
+
+    Args:
+        items: what to fetch; an error that it raises is raised here in its place.
+        depth: how many may wait.
+    """
+    queue: Queue[tuple[T | None, BaseException | None]] = Queue(depth)
+    stop = Event()
+
+    def fetch() -> None:
+        try:
+            for item in items:
+                queue.put((item, None))
+                if stop.is_set():
+                    return
+            queue.put((None, StopIteration()))
+        except BaseException as error:  # handed to the caller, whatever it is
+            queue.put((None, error))
+
+    thread = Thread(target=fetch, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = queue.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stop.set()
+        while thread.is_alive():  # it may wait for room to put what nobody wants
+            while not queue.empty():
+                queue.get_nowait()
+            thread.join(0.01)

@@ -1,0 +1,122 @@
+"""``cache-logits --scheduler``: the workers of a dask.distributed cluster ask the teachers, this process writes.
+
+A task is one teacher on one shard of frames. A worker keeps its teacher from task to task and holds one at a time. The
+answers come back here, where each store has its one writer: the same bytes as without a cluster, and the same resume.
+Workers need this checkout's files (checkpoints and prepared frames), on a shared file system or a copy of it.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from distributed import Client, Future, get_worker
+from numpy.typing import NDArray
+
+from cache import file_sha256
+from pipeline.checkpoint import load_checkpoint
+from pipeline.errors import MtkdError
+from pipeline.inference import Question, answers
+from pipeline.machine import Machine, keep_freed_memory
+from stages.cache_logits import Plan, finish, make_batches, require_space
+from stages.console import progress, say
+from stages.layout import store, teacher_checkpoint
+
+Answer = tuple[NDArray[np.float32], list[int]]
+# Shards that wait at each worker, so that none is idle while this process writes.
+AHEAD = 2
+
+
+def write_stores(plans: Sequence[Plan], scheduler: str, machine: Machine) -> None:
+    """Write the stores of all plans with the workers of a cluster.
+
+    Raises:
+        MtkdError: no scheduler answers there, or it has no workers.
+    """
+    try:
+        client = Client(scheduler, timeout="10s")
+    except (OSError, TimeoutError) as error:
+        raise MtkdError(f"--scheduler {scheduler} does not answer: start one with `dask scheduler`") from error
+    with client:
+        count = len(client.scheduler_info(n_workers=-1)["workers"])
+        if not count:
+            raise MtkdError(f"--scheduler {scheduler} has no workers: start some with `dask worker {scheduler}`")
+        say(f"{scheduler}: {count} workers")
+        for plan in plans:
+            _write_store(plan, client, machine)
+
+
+def _write_store(plan: Plan, client: Client, machine: Machine) -> None:
+    teacher, questions = plan.teacher(), plan.questions()
+    grid = plan.grid(teacher)
+    require_space(plan.raw_bytes(grid))
+    with plan.writer(grid) as writer, progress(f"{plan.anatomy}: frames asked") as bar:
+        shards = _shards(plan, len(questions), writer.next)
+        for logits, pixels in _in_order(client, plan, questions, shards):
+            writer.append(logits, pixels)
+            bar(writer.next, len(questions), f"{writer.bytes_written / 2**20:.1f} MiB written")
+        writer.finish(store(plan.anatomy))
+    finish(plan, teacher, machine)
+
+
+def _shards(plan: Plan, total: int, done: int) -> list[range]:
+    """The shards that are missing, as runs of questions."""
+    size = plan.params.cache.shard_frames
+    return make_batches(len(plan.frames), total, size, size, done)
+
+
+def _in_order(client: Client, plan: Plan, questions: list[Question], shards: list[range]) -> Iterator[Answer]:
+    """The answers shard by shard; some are asked ahead, so many that no worker is idle and the memory bounded."""
+    path = teacher_checkpoint(plan.anatomy).resolve()
+    teacher = (str(path), file_sha256(path))
+    waiting: deque[Future[Answer]] = deque()
+    todo = iter(shards)
+    while True:
+        room = AHEAD * max(1, len(client.scheduler_info(n_workers=-1)["workers"])) - len(waiting)
+        for shard in (s for s, _ in zip(todo, range(room), strict=False)) if room > 0 else ():
+            asked = [_absolute(questions[i]) for i in shard]
+            settings = plan.params.cache
+            waiting.append(
+                client.submit(_ask, teacher, asked, settings.batch_size, settings.precision, pure=False, retries=3)
+            )
+        if not waiting:
+            return
+        yield waiting.popleft().result()
+
+
+def _absolute(question: Question) -> Question:
+    frame = question.frame
+    paths = {"image": Path(frame.image).resolve(), "label": Path(frame.label).resolve()}
+    return Question(type(frame)(**{**frame.__dict__, **paths}), question.augmentation)
+
+
+# The teacher that this worker holds: (file, sha256) and the network.
+_held: tuple[tuple[str, str], Any] | None = None
+
+
+def _ask(teacher: tuple[str, str], questions: list[Question], batch_size: int, precision: str) -> Answer:
+    """One teacher's answers to a shard of questions, on a worker."""
+    global _held
+    if _held is None or _held[0] != teacher:
+        _held = None  # let go of the old one first
+        path, expected = teacher
+        if file_sha256(path) != expected:
+            raise MtkdError(f"{path} on {get_worker().address} is not the file that the client has: copy it there")
+        keep_freed_memory()
+        _held = (teacher, load_checkpoint(Path(path), "train_teacher")[0])
+    ranges = [range(i, min(i + batch_size, len(questions))) for i in range(0, len(questions), batch_size)]
+    logits, pixels = zip(*answers(_held[1], questions, ranges, precision, Machine(_device(), 0)), strict=True)
+    return np.concatenate(logits)[:, 0], [p for part in pixels for p in part]
+
+
+def _device() -> str:
+    """The GPU of this worker, by its place among the workers of its host; the CPU without GPUs."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "auto"
+    worker = get_worker()
+    known = worker.client.scheduler_info(n_workers=-1)["workers"]
+    here = sorted(address for address, info in known.items() if info["host"] == worker.ip)
+    return f"cuda:{here.index(worker.address) % torch.cuda.device_count()}"

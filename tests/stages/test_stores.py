@@ -1,0 +1,158 @@
+"""What the command line does with stores: estimate, list, check, clear; and a cluster that writes them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from test_run import finished, mtkd, run  # noqa: F401 (fixtures)
+
+import cache
+from pipeline.checkpoint import load_checkpoint
+from pipeline.models.network import normalise, resize
+from pipeline.prepared import load_frame
+from stages.layout import frames_of
+
+
+def files(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def test_stored_logits_are_the_teachers_at_full_size(run):  # noqa: F811
+    """Native resolution loses nothing: upsampling is the same function of what is stored, up to float16."""
+    from pathlib import Path
+
+    teacher = load_checkpoint(Path("checkpoints/teachers/liver.safetensors"), "")[0]
+    store = cache.open_store("stores/liver.zarr")
+    for frame in frames_of("train", ["liver", "colon"]):
+        pixels = torch.from_numpy(load_frame(frame.image).transpose(2, 0, 1).copy())[None]
+        with torch.inference_mode():
+            live = resize(teacher(normalise(pixels, teacher)), (32, 48))[0, 0]
+        stored = resize(torch.from_numpy(store.read(frame.id).astype(np.float32))[None, None], (32, 48))[0, 0]
+        assert float((live - stored).abs().max()) <= 2**-10 * float(live.abs().max())
+
+
+def test_an_estimate_writes_nothing(run):  # noqa: F811
+    shutil.rmtree("stores")
+    output = mtkd("cache-logits", "--estimate")
+    assert "liver: 6 answers at" in output
+    assert "all: at most" in output
+    assert not (run / "stores").exists()
+    assert not (run / "scratch/stores/liver.zarr").exists()
+
+
+def test_a_disk_that_is_too_small_is_told_before_work_begins(run, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("stages.cache_logits._free", lambda: 1000)
+    for arguments in (["cache-logits", "--estimate"], ["cache-logits"]):
+        assert "the disk has 0.0 MiB free" in mtkd(*arguments, code=1)
+
+
+def test_stores_are_listed_and_measured(run):  # noqa: F811
+    output = mtkd("cache", "ls")
+    assert "stores/liver.zarr" in output
+    assert "complete" in output
+    sizes = json.loads(mtkd("cache", "stats", "liver"))
+    assert sizes["liver"]["frames"] == 6
+    (run / "stores/liver.zarr/logits/zarr.json").unlink()
+    assert "unusable" in mtkd("cache", "ls")
+    assert "not in data.anatomies: brain" in mtkd("cache", "stats", "brain", code=1)
+
+
+def test_verify_lists_what_is_wrong_and_exits_1(run):  # noqa: F811
+    assert mtkd("cache", "verify").count("whole") == 2
+    shard = run / "stores/colon.zarr/logits/c/0/0/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    output = mtkd("cache", "verify", code=1)
+    assert "stores/liver.zarr: whole" in output
+    assert "4 problems" in output
+    assert "dvc repro -f cache_logits@colon" in output
+
+
+def test_verify_asks_the_teacher_again(run):  # noqa: F811
+    assert mtkd("cache", "verify", "--recompute", "3").count("whole") == 2
+    assert "answers otherwise" in mtkd("cache", "verify", "--recompute", "6", "--tolerance", "0", code=1)
+    shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
+    assert "written by another teacher" in mtkd("cache", "verify", "liver", "--recompute", "1", code=1)
+
+
+def test_prune_removes_what_no_run_can_use(run):  # noqa: F811
+    assert "nothing to remove" in mtkd("cache", "prune")
+    shutil.copytree("stores/liver.zarr", "stores/spleen.zarr")
+    shutil.copytree("stores/liver.zarr", "scratch/stores/liver.zarr")
+    shutil.copy("checkpoints/teachers/liver.safetensors", "checkpoints/teachers/colon.safetensors")
+    output = mtkd("cache", "prune", "--dry-run")
+    assert "would remove stores/spleen.zarr: spleen is not in data.anatomies" in output
+    assert "stores/colon.zarr: written for another teacher" in output
+    mtkd("cache", "prune")
+    assert [p.name for p in (run / "stores").iterdir()] == ["liver.zarr"]
+    assert not (run / "scratch/stores/liver.zarr").exists()
+
+
+def test_rounded_stores_are_smaller_and_say_what_it_costs(run):  # noqa: F811
+    exact = json.loads((run / "metrics/cache/liver.json").read_text())
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    params["cache"]["keep_bits"] = 4
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
+    assert "its keep_bits is None, expected 4" in mtkd("train-student", "mtkd", code=1)
+    mtkd("cache-logits", "liver")
+    rounded = json.loads((run / "metrics/cache/liver.json").read_text())
+    assert rounded["bytes"] < exact["bytes"]
+    assert 0 < rounded["rounding_probability"] < 0.02
+    assert 0 < rounded["rounding_kl"] < 1e-3
+    assert mtkd("cache", "verify", "liver", "--recompute", "3").count("whole") == 1
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A real scheduler and two worker processes on the loopback; gives its address and the workers."""
+    pytest.importorskip("distributed")
+    address = tmp_path / "scheduler.json"
+    env = os.environ | {"PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "5"}
+
+    def start(*arguments):
+        return subprocess.Popen(
+            [sys.executable, "-m", "dask", *arguments], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    quiet = ["--no-dashboard", "--scheduler-file", str(address)]
+    started = [start("scheduler", "--host", "127.0.0.1", "--port", "0", *quiet)]
+    while not address.exists():
+        time.sleep(0.05)
+    workers = [start("worker", *quiet, "--nthreads", "1", "--no-nanny") for _ in range(2)]
+    started += workers
+    yield json.loads(address.read_text())["address"], workers
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_cluster_writes_the_same_stores_though_a_worker_dies(run, cluster):  # noqa: F811
+    import threading
+
+    address, workers = cluster
+    before = {name: files(run / "stores" / name) for name in ("liver.zarr", "colon.zarr")}
+    shutil.rmtree("stores")
+    from distributed import Client
+
+    with Client(address) as client:
+        client.wait_for_workers(2, timeout=60)
+    killer = threading.Timer(1.0, lambda: workers[0].send_signal(signal.SIGKILL))
+    killer.start()
+    output = mtkd("cache-logits", "--scheduler", address)
+    killer.join()
+    assert "2 workers" in output
+    assert workers[0].wait(10) == -signal.SIGKILL
+    assert {name: files(run / "stores" / name) for name in before} == before
+
+
+def test_a_scheduler_that_is_not_there_is_told(run):  # noqa: F811
+    pytest.importorskip("distributed")
+    assert "does not answer" in mtkd("cache-logits", "--scheduler", "tcp://127.0.0.1:1", code=1)
