@@ -140,9 +140,11 @@ class StoreWriter:
         self._group.attrs.put({**attributes, "seal": seal_of(self.path)})
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
+        old = self.path.with_name(f"{self.path.name}.old")
         if target.exists():
-            shutil.rmtree(target)
+            target.replace(old)
         self.path.replace(target)
+        shutil.rmtree(old, ignore_errors=True)
         self._let_go(remove=True)
 
     def __enter__(self) -> "StoreWriter":

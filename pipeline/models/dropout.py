@@ -18,25 +18,25 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
         in_memory = x.permute(0, 2, 3, 1) if last else x
-        keep, raised = keep_mask(in_memory.shape, self.p)
-        if keep is None:
+        factors = keep_factors(in_memory.shape, self.p)
+        if factors is None:
             return x
-        return torch.where(keep.permute(0, 3, 1, 2) if last else keep, x * raised, 0)
+        return x * (factors.permute(0, 3, 1, 2) if last else factors)
 
 
-def keep_mask(shape: torch.Size, p: float) -> tuple[Tensor | None, float]:
-    """Which values dropout keeps, and the factor that it raises them by.
+def keep_factors(shape: torch.Size, p: float) -> Tensor | None:
+    """What dropout multiplies its values with.
 
     Args:
         shape: of the values.
         p: probability of dropping a value, rounded to a multiple of 2^-16.
 
     Returns:
-        A mask (*shape) bool, or None if all are kept; and 1 / (1 - p).
+        (*shape) float32: 0 for what is dropped, 1 / (1 - p) for what is kept; None if nothing is dropped.
     """
     dropped = min(round(p * LEVELS), LEVELS - 1)
     if not dropped:
-        return None, 1.0
-    count = shape.numel()
-    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    return (draws[:count] >= dropped - LEVELS // 2).view(shape), LEVELS / (LEVELS - dropped)
+        return None
+    draws = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = draws[: shape.numel()] >= dropped - LEVELS // 2
+    return kept.view(shape).float().mul_(LEVELS / (LEVELS - dropped))
