@@ -198,23 +198,23 @@ def evaluate(device: Device = "auto", workers: Workers = 0) -> None:
 
 @app.command()
 def benchmark(
-    what: Annotated[
-        str, typer.Argument(help="run: this run's teachers and student; networks: joined against looped decoders.")
-    ] = "run",
+    what: Annotated[str, typer.Argument(help="run: this run's teachers and student; networks; store.")] = "run",
     architectures: Annotated[
         list[str] | None, typer.Option("--arch", help="networks: which; by default one of each family.")
     ] = None,
     decoders: Annotated[int, typer.Option(min=1, help="networks: how many decoders.")] = 11,
     repeats: Annotated[int, typer.Option(min=1, help="networks: calls per measurement.")] = 5,
-    output: Annotated[Path, typer.Option(help="networks: where the JSON goes.")] = Path(
-        "results/benchmark_networks.json"
-    ),
+    frames: Annotated[int, typer.Option(min=8, help="store: how many each measurement sees.")] = 48,
+    output: Annotated[
+        Path | None, typer.Option(help="networks, store: the JSON; by default results/benchmark_<WHAT>.json.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Measure what networks cost.
 
     run (the stage): parameters, and the time of one frame of the operating room's size, of teachers and student.
     networks: decoders computed together against one after another, training and inference, time and peak memory.
+    store: writing beside the bare forward passes, reading beside asking the teachers, an epoch with and without.
     """
     if what == "networks":
         from pipeline.models import ARCHITECTURES
@@ -224,13 +224,17 @@ def benchmark(
         for name in chosen:
             if name not in ARCHITECTURES:
                 raise typer.BadParameter(f"'{name}': choose from {', '.join(ARCHITECTURES)}", param_hint="--arch")
-        benchmark_networks.run(chosen, decoders, repeats, output, _machine(device, 0))
+        benchmark_networks.run(chosen, decoders, repeats, output or benchmark_networks.OUTPUT, _machine(device, 0))
+    elif what == "store":
+        from stages import benchmark_store
+
+        benchmark_store.run(frames, output or benchmark_store.OUTPUT, _machine(device, 0))
     elif what == "run":
         from stages import benchmark
 
         benchmark.run(_machine(device, 0))
     else:
-        raise typer.BadParameter(f"'{what}' is neither run nor networks", param_hint="WHAT")
+        raise typer.BadParameter(f"'{what}' is none of run, networks, store", param_hint="WHAT")
 
 
 @app.command()

@@ -204,6 +204,17 @@ def test_one_teachers_checkpoint_rewrites_one_store(project):
     project.run("dvc", "repro", "-f", "-s", "train_teacher@colon")
 
 
+def test_an_imported_teacher_is_left_alone(project):
+    code = (
+        "from pathlib import Path; from pipeline.checkpoint import save_checkpoint; from pipeline.models import create_model;"
+        "n = create_model('mininetv2', 1); n.anatomies = ('x',); save_checkpoint(Path('mine.safetensors'), n, (24, 32))"
+    )
+    project.run(sys.executable, "-c", code)
+    project.run(sys.executable, "-m", "stages.cli", "import-teacher", "colon", "mine.safetensors")
+    assert project.repro() == sorted([*stores("colon"), "train_student@mtkd", *MEASURED])
+    project.run("dvc", "repro", "-f", "-s", "train_teacher@colon")
+
+
 def test_one_corrected_training_mask_retrains_one_teacher(project):
     mask = project.folder / "dsad" / "colon" / "01" / "mask00.png"
     mask.write_bytes((project.folder / "dsad" / "colon" / "01" / "mask01.png").read_bytes())

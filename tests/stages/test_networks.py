@@ -63,5 +63,5 @@ def test_a_looped_network_has_the_same_parameters():
 
 
 def test_wrong_usage_is_told():
-    assert "neither run nor networks" in run("benchmark", "speed", code=2)
+    assert "none of run, networks, store" in run("benchmark", "speed", code=2)
     assert "choose from" in run("benchmark", "networks", "--arch", "resnet", code=2)
