@@ -206,7 +206,8 @@ def test_one_teachers_checkpoint_rewrites_one_store(project):
 
 def test_an_imported_teacher_is_left_alone(project):
     code = (
-        "from pathlib import Path; from pipeline.checkpoint import save_checkpoint; from pipeline.models import create_model;"
+        "from pathlib import Path; from pipeline.checkpoint import save_checkpoint;"
+        "from pipeline.models import create_model;"
         "n = create_model('mininetv2', 1); n.anatomies = ('x',); save_checkpoint(Path('mine.safetensors'), n, (24, 32))"
     )
     project.run(sys.executable, "-c", code)
