@@ -44,7 +44,7 @@ def files(path):
 def resume(path, frames=10, *, views=1, batch=1000, pause=0.0, **options):
     """Write what is missing, in batches."""
     target = path / "stores" / "liver.zarr"
-    values = logits(frames * views)
+    values = logits(frames * views, grid=options.get("grid", GRID))
     with begin(path, frames, views=views, **options) as writer:
         print("begun", flush=True)
         while (done := writer.next) < writer.total:

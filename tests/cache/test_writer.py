@@ -156,3 +156,25 @@ def test_kill_9_at_a_random_moment_leaves_no_trace(tmp_path, seed):
     child.wait()
     child.stdout.close()
     assert files(resume(tmp_path / "killed", 30, views=2)) == whole
+
+
+def test_a_full_disk_loses_no_whole_shard(tmp_path):
+    """A limit on the size of files stands for the disk: writing fails in the middle, and goes on with room."""
+    whole = files(write(tmp_path / "whole", 30, views=2, grid=(64, 80)))
+    code = (
+        "import resource, sys; from pathlib import Path; import example_stores as e;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1));"
+        "e.resume(Path(sys.argv[1]), 30, views=2, batch=3, grid=(64, 80))"
+    )
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(cache.__file__).parents[1]), str(Path(__file__).parent)]),
+    }
+    largest = max(len(content) for name, content in whole.items() if "/c/" in name)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "full", str(largest - 1)], env=env, capture_output=True
+    )
+    assert done.returncode == 1
+    assert b"File too large" in done.stderr
+    assert not (tmp_path / "full" / "stores" / "liver.zarr").exists()
+    assert files(resume(tmp_path / "full", 30, views=2, grid=(64, 80))) == whole

@@ -260,7 +260,7 @@ def test_an_experiment_with_another_student_uses_the_same_stores(project, where,
 NEUTRAL = {
     "stages/__init__.py", "pipeline/__init__.py", "pipeline/losses/__init__.py", "pipeline/models/__init__.py",
     "pipeline/settings.py", "pipeline/errors.py", "pipeline/machine.py", "pipeline/files.py",
-    "stages/params.py", "stages/console.py", "stages/layout.py",
+    "stages/params.py", "stages/console.py", "stages/layout.py", "stages/cluster.py", "pipeline/stopwatch.py",
     # Reading what prepare wrote: its own writer is a dependency of prepare, and what it writes one of everybody.
     "pipeline/prepared.py", "pipeline/dsad.py",
 }  # fmt: skip

@@ -118,7 +118,7 @@ def test_a_damaged_store_stops_the_student(run):
     assert "dvc repro -f cache_logits@liver" in output
 
 
-def test_views_are_replayed_to_the_student(run, default_params):
+def test_views_are_replayed_to_the_student(run, monkeypatch):
     import yaml
 
     params = yaml.safe_load((run / "params.yaml").read_text())
@@ -130,6 +130,9 @@ def test_views_are_replayed_to_the_student(run, default_params):
     assert group["logits"].shape[0] == 2
     assert not np.array_equal(group["logits"][0], group["logits"][1])
     mtkd("train-student", "mtkd")
+    # Another version of the augmentation would show the student what no teacher has seen.
+    monkeypatch.setattr("pipeline.augmentation.SCALE", 0.2)
+    assert "was written for other pixels of" in mtkd("train-student", "mtkd", code=1)
 
 
 def test_a_students_mistakes_are_one_line(run):
