@@ -21,6 +21,7 @@ from pipeline.prepared import Frame, frames_digest
 from pipeline.settings import Params
 from pipeline.stopwatch import Stopwatch
 from stages.console import progress, say
+from stages.elsewhere import is_elsewhere
 from stages.layout import METRICS, SCRATCH, STORES, frames_of, store, teacher_checkpoint
 from stages.params import load_params
 from stages.store_identity import expected_parts
@@ -48,9 +49,14 @@ class Plan:
         """The teacher, in eval mode.
 
         Raises:
-            MtkdError: there is none, or it was trained at another size.
+            MtkdError: there is none, or it was trained at another size, or only its answers were imported.
         """
         checkpoint = teacher_checkpoint(self.anatomy)
+        if is_elsewhere(checkpoint):
+            raise MtkdError(
+                f"{checkpoint} holds no weights, {store(self.anatomy)} was imported: `mtkd import-teacher "
+                f"{self.anatomy} STORE` imports it anew, `dvc repro -f train_teacher@{self.anatomy}` trains one here"
+            )
         network, card = load_checkpoint(checkpoint, f"train_teacher@{self.anatomy}")
         if card.image_size != self.params.data.image_size:
             raise MtkdError(

@@ -117,15 +117,18 @@ def cache_logits(
 @app.command()
 def import_teacher(
     anatomy: Annotated[str, typer.Argument(help="One of data.anatomies.")],
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint (.safetensors) with one decoder.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="A checkpoint (.safetensors) with one decoder, or a store (.zarr) of any model's logits."),
+    ],
 ) -> None:
-    """Use a checkpoint that was trained elsewhere as one anatomy's teacher; `dvc repro` then leaves it alone.
+    """Use a teacher that was trained elsewhere, or its answers; `dvc repro` then leaves it alone.
 
-    For logits of models that are not of this project, write the store yourself: docs/store.md.
+    How any model's logits become a store: docs/store.md.
     """
     from stages import import_teacher
 
-    import_teacher.run(anatomy, checkpoint)
+    import_teacher.run(anatomy, source)
 
 
 stores = typer.Typer(cls=TyperGroup, no_args_is_help=True, help="Look at the logit stores, check and clear them.")

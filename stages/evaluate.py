@@ -14,9 +14,10 @@ from pipeline.files import write_atomically, write_json
 from pipeline.machine import Machine
 from pipeline.models.network import Network
 from pipeline.overlay import strip, write_png
-from pipeline.prepared import Frame, load_frame
+from pipeline.prepared import Frame, load_frame, load_label
 from pipeline.settings import Params
 from stages.console import progress, say
+from stages.elsewhere import is_elsewhere
 from stages.layout import METRICS, RESULTS, frames_of, student_checkpoint, teacher_checkpoint
 from stages.params import load_params
 
@@ -36,7 +37,7 @@ def run(machine: Machine) -> None:
     tables = {name: summarise(rows, params.data.anatomies) for name, rows in results.items()}
     write_json(METRICS / "evaluate.json", {**tables, "gain": _gain(tables["mtkd"], tables["baseline"])})
     _write_per_frame(results)
-    _draw(_median_frames(results["mtkd"]), params, machine)
+    _draw(_median_frames(results["mtkd"]), machine)
     counted = len({row.frame.anatomy for row in results["mtkd"]})
     for name, table in tables.items():
         say(f"{name:>8}: Dice {table['dice']['mean']} over {counted} of {len(params.data.anatomies)} anatomies")
@@ -47,12 +48,13 @@ def _teacher(anatomy: str) -> Network:
 
 
 def _teachers(frames: list[Frame], params: Params, machine: Machine) -> list[Result]:
-    """Every teacher on the test frames of its own anatomy; one teacher in memory at a time."""
+    """Every teacher that is here on the test frames of its own anatomy; one teacher in memory at a time."""
     results = []
     with progress("teachers evaluated") as bar:
         for done, anatomy in enumerate(params.data.anatomies, start=1):
             own = [frame for frame in frames if frame.anatomy == anatomy]
-            results += evaluate(_teacher(anatomy), own, [anatomy], params.evaluate.batch_size, machine)
+            if own and not is_elsewhere(teacher_checkpoint(anatomy)):
+                results += evaluate(_teacher(anatomy), own, [anatomy], params.evaluate.batch_size, machine)
             bar(done, len(params.data.anatomies))
     return results
 
@@ -92,20 +94,19 @@ def _median_frames(results: Sequence[Result]) -> list[Frame]:
     return chosen
 
 
-def _draw(frames: list[Frame], params: Params, machine: Machine) -> None:
-    """One strip per anatomy: frame, label, teacher, baseline, distilled."""
+def _draw(frames: list[Frame], machine: Machine) -> None:
+    """One strip per anatomy: frame, label, teacher (untouched if it is not here), baseline, distilled."""
     shutil.rmtree(QUALITATIVE, ignore_errors=True)
     students = {name: load_checkpoint(student_checkpoint(name), f"train_student@{name}") for name in STUDENTS}
     for frame in frames:
-        columns = [_mask(_teacher(frame.anatomy), frame, [frame.anatomy], machine)]
+        label = load_label(frame.label).astype(bool)
+        columns = [label, np.zeros_like(label)]
+        if not is_elsewhere(teacher_checkpoint(frame.anatomy)):
+            columns[1] = _mask(_teacher(frame.anatomy), frame, [frame.anatomy], machine)
         columns += [_mask(network, frame, card.anatomies, machine) for network, card in students.values()]
-        label = next(iter(columns))[1]
-        picture = strip(load_frame(frame.image), [label.astype(bool), *(mask for mask, _ in columns)])
-        write_png(QUALITATIVE / f"{frame.anatomy}.png", picture)
+        write_png(QUALITATIVE / f"{frame.anatomy}.png", strip(load_frame(frame.image), columns))
 
 
-def _mask(
-    network: Network, frame: Frame, anatomies: Sequence[str], machine: Machine
-) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
-    _, mask, label = next(masks(network, [frame], anatomies, 1, machine))
-    return mask, label
+def _mask(network: Network, frame: Frame, anatomies: Sequence[str], machine: Machine) -> NDArray[np.bool_]:
+    _, mask, _ = next(masks(network, [frame], anatomies, 1, machine))
+    return mask

@@ -8,7 +8,6 @@ import numpy as np
 from rich.table import Table
 
 import cache
-from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import MtkdError
 from pipeline.inference import answers
 from pipeline.machine import Machine
@@ -71,12 +70,12 @@ def _recomputed(anatomy: str, count: int, tolerance: float, machine: Machine) ->
     """Where a teacher does not answer what its store says."""
     (plan,) = make_plans([anatomy], load_params())
     one, path = cache.open_store(store(anatomy)), teacher_checkpoint(anatomy)
+    network = plan.teacher()
     if one.identity_parts.get("teacher") != cache.file_sha256(path):
         return [f"{one.path} was written by another teacher than {path}: run `dvc repro cache_logits@{anatomy}`"]
     questions = plan.questions()
     chosen = np.random.default_rng().choice(len(questions), min(count, len(questions)), replace=False)
     asked = [questions[i] for i in chosen]
-    network = load_checkpoint(path, f"train_teacher@{anatomy}")[0]
     problems = []
     single = [range(i, i + 1) for i in range(len(asked))]
     with progress(f"{anatomy}: teacher asked again") as bar:

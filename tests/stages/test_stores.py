@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import google_crc32c
 import numpy as np
 import pytest
 import torch
@@ -156,3 +157,56 @@ def test_a_cluster_writes_the_same_stores_though_a_worker_dies(run, cluster):  #
 def test_a_scheduler_that_is_not_there_is_told(run):  # noqa: F811
     pytest.importorskip("distributed")
     assert "does not answer" in mtkd("cache-logits", "--scheduler", "tcp://127.0.0.1:1", code=1)
+
+
+def test_another_models_answers_teach_the_student(run, monkeypatch):  # noqa: F811
+    """What docs/store.md shows: NumPy in, a store out, imported in place of a teacher."""
+    committed = []
+    monkeypatch.setattr("stages.import_teacher._commit", committed.append)
+    frames = frames_of("train", ["liver", "colon"])
+    _write_answers("mine/liver.zarr", reversed(frames))
+    assert "imported from mine/liver.zarr" in mtkd("import-teacher", "liver", "mine/liver.zarr")
+    assert committed == ["train_teacher@liver", "cache_logits@liver"]
+    np.testing.assert_array_equal(
+        cache.open_store("stores/liver.zarr").read(frames[2].id), _answer(load_frame(frames[2].image))
+    )
+    for command in (["cache", "verify"], ["train-student", "mtkd"], ["evaluate"]):
+        mtkd(*command)
+    dice = json.loads((run / "metrics/evaluate.json").read_text())["teachers"]["dice"]
+    assert dice["liver"] is None
+    assert dice["mean"] == dice["colon"]
+    assert "holds no weights" in mtkd("cache-logits", "liver", code=1)
+    assert "holds no weights" in mtkd("cache", "verify", "liver", "--recompute", "1", code=1)
+
+
+def test_answers_to_other_frames_are_not_imported(run):  # noqa: F811
+    before = files(run / "stores/liver.zarr")
+    frames = frames_of("train", ["liver", "colon"])
+    _write_answers("few.zarr", frames[1:])
+    assert f"lacks 1 of 6 training frames, {frames[0].id} first" in mtkd("import-teacher", "liver", "few.zarr", code=1)
+    _write_answers("dark.zarr", frames, lambda pixels: pixels // 2)
+    assert "answers other pixels of 6 of 6" in mtkd("import-teacher", "liver", "dark.zarr", code=1)
+    assert "is not there" in mtkd("import-teacher", "liver", "none.zarr", code=1)
+    assert "is no logit store" in mtkd("import-teacher", "liver", "data", code=1)
+    assert files(run / "stores/liver.zarr") == before
+
+
+def _answer(pixels):
+    lead = pixels[::2, ::2, 0].astype(np.float32) / 16 - 8
+    return np.stack([np.zeros_like(lead), lead]).astype(np.float16)
+
+
+def _write_answers(path, frames, changed=lambda pixels: pixels):
+    frames = list(frames)
+    with cache.create_store(
+        f"scratch/{path}",
+        anatomy="liver",
+        frames=[frame.id for frame in frames],
+        grid=(16, 24),
+        image_size=(32, 48),
+        identity_parts={"teacher": "another model"},
+    ) as writer:
+        for frame in frames:
+            pixels = changed(load_frame(frame.image))
+            writer.append(_answer(pixels)[None], [google_crc32c.value(pixels.tobytes())])
+        writer.finish(path)
