@@ -7,10 +7,16 @@ paper says it builds.
 from torch import Tensor
 
 from pipeline.datasets import Sample
-from pipeline.losses.distillation import channel_wise_kl, class_wise_kl
+from pipeline.losses.distillation import balanced_class_wise_kl, channel_wise_kl, class_wise_kl
 from pipeline.models.network import resize
 from pipeline.settings import Distill
 from pipeline.training import Objective, Terms
+
+DIVERGENCES = {
+    "pixels": channel_wise_kl,
+    "classes": class_wise_kl,
+    "classes_balanced": balanced_class_wise_kl,
+}
 
 
 def distilled(supervised: Objective, settings: Distill) -> Objective:
@@ -20,7 +26,7 @@ def distilled(supervised: Objective, settings: Distill) -> Objective:
         supervised: the objective without distillation.
         settings: temperature, weight and which softmax.
     """
-    divergence = {"pixels": channel_wise_kl, "classes": class_wise_kl}[settings.softmax]
+    divergence = DIVERGENCES[settings.softmax]
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
         teachers = batch["teachers"]

@@ -125,7 +125,7 @@ class Distill(Settings):
 
     temperature: Annotated[Number, Field(gt=0)]
     weight: Annotated[Number, Field(ge=0)]
-    softmax: Literal["pixels", "classes"]
+    softmax: Literal["pixels", "classes", "classes_balanced"]
 
 
 class Evaluate(Settings):

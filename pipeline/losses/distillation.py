@@ -3,12 +3,16 @@
 ``pixels`` is channel-wise distillation (Shu et al. 2021, reference run "channel kl 3 4"): each channel is a
 distribution over the frame's pixels. ``classes`` is the other reading of "C being either the anatomy or
 background": each pixel is a distribution over the two classes. The first is blind to a constant added to a channel,
-so it can't teach that an organ is absent; the second can.
+so it can't teach that an organ is absent; the second can. ``classes_balanced`` is ours: the second, with weights that
+keep a large background from drowning a thin structure.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Share of a frame below which an anatomy no longer counts as much as its background.
+RARE = 0.01
 
 
 def channel_wise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
@@ -39,6 +43,34 @@ def class_wise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: T
 
     Arguments and result as for :func:`channel_wise_kl`.
     """
+    kl, _, valid = _kl_per_cell(student, teacher, temperature, valid)
+    per_frame = kl.sum(dim=(2, 3)) / valid.sum(dim=(1, 2)).clamp(min=1)[:, None]
+    return _mean_over_frames(per_frame, valid) * temperature**2
+
+
+def balanced_class_wise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
+    """The class-wise KL with the anatomy and its background counting the same, however small the anatomy is.
+
+    With p the teacher's probability of the anatomy in a cell, a frame's loss is half the mean of the KL weighted with p
+    plus half the mean weighted with 1 - p. Each cell still has its minimum where the student equals the teacher; only
+    its weight differs, so thin structures are learnt as early as large organs. What covers less than about ``RARE`` of
+    the frame counts in proportion, so that faint doubts on a frame without the anatomy stay faint.
+
+    Arguments and result as for :func:`channel_wise_kl`.
+    """
+    kl, p, valid = _kl_per_cell(student, teacher, temperature, valid)
+    cells = valid.flatten(1).sum(1)[:, None]
+    halves = []
+    for share in (p, 1 - p):
+        weight = torch.where(valid[:, None], share, 0.0)
+        halves.append((weight * kl).sum(dim=(2, 3)) / (weight.sum(dim=(2, 3)) + RARE * cells).clamp(min=RARE))
+    return _mean_over_frames((halves[0] + halves[1]) / 2, valid) * temperature**2
+
+
+def _kl_per_cell(
+    student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """KL (B, N, h, w) of each cell, 0 where invalid; the teacher's probability of the anatomy; the valid cells."""
     if valid is None:
         valid = student.new_ones((student.shape[0], *student.shape[3:]), dtype=torch.bool)
     # Two classes: the softmax is the sigmoid of the anatomy's lead over background.
@@ -46,8 +78,7 @@ def class_wise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: T
     t = (teacher[:, :, 1].float() - teacher[:, :, 0].float()) / temperature
     p = t.sigmoid()
     kl = p * (F.logsigmoid(t) - F.logsigmoid(s)) + (1 - p) * (F.logsigmoid(-t) - F.logsigmoid(-s))
-    kl = torch.where(valid[:, None], kl, 0.0).sum(dim=(2, 3))
-    return _mean_over_frames(kl / valid.sum(dim=(1, 2)).clamp(min=1)[:, None], valid) * temperature**2
+    return torch.where(valid[:, None], kl, 0.0), p, valid
 
 
 def _mean_over_frames(per_frame: Tensor, valid: Tensor) -> Tensor:

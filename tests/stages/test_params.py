@@ -49,7 +49,7 @@ def test_the_default_is_accepted(check):
         ("student.learning_rate", -1, "student.learning_rate: "),
         ("student.learning_rate", "fast", "student.learning_rate: "),
         ("teacher.precision", "half", "'bf16-mixed'"),
-        ("distill.softmax", "channels", "'pixels' or 'classes'"),
+        ("distill.softmax", "channels", "'pixels', 'classes' or 'classes_balanced'"),
         ("distill.temperature", 0, "distill.temperature: "),
         ("cache.views", -1, "cache.views: "),
         ("data.image_size", [96], "data.image_size.1: is missing"),
