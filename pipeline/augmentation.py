@@ -9,6 +9,7 @@ import os
 import zlib
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import cv2
 import google_crc32c
@@ -112,6 +113,13 @@ def warp_label(label: NDArray[np.uint8], affine: tuple[float, ...], ignore: int)
         border=cv2.BORDER_CONSTANT,
         fill=ignore,
     )
+
+
+def warp_logits(logits: NDArray[np.floating[Any]], affine: tuple[float, ...]) -> NDArray[np.float32]:
+    """Warp stored logits (..., h, w) on their grid as the frame was warped; the border is repeated."""
+    planes = logits.astype(np.float32).reshape(-1, *logits.shape[-2:]).transpose(1, 2, 0)
+    warped = warp(planes, affine, border=cv2.BORDER_REPLICATE)
+    return np.ascontiguousarray(warped.transpose(2, 0, 1), dtype=np.float32).reshape(logits.shape)
 
 
 def valid_cells(affine: tuple[float, ...], size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypedDict
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,8 +15,8 @@ from pipeline.augmentation import (
     fingerprint,
     sample,
     valid_cells,
-    warp,
     warp_label,
+    warp_logits,
 )
 from pipeline.losses.partial_labels import IGNORE
 from pipeline.prepared import Frame, load_frame, load_label
@@ -120,10 +119,7 @@ def _soft_targets(
     if reader.views:
         logits = reader.read(frame, epoch % reader.views, fingerprint(shown)).astype(np.float32)
     else:
-        stored = reader.read(frame, 0, fingerprint(clean)).astype(np.float32)
-        planes = stored.reshape(-1, *stored.shape[-2:]).transpose(1, 2, 0)
-        warped = warp(planes, augmentation.affine, border=cv2.BORDER_REPLICATE)
-        logits = np.ascontiguousarray(warped.transpose(2, 0, 1), dtype=np.float32).reshape(stored.shape)
+        logits = warp_logits(reader.read(frame, 0, fingerprint(clean)), augmentation.affine)
     valid = valid_cells(augmentation.affine, logits.shape[-2:])
     return Sample(teachers=torch.from_numpy(logits), valid=torch.from_numpy(valid))
 

@@ -32,6 +32,7 @@ def distilled(supervised: Objective, settings: Distill) -> Objective:
         teachers = batch["teachers"]
         student = resize(logits, (teachers.shape[-2], teachers.shape[-1]))
         kl = divergence(student, teachers, settings.temperature, batch["valid"])
-        return supervised.terms(logits, batch) | {"kl_divergence": kl}
+        cells = batch["valid"].sum().float().expand(teachers.shape[1])
+        return supervised.terms(logits, batch) | {"kl_divergence": kl, "valid_cells": cells}
 
     return Objective(terms, {**supervised.weights, "kl_divergence": settings.weight})

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline import metrics
 from pipeline.datasets import EpochBatches, FrameDataset, Sample
 from pipeline.errors import MtkdError
-from pipeline.losses.partial_labels import partial_label_cross_entropy, partial_targets
+from pipeline.losses.partial_labels import IGNORE, partial_label_cross_entropy, partial_targets
 from pipeline.machine import Machine, make_fabric, make_loader
 from pipeline.models.network import Network, normalise, resize
 from pipeline.prepared import Frame
@@ -32,7 +32,7 @@ class Objective:
 
     Attributes:
         terms: from logits (B, N, 2, h, w) and their batch to named terms, each (N,): one value per decoder.
-        weights: the weight of each term.
+        weights: the weight of each term of the loss; terms without one are only logged.
     """
 
     terms: Callable[[Tensor, Sample], Terms]
@@ -46,13 +46,15 @@ class Epoch:
     Attributes:
         epoch: 0, 1, ...
         learning_rate: of this epoch.
-        losses: mean over batches of each term per decoder, unweighted, (N,) floats.
+        terms: mean over batches of each term per decoder, unweighted, (N,) floats.
+        gradient_norms: of each weighted term, its gradient's norm at the logits of the epoch's first batch.
         dice: validation Dice in 0..1 per anatomy, None without a frame; empty without validation frames.
     """
 
     epoch: int
     learning_rate: float
-    losses: dict[str, list[float]]
+    terms: dict[str, list[float]]
+    gradient_norms: dict[str, float]
     dice: dict[str, float | None] = field(default_factory=dict)
 
     @property
@@ -67,7 +69,10 @@ def supervised(decoders: int, class_weights: Tensor | None) -> Objective:
     def terms(logits: Tensor, batch: Sample) -> Terms:
         target = partial_targets(batch["label"].long(), batch["anatomy"], decoders)
         full = resize(logits, (target.shape[-2], target.shape[-1]))
-        return {"cross_entropy": partial_label_cross_entropy(full, target, class_weights)}
+        return {
+            "cross_entropy": partial_label_cross_entropy(full, target, class_weights),
+            "valid_pixels": (target != IGNORE).sum(dim=(0, 2, 3)).float(),
+        }
 
     return Objective(terms, {"cross_entropy": 1.0})
 
@@ -126,8 +131,8 @@ def fit(
         # Dropout, too, depends on seed and epoch alone.
         torch.manual_seed(settings.seed * 100_003 + epoch)
         sampler.epoch = epoch
-        losses = _train_epoch(fabric, model, network, train_loader, optimizer, objective, partial(step, epoch))
-        history.append(Epoch(epoch, rate, losses, _validate(model, network, val_loader, val.frames)))
+        terms, norms = _train_epoch(fabric, model, network, train_loader, optimizer, objective, partial(step, epoch))
+        history.append(Epoch(epoch, rate, terms, norms, _validate(model, network, val_loader, val.frames)))
         if history[-1] is best_epoch(history):
             best = {k: v.detach().clone() for k, v in network.state_dict().items()}
         done(history[-1])
@@ -150,20 +155,30 @@ def _train_epoch(
     optimizer: Any,
     objective: Objective,
     step: Callable[[int, int], None],
-) -> dict[str, list[float]]:
-    """One pass over the training frames; the mean of each loss term over batches."""
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """One pass over the training frames; the mean of each term over batches, and the first batch's gradient norms."""
     model.train()
     sums: dict[str, Tensor] = {}
+    norms: dict[str, float] = {}
     for number, batch in enumerate(loader, start=1):
-        terms = objective.terms(model(normalise(batch["frame"], network)), batch)
-        loss = torch.stack([objective.weights[name] * term.sum() for name, term in terms.items()]).sum()
+        logits = model(normalise(batch["frame"], network))
+        terms = objective.terms(logits, batch)
+        weighted = {name: weight * terms[name].sum() for name, weight in objective.weights.items()}
+        loss = torch.stack(list(weighted.values())).sum()
         _require_finite(terms, loss)
+        norms = norms or _gradient_norms(weighted, logits)
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(loss)
         optimizer.step()
         sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
         step(number, len(loader))
-    return {name: (total / len(loader)).tolist() for name, total in sums.items()}
+    return {name: (total / len(loader)).tolist() for name, total in sums.items()}, norms
+
+
+def _gradient_norms(weighted: Terms, logits: Tensor) -> dict[str, float]:
+    """How hard each term pulls at the logits."""
+    gradients = {name: torch.autograd.grad(term, logits, retain_graph=True)[0] for name, term in weighted.items()}
+    return {name: float(gradient.float().norm()) for name, gradient in gradients.items()}
 
 
 def _require_finite(terms: Terms, loss: Tensor) -> None:

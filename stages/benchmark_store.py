@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 
 import cache
-from pipeline.augmentation import warp
+from pipeline.augmentation import warp_logits
 from pipeline.checkpoint import save_checkpoint
 from pipeline.datasets import FrameDataset
 from pipeline.distillation import distilled
@@ -142,7 +142,7 @@ def _reading(frames: int, machine: Machine) -> dict[str, float]:
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
         reader = Stores(stores, 0, 0)
-        times = [_seconds(lambda i=i: _read_and_warp(reader, ids[i], i, grid)) for i in range(frames)]  # type: ignore[misc]
+        times = [_seconds(lambda i=i: _read_and_warp(reader, ids[i], i)) for i in range(frames)]  # type: ignore[misc]
         arrays = [zarr.open_group(one.path, mode="r")["logits"] for one in stores]
         plain = [_seconds(lambda i=i: [np.asarray(a[0, i]) for a in arrays]) for i in range(frames)]  # type: ignore[misc]
         torch.set_num_threads(threads)
@@ -179,10 +179,8 @@ def _filled_store(folder: Path, number: int, ids: Sequence[str], grid: tuple[int
     return cache.open_store(path)
 
 
-def _read_and_warp(reader: Stores, frame: str, pixels: int, grid: tuple[int, int]) -> NDArray[np.generic]:
-    stored = reader.read(frame, 0, pixels).astype(np.float32)
-    affine = (0.98, 0.03, 0.02, -0.03, 0.98, 0.01)
-    return warp(stored.reshape(-1, *grid).transpose(1, 2, 0), affine, border=cv2.BORDER_REPLICATE)
+def _read_and_warp(reader: Stores, frame: str, pixels: int) -> NDArray[np.float32]:
+    return warp_logits(reader.read(frame, 0, pixels), (0.98, 0.03, 0.02, -0.03, 0.98, 0.01))
 
 
 def _training(machine: Machine) -> dict[str, float]:

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from itertools import chain
 from time import perf_counter
 
-import numpy as np
-from numpy.typing import NDArray
-
 import cache
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import MtkdError
@@ -25,6 +22,7 @@ from stages.elsewhere import is_elsewhere
 from stages.layout import METRICS, SCRATCH, STORES, frames_of, store, teacher_checkpoint
 from stages.params import load_params
 from stages.store_identity import expected_parts
+from stages.store_quality import ask, augmentation_gap, rounding_error
 
 SAMPLE_BATCHES = 3
 
@@ -160,35 +158,12 @@ def _write_store(plan: Plan, machine: Machine) -> None:
 
 def finish(plan: Plan, teacher: Network, machine: Machine) -> None:
     """Write the metrics of a store that is in its place, and say how large it is."""
-    stats = cache.stats(store(plan.anatomy))
+    stats = cache.stats(store(plan.anatomy)) | augmentation_gap(teacher, plan.frames, plan.params, machine)
     if plan.params.cache.keep_bits is not None:
-        stats |= _rounding_error(plan, teacher, machine)
+        stats |= rounding_error(teacher, plan.frames, plan.params, machine)
     write_json(METRICS / "cache" / f"{plan.anatomy}.json", stats)
     answered = stats["frames"] * stats["views"]
     say(f"{plan.anatomy}: {answered} answers -> {store(plan.anatomy)}, {stats['bytes'] / 2**20:.1f} MiB")
-
-
-def _rounding_error(plan: Plan, teacher: Network, machine: Machine) -> dict[str, float]:
-    """What ``cache.keep_bits`` costs on the first frames: largest change of a probability, and mean KL divergence."""
-    exact, _ = _sample(plan, teacher, machine, 1)
-    written = cache.open_store(store(plan.anatomy))
-    rounded = np.stack([written.read(i) for i in range(len(exact))]).astype(np.float64)
-    p, q = (1 / (1 + np.exp(-(z[:, 1] - z[:, 0]))) for z in (exact.astype(np.float64), rounded))
-    p, q = p.clip(1e-12, 1 - 1e-12), q.clip(1e-12, 1 - 1e-12)
-    divergence = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    return {
-        "rounding_probability": float(f"{np.abs(p - q).max():.3g}"),
-        "rounding_kl": float(f"{divergence.mean():.3g}"),
-    }
-
-
-def _sample(plan: Plan, teacher: Network, machine: Machine, batches: int) -> tuple[NDArray[np.float32], Stopwatch]:
-    """Answers to the first batches of questions, and what took how long."""
-    size, stopwatch = plan.params.cache.batch_size, Stopwatch()
-    questions = plan.questions()[: size * batches]
-    ranges = [range(i, min(i + size, len(questions))) for i in range(0, len(questions), size)]
-    found = [a for a, _ in answers(teacher, questions, ranges, plan.params.cache.precision, machine, stopwatch)]
-    return np.concatenate(found)[:, 0], stopwatch
 
 
 def _estimate(plans: Sequence[Plan], machine: Machine) -> None:
@@ -196,10 +171,11 @@ def _estimate(plans: Sequence[Plan], machine: Machine) -> None:
     total = 0
     for plan in plans:
         teacher = plan.teacher()
-        _sample(plan, teacher, machine, 1)  # the first call of a network is slow
+        questions = plan.questions()[: SAMPLE_BATCHES * plan.params.cache.batch_size]
+        ask(teacher, questions[: plan.params.cache.batch_size], plan.params.cache, machine)  # a first call is slow
         start = perf_counter()
-        answered, _ = _sample(plan, teacher, machine, SAMPLE_BATCHES)
-        rate = len(answered) / (perf_counter() - start)
+        ask(teacher, questions, plan.params.cache, machine)
+        rate = len(questions) / (perf_counter() - start)
         size, count = plan.raw_bytes(plan.grid(teacher)), len(plan.questions())
         total += size
         say(

@@ -98,9 +98,11 @@ def _log(live: Live, title: str, anatomies: Sequence[str], epoch: Epoch) -> None
     """One line on the screen, every value to the curves."""
     live.log_metric("learning_rate", epoch.learning_rate)
     parts = []
-    for name, per_decoder in epoch.losses.items():
+    for name, per_decoder in epoch.terms.items():
         live.log_metric(f"{name}/sum", sum(per_decoder))
-        parts.append(f"{name.replace('_', ' ')} {sum(per_decoder):.3f}")
+        if name in epoch.gradient_norms:
+            live.log_metric(f"gradient_norm/{name}", epoch.gradient_norms[name])
+            parts.append(f"{name.replace('_', ' ')} {sum(per_decoder):.3f}")
         if len(anatomies) > 1:
             for anatomy, value in zip(anatomies, per_decoder, strict=True):
                 live.log_metric(f"{name}/{anatomy}", value)

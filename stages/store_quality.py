@@ -1,0 +1,92 @@
+"""What stored answers lose: to being warped instead of asked anew, and to rounding."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.compression import rounded
+from pipeline.augmentation import Augmentation, sample, valid_cells, warp_logits
+from pipeline.inference import Question, answers, clean_questions
+from pipeline.machine import Machine
+from pipeline.models.network import Network
+from pipeline.prepared import Frame
+from pipeline.settings import Cache, Params
+
+FRAMES = 32  # that are asked
+
+
+def ask(teacher: Network, questions: Sequence[Question], settings: Cache, machine: Machine) -> NDArray[np.float32]:
+    """A teacher's logits (n, 2, h, w) on n questions, in batches of ``cache.batch_size``."""
+    starts = range(0, len(questions), settings.batch_size)
+    batches = [range(i, min(i + settings.batch_size, len(questions))) for i in starts]
+    found = answers(teacher, questions, batches, settings.precision, machine)
+    return np.concatenate([logits[:, 0] for logits, _ in found])
+
+
+def augmentation_gap(
+    teacher: Network, frames: Sequence[Frame], params: Params, machine: Machine
+) -> dict[str, dict[str, dict[str, float]]]:
+    """How far the student's target lies from the teacher's answer on an augmented frame, on frames of the whole set.
+
+    ``geometry``: the clean frame's answer, warped, against that on the warped frame. ``full``: against that on the
+    frame as the student sees it, warped and recoloured. ``views``: the latter answer itself, as a stored view holds it.
+
+    Returns:
+        ``kl``, the mean over valid cells of KL(answer || target) in nats, and ``disagreement``, the percentage of valid
+        cells where the larger of the two logits is another.
+    """
+    some = _spread(frames)
+    augmentations = [sample(params.cache.seed, 0, frame.id, params.data.image_size) for frame in some]
+
+    def answer(shown: Sequence[Augmentation]) -> NDArray[np.float32]:
+        return ask(teacher, [Question(*one) for one in zip(some, shown, strict=True)], params.cache, machine)
+
+    clean = _as_stored(ask(teacher, clean_questions(some), params.cache, machine), params.cache.keep_bits)
+    warped = np.stack([warp_logits(z, one.affine) for z, one in zip(clean, augmentations, strict=True)])
+    valid = np.stack([valid_cells(one.affine, clean.shape[-2:]) for one in augmentations])
+    seen = answer(augmentations)
+    return {
+        "augmentation_gap": {
+            "geometry": _gap(answer([Augmentation(one.affine) for one in augmentations]), warped, valid),
+            "full": _gap(seen, warped, valid),
+            "views": _gap(seen, _as_stored(seen, params.cache.keep_bits), valid),
+        }
+    }
+
+
+def rounding_error(teacher: Network, frames: Sequence[Frame], params: Params, machine: Machine) -> dict[str, float]:
+    """What ``cache.keep_bits`` costs: the largest change of a probability, and the mean KL divergence in nats."""
+    exact = ask(teacher, clean_questions(_spread(frames)), params.cache, machine)
+    stored = _as_stored(exact, params.cache.keep_bits)
+    p, q = _probability(exact), _probability(stored)
+    return {"rounding_probability": _short(np.abs(p - q).max()), "rounding_kl": _short(_divergence(p, q).mean())}
+
+
+def _spread(frames: Sequence[Frame]) -> Sequence[Frame]:
+    return frames[:: -(-len(frames) // FRAMES)]
+
+
+def _as_stored(logits: NDArray[np.float32], keep_bits: int | None) -> NDArray[np.float32]:
+    return rounded(logits.astype(np.float16), keep_bits).astype(np.float32)
+
+
+def _gap(answer: NDArray[np.float32], target: NDArray[np.float32], valid: NDArray[np.bool_]) -> dict[str, float]:
+    p, q = _probability(answer)[valid], _probability(target)[valid]
+    return {"kl": _short(_divergence(p, q).mean()), "disagreement": _short(100 * ((p > 0.5) != (q > 0.5)).mean())}
+
+
+def _probability(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of the anatomy, (n, h, w), kept from 0 and 1 by a distance that no divergence here can see."""
+    lead = logits[:, 1].astype(np.float64) - logits[:, 0]
+    return np.exp(-np.logaddexp(0, -lead)).clip(1e-12, 1 - 1e-12)
+
+
+def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """KL(p || q) of two Bernoulli distributions, in nats."""
+    return np.asarray(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+
+
+def _short(value: float) -> float:
+    """Three digits: more would differ between machines."""
+    return float(f"{value:.3g}")
