@@ -165,3 +165,21 @@ def test_init_puts_a_preset_in_place(tmp_path, monkeypatch):
     assert (tmp_path / "params.yaml.bak").read_text() == text
     assert "demo, paper" in mtkd("init", "--preset", "none", "--force", code=1)
     assert "is no folder" in mtkd("init", "--preset", "paper", "--data-root", "nowhere", "--force", code=1)
+
+
+def test_curves_tell_the_terms_apart(run):
+    """Each term per anatomy, what it was summed over, and how hard it pulls: a term that does nothing shows."""
+    curves = run / "results/curves/students/mtkd/plots/metrics"
+    for name in ("cross_entropy", "kl_divergence", "valid_pixels", "valid_cells"):
+        assert {p.stem for p in (curves / name).iterdir()} == {"sum", "liver", "colon"}
+    for name in ("cross_entropy", "kl_divergence"):
+        rows = (curves / "gradient_norm" / f"{name}.tsv").read_text().splitlines()[1:]
+        assert all(float(row.split("\t")[1]) > 0 for row in rows)
+    assert not (run / "results/curves/students/baseline/plots/metrics/gradient_norm/kl_divergence.tsv").exists()
+
+
+def test_the_augmentation_gap_stands_in_the_stores_metrics(run):
+    gap = json.loads((run / "metrics/cache/liver.json").read_text())["augmentation_gap"]
+    assert gap["geometry"]["kl"] > 10 * gap["views"]["kl"] >= 0
+    assert gap["full"]["kl"] > 10 * gap["views"]["kl"]
+    assert 0 <= gap["views"]["disagreement"] <= gap["full"]["disagreement"] <= 100
