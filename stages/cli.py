@@ -240,6 +240,55 @@ def benchmark(
         raise typer.BadParameter(f"'{what}' is none of run, networks, store", param_hint="WHAT")
 
 
+studies = typer.Typer(
+    cls=TyperGroup,
+    no_args_is_help=True,
+    help="Compare ways of training a student on this project's stores. A study that is stopped goes on.",
+)
+app.add_typer(studies, name="study")
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds of each student.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at the same time, with an equal share of the processor's cores.")]
+Page = Annotated[Path | None, typer.Option(help="Markdown with the table; by default results/study_<NAME>.md.")]
+
+
+@studies.command("gain")
+def study_gain(
+    students: Annotated[
+        list[str] | None, typer.Option("--student", help="Which students; by default one of each family.")
+    ] = None,
+    seeds: Seeds = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each student; one of the baselines has twice as many.")] = 12,
+    jobs: Jobs = 1,
+    output: Page = None,
+    device: Device = "auto",
+) -> None:
+    """How much of the way from the baseline to the teachers each way of distilling goes, and hard pseudo-labels.
+
+    Needs `dvc repro evaluate` first, for the teachers, their stores and their Dice.
+    """
+    from stages import study_gain
+
+    chosen = students or list(study_gain.STUDENTS)
+    study_gain.run(chosen, seeds, epochs, jobs, output or study_gain.OUTPUT, _machine(device, 0))
+
+
+@studies.command("parity")
+def study_parity(
+    seeds: Seeds = 5,
+    views: Annotated[int, typer.Option(min=1, help="Stored views of the arm that replays them.")] = 3,
+    jobs: Jobs = 1,
+    output: Page = None,
+    device: Device = "auto",
+) -> None:
+    """Whether a student that learns from the stores equals one whose teachers answer live: Dice, time, memory.
+
+    Needs `dvc repro cache_logits` first.
+    """
+    from stages import study_parity
+
+    study_parity.run(seeds, views, jobs, output or study_parity.OUTPUT, _machine(device, 0))
+
+
 @app.command()
 def models(
     decoders: Annotated[int, typer.Option(min=1, help="How many anatomies.")] = 11,
