@@ -23,7 +23,7 @@ test: check
 	pytest
 
 test-all: check
-	pytest -m "slow or not slow"
+	MTKD_KILLS=20 pytest
 
 check: $(VENV)/ready-dev
 	ruff check --quiet .

@@ -38,7 +38,10 @@ def view_questions(frames: Sequence[Frame], seed: int, view: int, size: tuple[in
     return [Question(frame, sample(seed, view, frame.id, size)) for frame in frames]
 
 
-class _Shown(Dataset[tuple[torch.Tensor, int]]):
+Shown = tuple[NDArray[np.uint8], int]
+
+
+class _Shown(Dataset[Shown]):
     """The pixels (3, H, W) uint8 of each question, and their fingerprint."""
 
     def __init__(self, questions: Sequence[Question]) -> None:
@@ -47,10 +50,15 @@ class _Shown(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return len(self.questions)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> Shown:
         question = self.questions[index]
         shown = augment_frame(load_frame(question.frame.image), question.augmentation)
-        return torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1))), fingerprint(shown)
+        return shown.transpose(2, 0, 1), fingerprint(shown)
+
+
+def _batch(shown: Sequence[Shown]) -> tuple[torch.Tensor, list[int]]:
+    """By NumPy: in a thread of its own torch would start a second team of threads, to fight with the network's."""
+    return torch.from_numpy(np.stack([pixels for pixels, _ in shown])), [fingerprint for _, fingerprint in shown]
 
 
 @torch.inference_mode()
@@ -77,10 +85,10 @@ def answers(
     """
     device, stopwatch = machine.torch_device, stopwatch or Stopwatch()
     network = network.to(device)
-    loader = make_loader(_Shown(questions), [list(batch) for batch in batches], machine.workers)
+    loader = make_loader(_Shown(questions), [list(batch) for batch in batches], machine.workers, _batch)
     for frames, fingerprints in stopwatch.waiting("frames", ahead(loader)):
         with stopwatch.step("network"):
             with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
                 logits = network(normalise(frames.to(device, non_blocking=True), network))
             answer = logits.float().cpu().numpy()
-        yield answer, fingerprints.tolist()
+        yield answer, fingerprints

@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,8 +48,13 @@ def make_fabric(machine: Machine, precision: str) -> "Fabric":
     return fabric
 
 
-def make_loader(dataset: Dataset[T], batch_sampler: Iterable[list[Any]], workers: int) -> DataLoader[T]:
-    """A loader whose worker processes, if any, live as long as it does."""
+def make_loader(
+    dataset: Dataset[T],
+    batch_sampler: Iterable[list[Any]],
+    workers: int,
+    collate: Callable[[list[T]], Any] | None = None,
+) -> DataLoader[T]:
+    """A loader whose worker processes, if any, live as long as it does; ``collate`` as torch has it."""
     # OpenCV's pool of threads would compete with the computation, and a forked worker waits forever for the threads
     # that its parent had.
     cv2.setNumThreads(1)
@@ -57,6 +62,7 @@ def make_loader(dataset: Dataset[T], batch_sampler: Iterable[list[Any]], workers
         dataset,
         batch_sampler=batch_sampler,
         num_workers=workers,
+        collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own: a loader with workers would draw from dropout's

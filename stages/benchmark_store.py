@@ -22,7 +22,7 @@ from pipeline.augmentation import warp_logits
 from pipeline.checkpoint import save_checkpoint
 from pipeline.datasets import FrameDataset
 from pipeline.distillation import distilled
-from pipeline.files import write_json
+from pipeline.files import write_atomically, write_json
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.models.network import normalise
@@ -31,7 +31,7 @@ from pipeline.settings import Params
 from pipeline.training import Objective, fit, supervised
 from stages import cache_logits
 from stages.console import say
-from stages.layout import RESULTS, frames_of, store, teacher_checkpoint
+from stages.layout import PREPARED_FRAMES, PREPARED_LABELS, RESULTS, frames_of, store, teacher_checkpoint
 from stages.machine_record import machine_record
 from stages.params import PARAMS, load_params
 from stages.soft_targets import Stores
@@ -76,12 +76,15 @@ def _folder(size: tuple[int, int], frames: int, anatomies: int) -> Iterator[None
     names = [f"organ{i}" for i in range(anatomies)]
     params["data"] |= {"anatomies": names, "image_size": list(size)}
     params["cache"] |= {"batch_size": 4, "shard_frames": 16}
-    params["student"] |= {"arch": "segformer_b0", "batch_size": 8, "epochs": 2}
+    params["student"] |= {"arch": "segformer_b0", "batch_size": 8, "epochs": 3}
     try:
         os.chdir(folder)
         PARAMS.write_text(yaml.safe_dump(params))
         for i in range(frames):
             _write_frame(names[i % anatomies], i, size)
+        for number, name in enumerate(names):
+            own = [f"01/image{i:02d}" for i in range(number, frames, anatomies)]
+            write_atomically(PREPARED_FRAMES / "train" / name / "index.csv", "\n".join(["frame", *own]).encode())
         for name in names:
             teacher = create_model("segformer_b0", 1)
             teacher.anatomies = (name,)
@@ -98,8 +101,8 @@ def _write_frame(anatomy: str, number: int, size: tuple[int, int]) -> None:
     coarse = rng.integers(0, 255, (9, 11, 3)).astype(np.uint8)
     frame = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
     frame = np.clip(frame + rng.normal(0, 3, frame.shape), 0, 255).astype(np.uint8)
-    for kind, pixels in (("frames", frame), ("labels", (frame[..., 0] > 150).astype(np.uint8))):
-        path = Path("data/prepared") / kind / "train" / anatomy / "01" / f"image{number:02d}.png"
+    for kind, pixels in ((PREPARED_FRAMES, frame), (PREPARED_LABELS, (frame[..., 0] > 150).astype(np.uint8))):
+        path = kind / "train" / anatomy / "01" / f"image{number:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), pixels)
 
@@ -203,7 +206,7 @@ def _training(machine: Machine) -> dict[str, float]:
 def _epoch_seconds(
     params: Params, frames: Sequence[Any], objective: Objective, targets: Stores | None, machine: Machine
 ) -> float:
-    """The second of two epochs, with a loader process."""
+    """The last of three epochs, with a loader process; the first two start processes."""
     train = FrameDataset(frames, params.data.anatomies, params.student.seed, targets)
     empty = FrameDataset([], params.data.anatomies)
     network = create_model(params.student.arch, TEACHERS)
@@ -218,7 +221,7 @@ def _epoch_seconds(
         done=lambda epoch: ends.append(perf_counter()),
         step=lambda *_: None,
     )
-    return ends[1] - ends[0]
+    return ends[-1] - ends[-2]
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -158,7 +158,8 @@ def _write_store(plan: Plan, machine: Machine) -> None:
 
 def finish(plan: Plan, teacher: Network, machine: Machine) -> None:
     """Write the metrics of a store that is in its place, and say how large it is."""
-    stats = cache.stats(store(plan.anatomy)) | augmentation_gap(teacher, plan.frames, plan.params, machine)
+    stats, written = cache.stats(store(plan.anatomy)), cache.open_store(store(plan.anatomy))
+    stats |= augmentation_gap(teacher, plan.frames, written, plan.params, machine)
     if plan.params.cache.keep_bits is not None:
         stats |= rounding_error(teacher, plan.frames, plan.params, machine)
     write_json(METRICS / "cache" / f"{plan.anatomy}.json", stats)

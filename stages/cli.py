@@ -207,7 +207,7 @@ def benchmark(
     ] = None,
     decoders: Annotated[int, typer.Option(min=1, help="networks: how many decoders.")] = 11,
     repeats: Annotated[int, typer.Option(min=1, help="networks: calls per measurement.")] = 5,
-    frames: Annotated[int, typer.Option(min=8, help="store: how many each measurement sees.")] = 48,
+    frames: Annotated[int, typer.Option(min=16, help="store: how many each measurement sees.")] = 100,
     output: Annotated[
         Path | None, typer.Option(help="networks, store: the JSON; by default results/benchmark_<WHAT>.json.")
     ] = None,

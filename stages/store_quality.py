@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cache import Store
 from cache.compression import rounded
 from pipeline.augmentation import Augmentation, sample, valid_cells, warp_logits
 from pipeline.inference import Question, answers, clean_questions
@@ -13,7 +14,8 @@ from pipeline.models.network import Network
 from pipeline.prepared import Frame
 from pipeline.settings import Cache, Params
 
-FRAMES = 32  # that are asked
+# One frame in fifty is asked again, at least and at most:
+FEWEST, MOST = 2, 32
 
 
 def ask(teacher: Network, questions: Sequence[Question], settings: Cache, machine: Machine) -> NDArray[np.float32]:
@@ -25,7 +27,7 @@ def ask(teacher: Network, questions: Sequence[Question], settings: Cache, machin
 
 
 def augmentation_gap(
-    teacher: Network, frames: Sequence[Frame], params: Params, machine: Machine
+    teacher: Network, frames: Sequence[Frame], store: Store, params: Params, machine: Machine
 ) -> dict[str, dict[str, dict[str, float]]]:
     """How far the student's target lies from the teacher's answer on an augmented frame, on frames of the whole set.
 
@@ -42,7 +44,10 @@ def augmentation_gap(
     def answer(shown: Sequence[Augmentation]) -> NDArray[np.float32]:
         return ask(teacher, [Question(*one) for one in zip(some, shown, strict=True)], params.cache, machine)
 
-    clean = _as_stored(ask(teacher, clean_questions(some), params.cache, machine), params.cache.keep_bits)
+    if params.cache.views:
+        clean = _as_stored(ask(teacher, clean_questions(some), params.cache, machine), params.cache.keep_bits)
+    else:
+        clean = np.stack([store.read(frame.id) for frame in some]).astype(np.float32)
     warped = np.stack([warp_logits(z, one.affine) for z, one in zip(clean, augmentations, strict=True)])
     valid = np.stack([valid_cells(one.affine, clean.shape[-2:]) for one in augmentations])
     seen = answer(augmentations)
@@ -64,7 +69,8 @@ def rounding_error(teacher: Network, frames: Sequence[Frame], params: Params, ma
 
 
 def _spread(frames: Sequence[Frame]) -> Sequence[Frame]:
-    return frames[:: -(-len(frames) // FRAMES)]
+    count = min(max(len(frames) // 50, FEWEST), MOST, len(frames))
+    return [frames[i * len(frames) // count] for i in range(count)]
 
 
 def _as_stored(logits: NDArray[np.float32], keep_bits: int | None) -> NDArray[np.float32]:

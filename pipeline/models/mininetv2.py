@@ -1,13 +1,15 @@
 """MiniNetv2 (Alonso et al. 2020; Tomasini et al. 2022) with N decoders, the paper's smallest student.
 
-Blocks as in the authors' code (github.com/Shathe/MiniNet-v2). The N decoders run as one: their first upsamplings all
-read the same features and form one wide convolution, everything after is a convolution in N groups.
+Blocks as in the authors' code (github.com/Shathe/MiniNet-v2). In training the N decoders run as one: their first
+upsamplings all read the same features and form one wide convolution, everything after is a convolution in N groups. In
+inference they run one after another, folded, which is faster and needs the memory of one.
 
 The paper counts 1.1 M parameters for eleven decoders and published no code; this network has 1.45 M. The branch that
 refines from the raw image belongs to the encoder here: one for all decoders.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,8 @@ class MiniNetV2(Network):
 
     def decode(self, features: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
         """As :meth:`Network.decode`."""
+        if not (self.training or torch.is_grad_enabled()):
+            return torch.stack([self.heads.answer(decoder, *features) for decoder in chosen], dim=1)
         if list(chosen) == list(range(self.decoders)):
             return self.heads(*features)
         some = {k: _take(k, v, chosen, self.decoders) for k, v in self.heads.state_dict(keep_vars=True).items()}
@@ -101,6 +105,22 @@ class Heads(nn.Module):
         features = self.upsample(encoded).unflatten(1, (self.decoders, WIDTH))
         features = (features + refinement[:, None]).flatten(1, 2)
         return self.classifier(self.refine(features)).unflatten(1, (self.decoders, 2))
+
+    def answer(self, decoder: int, encoded: Tensor, refinement: Tensor) -> Tensor:
+        """What one decoder answers in inference: (B, 2, 4 h, 4 w).
+
+        Batch norm is multiplied into the convolutions, and all decoders pass through the memory of one.
+        """
+        own = slice(decoder * WIDTH, (decoder + 1) * WIDTH)
+        up, up_norm = cast(nn.ConvTranspose2d, self.upsample[0]), cast(nn.BatchNorm2d, self.upsample[1])
+        scale, shift = _scale_and_shift(up_norm, own)
+        x = _double(encoded, up.weight[:, own] * scale[:, None, None], shift).relu_().add_(refinement)
+        for block in cast(Sequence[SeparableResidual], self.refine):
+            depthwise, pointwise = _folded(block.depthwise, own), _folded(block.pointwise, own)
+            inner = F.conv2d(x, *depthwise, padding=1, groups=WIDTH).relu_()
+            x = F.conv2d(inner, *pointwise).add_(x).relu_()
+        bias = cast(Tensor, self.classifier.bias)[2 * decoder : 2 * decoder + 2]
+        return _double(x, self.classifier.weight[own], bias)
 
 
 class AloneHead(Heads):
@@ -169,6 +189,24 @@ def _depthwise(channels: int, dilation: int = 1) -> nn.Sequential:
 def _pointwise(channels: int, groups: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(channels, channels, 1, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(channels, BN_EPS))
+
+
+def _scale_and_shift(norm: nn.BatchNorm2d, own: slice) -> tuple[Tensor, Tensor]:
+    """Batch norm in inference as x * scale + shift, for some of its channels."""
+    scale = norm.weight[own] * torch.rsqrt(cast(Tensor, norm.running_var)[own] + norm.eps)
+    return scale, norm.bias[own] - cast(Tensor, norm.running_mean)[own] * scale
+
+
+def _folded(part: nn.Sequential, own: slice) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution and the batch norm behind it, for some of the output channels."""
+    conv, norm = cast(nn.Conv2d, part[0]), cast(nn.BatchNorm2d, part[1])
+    scale, shift = _scale_and_shift(norm, own)
+    return conv.weight[own] * scale[:, None, None, None], shift
+
+
+def _double(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What :func:`_transposed` does."""
+    return F.conv_transpose2d(x, weight, bias, stride=2, padding=1, output_padding=1)
 
 
 def _transposed(channels: int, out: int, *, groups: int = 1, bias: bool = False) -> nn.ConvTranspose2d:

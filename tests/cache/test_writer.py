@@ -143,7 +143,7 @@ def test_a_half_written_last_shard_is_written_again(tmp_path):
 
 @pytest.mark.parametrize("seed", range(KILLS))
 def test_kill_9_at_a_random_moment_leaves_no_trace(tmp_path, seed):
-    """MTKD_KILLS=20 for more."""
+    """`make test-all` kills twenty times."""
     whole = files(write(tmp_path / "whole", 30, views=2))
     child = subprocess.Popen(
         [sys.executable, example_stores.__file__, tmp_path / "killed"],
