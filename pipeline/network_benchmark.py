@@ -4,15 +4,17 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.benchmark import median_seconds
 from pipeline.losses.partial_labels import partial_label_cross_entropy, partial_targets
 from pipeline.machine import AUTOCAST, Machine, keep_freed_memory
 from pipeline.models import create_model
@@ -63,16 +65,42 @@ class Case:
     machine: Machine
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Median milliseconds per call, and the memory that a call needs on top of the network, in MiB.
+@dataclass(frozen=True)
+class _Measured:
+    """A call, where it computes, and the bytes that were held before the first one."""
+
+    call: Callable[[], None]
+    device: torch.device
+    before: int
+
+
+_measured: _Measured  # in a case's own process
+
+
+def measure(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Median milliseconds per call of each case, and the memory that a call needs on top of the network, in MiB.
 
     Each case has a process of its own, with the same settings of the allocator: memory of another would hide its peak.
+    Their calls take turns: a machine that slows down slows all of them.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_measure, case).result()
+    with ExitStack() as stack:
+        pools = [stack.enter_context(_process_of(case)) for case in cases]
+        rounds = cases[0].warmup + cases[0].repeats
+        seconds = [[pool.submit(_call).result() for pool in pools] for _ in range(rounds)][cases[0].warmup :]
+        peaks = [pool.submit(_peak_so_far).result() for pool in pools]
+    return [
+        {"milliseconds": round(1000 * median(own), 1), "peak_mib": round(peak / 2**20, 1)}
+        for own, peak in zip(zip(*seconds, strict=True), peaks, strict=True)
+    ]
 
 
-def _measure(case: Case) -> dict[str, Any]:
+def _process_of(case: Case) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_prepare, initargs=(case,))
+
+
+def _prepare(case: Case) -> None:
+    """Build what a case's process measures."""
+    global _measured
     keep_freed_memory()
     torch.manual_seed(0)
     device = case.machine.torch_device
@@ -82,9 +110,17 @@ def _measure(case: Case) -> dict[str, Any]:
     network = network.to(device).to(memory_format=torch.channels_last).train(case.task == "train")
     frames = torch.randn(case.batch, 3, *case.size, device=device).contiguous(memory_format=torch.channels_last)
     call = _training_step(network, frames, case) if case.task == "train" else _inference(network, frames, case)
-    before = _peak(device, reset=True)
-    seconds = median_seconds(call, case.warmup, case.repeats)
-    return {"milliseconds": round(1000 * seconds, 1), "peak_mib": round((_peak(device) - before) / 2**20, 1)}
+    _measured = _Measured(call, device, _peak(device, reset=True))
+
+
+def _call() -> float:
+    start = perf_counter()
+    _measured.call()
+    return perf_counter() - start
+
+
+def _peak_so_far() -> int:
+    return _peak(_measured.device) - _measured.before
 
 
 def _autocast(case: Case) -> torch.autocast:

@@ -14,6 +14,7 @@ from stages.layout import RESULTS
 from stages.machine_record import machine_record
 
 OUTPUT = RESULTS / "benchmark_networks.json"
+FORMS = ("looped", "joined")
 # Task: frames per call, (height, width).
 SHAPES = {"train": (8, (128, 160)), "infer": (1, (720, 1280))}
 
@@ -25,12 +26,11 @@ def run(architectures: list[str], decoders: int, repeats: int, output: Path, mac
         wanted = list(product(architectures, SHAPES, ("32-true", "bf16-mixed")))
         for number, (architecture, task, precision) in enumerate(wanted, start=1):
             batch, size = SHAPES[task]
-            forms = {
-                form: measure(
-                    Case(architecture, decoders, form, task, precision, batch, size, 1, repeats, machine)  # type: ignore[arg-type]
-                )
-                for form in ("looped", "joined")
-            }
+            cases = [
+                Case(architecture, decoders, form, task, precision, batch, size, 1, repeats, machine)  # type: ignore[arg-type]
+                for form in FORMS
+            ]
+            forms = dict(zip(FORMS, measure(cases), strict=True))
             rows.append({"architecture": architecture, "task": task, "precision": precision, **_compared(forms)})
             say(f"{architecture} {task} {precision}: {rows[-1]['speedup']} times as fast")
             bar(number, len(wanted))
