@@ -29,8 +29,8 @@ class Sample(TypedDict, total=False):
 
     Attributes:
         frame: (3, H, W) uint8 RGB.
-        label: (H, W) int16, 1 = anatomy, 0 = background, -1 = outside the original frame.
-        anatomy: () int64, index of the anatomy that the frame is labelled for.
+        label: (H, W) int16, 1 = anatomy, 0 = background, -1 = outside the original frame, or no label.
+        anatomy: () int64, index of the anatomy that the frame is labelled for; 0 for one without a label.
         position: () int64, index of the frame in its data set.
         teachers: (N, 2, h, w) float32 stored logits, moved as the frame was; only with soft targets.
         valid: (h, w) bool, cells of ``teachers`` that lie inside the original frame; only with soft targets.
@@ -60,11 +60,11 @@ class SoftTargets(Protocol):
 
 
 class FrameDataset(Dataset[Sample]):
-    """Prepared frames with their one label each.
+    """Prepared frames with their one label each, or none.
 
     Args:
         frames: the frames, in order.
-        anatomies: the decoders, in order; every frame belongs to one of them.
+        anatomies: the decoders, in order; every labelled frame belongs to one of them.
         augment: seed of the augmentation, or None for clean frames.
         soft_targets: stored logits of the teachers, or None.
     """
@@ -88,11 +88,13 @@ class FrameDataset(Dataset[Sample]):
         clean = load_frame(frame.image)
         augmentation = self._augmentation(epoch, frame, clean.shape[:2])
         shown = augment_frame(clean, augmentation)
-        label = warp_label(load_label(frame.label), augmentation.affine, IGNORE)
+        label = np.full(clean.shape[:2], IGNORE, np.int16)
+        if frame.labelled:
+            label = warp_label(load_label(frame.label), augmentation.affine, IGNORE)
         item = Sample(
             frame=torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1))),
             label=torch.from_numpy(label),
-            anatomy=torch.tensor(self.anatomies.index(frame.anatomy)),
+            anatomy=torch.tensor(self.anatomies.index(frame.anatomy) if frame.labelled else 0),
             position=torch.tensor(position),
         )
         if self.soft_targets is not None:

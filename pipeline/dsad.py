@@ -21,6 +21,7 @@ from pipeline.errors import MtkdError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+UNLABELLED = "unlabelled"  # stands where a labelled frame names its anatomy
 
 _FILE = re.compile(r"(image|mask)(\d+)\.png", re.IGNORECASE)
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -68,7 +69,7 @@ class Source:
     """One frame of a data set and its mask.
 
     Attributes:
-        anatomy, surgery: folder names.
+        anatomy, surgery: folder names; the anatomy is ``UNLABELLED`` for a frame without a mask.
         name: stem of the frame's file, such as ``image03``.
         image, mask: the files.
     """
@@ -77,7 +78,7 @@ class Source:
     surgery: str
     name: str
     image: Path
-    mask: Path
+    mask: Path | None
 
     @property
     def id(self) -> str:
@@ -167,6 +168,32 @@ def _scan_surgery(folder: Path) -> tuple[list[Source], list[str]]:
     both = sorted(images.keys() & masks.keys(), key=lambda n: (int(n), n))
     anatomy, surgery = folder.parent.name, folder.name
     return [Source(anatomy, surgery, f"image{n}", images[n], masks[n]) for n in both], problems
+
+
+def scan_unlabelled(root: Path, splits: Splits) -> tuple[list[Source], list[str]]:
+    """All frames of a folder ``<root>/<surgery>/*.png`` without masks, in order, and what is wrong with the folders.
+
+    Args:
+        root: folder of surgeries.
+        splits: only surgeries of training may be here: frames of the others would be learnt from.
+
+    Raises:
+        DataError: the root is no folder.
+    """
+    if not root.is_dir():
+        raise DataError([f"{root} is no folder: set data.unlabelled_root to the one that holds <surgery>/*.png"])
+    sources: list[Source] = []
+    problems = [f"{path}: lies in no surgery's folder" for path in sorted(root.glob("*.png"))]
+    for folder in sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: _order(p.name)):
+        split = splits.of(folder.name)
+        if split != "train":
+            problems.append(f"{folder}: surgery {folder.name} is one of data.splits.{split}; only others may teach")
+        images = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".png")
+        others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".tif"))
+        if others or not images:
+            problems.append(f"{folder}: holds {others[0] if others else 'no frames'}, expected PNG files only")
+        sources += [Source(UNLABELLED, folder.name, path.stem, path, None) for path in images]
+    return sources, problems
 
 
 def read_frame(path: Path) -> NDArray[np.uint8]:

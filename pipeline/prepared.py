@@ -2,6 +2,7 @@
 
 ``<frames>/<split>/<anatomy>/<surgery>/<name>.png`` holds RGB frames, ``<labels>/...`` the masks of 0 and 255. Every
 ``<split>/<anatomy>`` folder of both holds an ``index.csv``, with or without frames, so that a stage can depend on it.
+Frames without a label lie in ``<frames>/unlabelled/<surgery>/<name>.png``, with an index of their own.
 """
 
 import csv
@@ -19,7 +20,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dsad import SPLITS, DataError, Source, Split, Splits, read_frame, read_mask, scan, surgery_id, surgery_ids
+from pipeline.dsad import (
+    SPLITS,
+    UNLABELLED,
+    DataError,
+    Source,
+    Split,
+    Splits,
+    read_frame,
+    read_mask,
+    scan,
+    scan_unlabelled,
+    surgery_id,
+    surgery_ids,
+)
 from pipeline.errors import MtkdError
 
 # Low effort: prepared frames are read far more often than written, and the size hardly changes above.
@@ -34,10 +48,10 @@ class Frame:
 
     Attributes:
         id: such as ``colon/04/image03``.
-        anatomy: the one it is labelled for.
+        anatomy: the one it is labelled for, or ``unlabelled``.
         surgery: its surgery's folder.
         image: RGB PNG.
-        label: PNG of 0 and 255; may be absent where only frames are used.
+        label: PNG of 0 and 255; absent for an unlabelled frame, and where only frames are used.
     """
 
     id: str
@@ -46,6 +60,11 @@ class Frame:
     image: Path
     label: Path
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there is a label."""
+        return self.anatomy != UNLABELLED
+
 
 @dataclass
 class Summary:
@@ -53,10 +72,12 @@ class Summary:
 
     Attributes:
         counts: number of frames by split and anatomy.
+        unlabelled: number of frames without a label.
         warnings: what is legal and suspicious, one line each.
     """
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    unlabelled: int = 0
     warnings: list[str] = field(default_factory=list)
 
 
@@ -83,6 +104,7 @@ def prepare(
     output_labels: Path,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    unlabelled_root: Path | None = None,
 ) -> Summary:
     """Check a whole data set and write it at one size; nothing is replaced unless everything is sound.
 
@@ -95,6 +117,7 @@ def prepare(
         output_labels: folder of the labels; is replaced.
         workers: threads that read, check and resize.
         progress: called with (done, total).
+        unlabelled_root: folder ``<surgery>/*.png`` of frames without masks, of training surgeries, or None.
 
     Returns:
         Counts and warnings.
@@ -104,6 +127,9 @@ def prepare(
     """
     sources, problems = scan(root, anatomies)
     problems += _split_problems(splits)
+    if unlabelled_root is not None:
+        more, wrong = scan_unlabelled(unlabelled_root, splits)
+        sources, problems = sources + more, problems + wrong
     with _scratch(output_frames) as frames, _scratch(output_labels) as labels:
         work = partial(_check_and_write, splits=splits, image_size=image_size, frames=frames, labels=labels)
         checked = _in_threads(work, sources, workers, progress)
@@ -115,9 +141,13 @@ def prepare(
             for anatomy in anatomies:
                 own = [c for c in checked if c.split == split and c.source.anatomy == anatomy]
                 _write_indices(own, frames / split / anatomy, labels / split / anatomy)
+        unlabelled = [c for c in checked if c.source.mask is None]
+        _write_frame_index(unlabelled, frames / UNLABELLED)
         _replace(frames, output_frames)
         _replace(labels, output_labels)
-    return _summary(checked, anatomies, splits, surgery_ids(root))
+    summary = _summary(checked, anatomies, splits, surgery_ids(root))
+    summary.unlabelled = len(unlabelled)
+    return summary
 
 
 @contextmanager
@@ -158,8 +188,14 @@ def _check_and_write(
 ) -> _Checked:
     split = splits.of(source.surgery)
     frame, no_frame = _try(read_frame, source.image)
-    read, no_mask = _try(read_mask, source.mask)
     digest = "" if frame is None else hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()
+    height, width = image_size
+    if source.mask is None:
+        if frame is None:
+            return _Checked(source, split, digest, problems=no_frame)
+        _write_frame(frames / UNLABELLED / source.surgery / f"{source.name}.png", frame, image_size)
+        return _Checked(source, split, digest, frame.shape[:2])
+    read, no_mask = _try(read_mask, source.mask)
     if frame is None or read is None:
         return _Checked(source, split, digest, problems=no_frame + no_mask)
     mask, odd = read
@@ -168,9 +204,8 @@ def _check_and_write(
         problem = f"{source.image}: frame and mask have different sizes, {sizes}"
         return _Checked(source, split, digest, problems=(problem,))
     place = Path(split) / source.anatomy / source.surgery / f"{source.name}.png"
-    height, width = image_size
     small = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    _write_png(frames / place, cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)[..., ::-1])
+    _write_frame(frames / place, frame, image_size)
     _write_png(labels / place, small * 255)
     return _Checked(source, split, digest, frame.shape[:2], int(small.sum()), empty=not mask.any(), odd=odd)
 
@@ -181,6 +216,10 @@ def _try(read: Callable[[Path], _T], path: Path) -> tuple[_T | None, tuple[str, 
         return read(path), ()
     except DataError as error:
         return None, error.problems
+
+
+def _write_frame(path: Path, frame: NDArray[np.uint8], image_size: tuple[int, int]) -> None:
+    _write_png(path, cv2.resize(frame, image_size[::-1], interpolation=cv2.INTER_LINEAR)[..., ::-1])
 
 
 def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
@@ -219,9 +258,16 @@ def _too_few(checked: Sequence[_Checked], anatomies: Sequence[str]) -> list[str]
 
 
 def _write_indices(checked: Sequence[_Checked], frames: Path, labels: Path) -> None:
-    name = [f"{c.source.surgery}/{c.source.name}" for c in checked]
-    _write_csv(frames, ("frame", "height", "width"), [(n, *c.size) for n, c in zip(name, checked, strict=True)])
-    _write_csv(labels, ("frame", "foreground"), [(n, c.foreground) for n, c in zip(name, checked, strict=True)])
+    _write_frame_index(checked, frames)
+    _write_csv(labels, ("frame", "foreground"), [(_place(c.source), c.foreground) for c in checked])
+
+
+def _write_frame_index(checked: Sequence[_Checked], frames: Path) -> None:
+    _write_csv(frames, ("frame", "height", "width"), [(_place(c.source), *c.size) for c in checked])
+
+
+def _place(source: Source) -> str:
+    return f"{source.surgery}/{source.name}"
 
 
 def _write_csv(folder: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
@@ -262,16 +308,27 @@ def list_frames(frames_root: Path, labels_root: Path, split: str, anatomies: Seq
     Raises:
         MtkdError: an index, or a frame that it lists, is missing.
     """
-    frames = []
-    for anatomy in anatomies:
-        folder = Path(split) / anatomy
-        for name in _read_index(frames_root / folder / "index.csv"):
-            image = frames_root / folder / f"{name}.png"
-            if not image.is_file():
-                raise MtkdError(f"{image} is missing: run `dvc repro prepare`")
-            label = labels_root / folder / f"{name}.png"
-            frames.append(Frame(f"{anatomy}/{name}", anatomy, name.split("/")[0], image, label))
-    return frames
+    folders = [(anatomy, Path(split) / anatomy) for anatomy in anatomies]
+    return [f for anatomy, folder in folders for f in _listed(frames_root / folder, labels_root / folder, anatomy)]
+
+
+def list_unlabelled(frames_root: Path) -> list[Frame]:
+    """The prepared frames without a label.
+
+    Raises:
+        MtkdError: their index, or a frame that it lists, is missing.
+    """
+    return _listed(frames_root / UNLABELLED, frames_root / UNLABELLED, UNLABELLED)
+
+
+def _listed(frames: Path, labels: Path, anatomy: str) -> list[Frame]:
+    found = []
+    for name in _read_index(frames / "index.csv"):
+        image = frames / f"{name}.png"
+        if not image.is_file():
+            raise MtkdError(f"{image} is missing: run `dvc repro prepare`")
+        found.append(Frame(f"{anatomy}/{name}", anatomy, name.split("/")[0], image, labels / f"{name}.png"))
+    return found
 
 
 def _read_index(path: Path) -> list[str]:

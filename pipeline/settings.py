@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from pipeline.dsad import UNLABELLED
+
 Architecture = Literal[
     "segformer_b0",
     "segformer_b3",
@@ -78,6 +80,7 @@ class Data(Settings):
     """Section ``data``: where the frames are, which anatomies, at which size, and who is tested."""
 
     root: Annotated[str, Field(min_length=1)]
+    unlabelled_root: Annotated[str, Field(min_length=1)]  # frames without masks, that teachers alone speak on
     anatomies: Annotated[list[str], Field(min_length=1)]
     image_size: tuple[PositiveInt, PositiveInt]  # height, width
     splits: Splits
@@ -88,6 +91,8 @@ class Data(Settings):
         twice = sorted({a for a in self.anatomies if self.anatomies.count(a) > 1})
         if twice:
             raise ValueError(f"anatomies are listed twice: {', '.join(twice)}")
+        if UNLABELLED in self.anatomies:
+            raise ValueError(f"'{UNLABELLED}' cannot name an anatomy: frames without a label are kept under it")
         for anatomy in self.anatomies:
             if not anatomy.strip() or any(c in anatomy for c in "/@:\\'\"") or anatomy.startswith("."):
                 raise ValueError(f"'{anatomy}' cannot name an anatomy: / \\ @ : quotes and a leading dot are refused")

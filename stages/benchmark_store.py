@@ -85,6 +85,7 @@ def _folder(size: tuple[int, int], frames: int, anatomies: int) -> Iterator[None
         for number, name in enumerate(names):
             own = [f"01/image{i:02d}" for i in range(number, frames, anatomies)]
             write_atomically(PREPARED_FRAMES / "train" / name / "index.csv", "\n".join(["frame", *own]).encode())
+        write_atomically(PREPARED_FRAMES / "unlabelled" / "index.csv", b"frame")
         for name in names:
             teacher = create_model("segformer_b0", 1)
             teacher.anatomies = (name,)

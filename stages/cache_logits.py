@@ -19,7 +19,7 @@ from pipeline.settings import Params
 from pipeline.stopwatch import Stopwatch
 from stages.console import progress, say
 from stages.elsewhere import is_elsewhere
-from stages.layout import METRICS, SCRATCH, STORES, frames_of, store, teacher_checkpoint
+from stages.layout import METRICS, SCRATCH, STORES, store, taught_frames, teacher_checkpoint
 from stages.params import load_params
 from stages.store_identity import expected_parts
 from stages.store_quality import ask, augmentation_gap, rounding_error
@@ -33,7 +33,7 @@ class Plan:
 
     Attributes:
         anatomy: whose teacher.
-        frames: training frames of all anatomies.
+        frames: training frames of all anatomies, and those without a label.
         digest: of their list and pixels.
         params: all settings.
     """
@@ -125,7 +125,7 @@ def make_plans(anatomies: list[str], params: Params) -> list[Plan]:
     unknown = sorted(set(anatomies) - set(params.data.anatomies))
     if unknown:
         raise MtkdError(f"not in data.anatomies: {', '.join(unknown)}; there: {', '.join(params.data.anatomies)}")
-    frames = frames_of("train", params.data.anatomies)
+    frames = taught_frames(params.data.anatomies)
     digest = frames_digest(frames)
     return [Plan(anatomy, frames, digest, params) for anatomy in anatomies or params.data.anatomies]
 

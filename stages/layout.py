@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.prepared import Frame, list_frames
+from pipeline.prepared import Frame, list_frames, list_unlabelled
 
 PREPARED_FRAMES = Path("data/prepared/frames")
 PREPARED_LABELS = Path("data/prepared/labels")
@@ -11,6 +11,7 @@ STORES = Path("stores")
 SCRATCH = Path("scratch")
 METRICS = Path("metrics")
 RESULTS = Path("results")
+NO_UNLABELLED = "data/unlabelled"  # an empty folder of this repository
 REPORT = Path("report/index.html")
 
 
@@ -32,3 +33,8 @@ def store(anatomy: str) -> Path:
 def frames_of(split: str, anatomies: Sequence[str]) -> list[Frame]:
     """The prepared frames of one split."""
     return list_frames(PREPARED_FRAMES, PREPARED_LABELS, split, anatomies)
+
+
+def taught_frames(anatomies: Sequence[str]) -> list[Frame]:
+    """What the teachers speak on: the training frames of all anatomies, then those without a label."""
+    return frames_of("train", anatomies) + list_unlabelled(PREPARED_FRAMES)

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.dsad import Splits
 from pipeline.prepared import prepare
 from stages.console import progress, say
-from stages.layout import PREPARED_FRAMES, PREPARED_LABELS
+from stages.layout import NO_UNLABELLED, PREPARED_FRAMES, PREPARED_LABELS
 from stages.params import load_params
 
 
@@ -23,8 +23,16 @@ def run(workers: int) -> None:
             PREPARED_LABELS,
             workers=max(1, workers),
             progress=step,
+            unlabelled_root=_unlabelled(data.unlabelled_root),
         )
     for warning in summary.warnings:
         say(f"warning: {warning}")
     for split, per_anatomy in summary.counts.items():
         say(f"{split:>5}: {sum(per_anatomy.values())} frames of {len(per_anatomy)} anatomies")
+    if summary.unlabelled:
+        say(f"without label: {summary.unlabelled} frames, for the teachers to speak on")
+
+
+def _unlabelled(root: str) -> Path | None:
+    """The folder of frames without masks; the repository's own empty one need not be there."""
+    return None if root == NO_UNLABELLED and not Path(root).exists() else Path(root)

@@ -10,7 +10,7 @@ from cache import Store, open_store
 from pipeline.errors import MtkdError
 from pipeline.prepared import frames_digest
 from pipeline.settings import Params
-from stages.layout import frames_of, store, teacher_checkpoint
+from stages.layout import store, taught_frames, teacher_checkpoint
 from stages.store_identity import expected_parts
 
 
@@ -43,8 +43,7 @@ def open_stores(params: Params) -> Stores:
         StoreError: a store is missing, incomplete or damaged.
     """
     anatomies = params.data.anatomies
-    frames = frames_of("train", anatomies)
-    digest = frames_digest(frames)
+    digest = frames_digest(taught_frames(anatomies))
     stores = [open_store(store(anatomy)) for anatomy in anatomies]
     for anatomy, one in zip(anatomies, stores, strict=True):
         expected = expected_parts(params, digest, _known_checkpoint(anatomy))

@@ -36,7 +36,7 @@ from pipeline.prepared import Frame
 from pipeline.settings import Distill, Params, Training
 from pipeline.training import Objective, Terms, fit, supervised
 from stages.console import progress, say
-from stages.layout import RESULTS, frames_of, store, teacher_checkpoint
+from stages.layout import RESULTS, frames_of, store, taught_frames, teacher_checkpoint
 from stages.params import PARAMS, load_params
 from stages.soft_targets import open_stores
 from stages.training_run import class_weights, seeded_network
@@ -57,6 +57,7 @@ class Case:
         arm: where the teachers' answers come from: ``stores``; ``pseudo_labels``: only the classes that the stored
             logits choose; ``live``: teachers in memory, asked on each batch as the student sees it.
         folder: the project whose frames, teachers and stores are used.
+        unlabelled: whether the teachers also speak on frames without a label, if there are any.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Case:
     distill: Distill | None
     arm: Arm = "stores"
     folder: Path = Path()
+    unlabelled: bool = True
 
 
 def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict[str, Any]]:
@@ -92,6 +94,7 @@ def case_file(case: Case) -> Path:
     params = load_params(case.folder / PARAMS)
     inputs = {
         "arm": case.arm,
+        "unlabelled": case.unlabelled,
         "student": case.student.model_dump(),
         "distill": case.distill.model_dump() if case.distill else None,
         "data": params.data.model_dump(),
@@ -146,6 +149,7 @@ def _lesson(case: Case, params: Params, machine: Machine) -> tuple[Objective, Fr
     if case.distill is None:
         return alone, FrameDataset(frames, anatomies, seed)
     both = distilled(alone, case.distill)
+    frames = taught_frames(anatomies) if case.unlabelled else frames
     if case.arm == "live":
         teachers = _teachers(params, machine)
         return _live(both, teachers), _WithCells(frames, anatomies, seed, stride=teachers[0].output_stride)

@@ -8,9 +8,10 @@ from typing import Any
 from pipeline.errors import MtkdError
 from pipeline.files import write_atomically
 from pipeline.machine import Machine
+from pipeline.prepared import list_unlabelled
 from pipeline.settings import Distill, Training
 from stages.console import say
-from stages.layout import METRICS, RESULTS
+from stages.layout import METRICS, PREPARED_FRAMES, RESULTS
 from stages.params import load_params
 from stages.study import Case, measure_all
 from stages.summary import read
@@ -33,6 +34,7 @@ WAYS: dict[str, Distill | None] = {
     "classes_balanced": Distill(temperature=1, weight=30, softmax="classes_balanced"),
     "pseudo_labels": Distill(temperature=1, weight=30, softmax="classes_balanced"),
 }
+LABELLED_ONLY = "classes_balanced, labelled frames"
 CLEAR = 5.0  # Dice that a teacher must be above the baseline for its anatomy to count in the gap
 
 
@@ -51,9 +53,11 @@ def run(students: Sequence[str], seeds: int, epochs: int, jobs: int, output: Pat
         MtkdError: the teachers were not evaluated yet.
     """
     teachers = read(METRICS / "evaluate.json")["teachers"]["dice"]
-    cases = [_case(way, arch, seed, epochs) for arch in students for way in WAYS for seed in range(1, seeds + 1)]
+    # Where there are frames without labels, what they add is shown by leaving them out.
+    ways = [*WAYS, LABELLED_ONLY] if list_unlabelled(PREPARED_FRAMES) else list(WAYS)
+    cases = [_case(way, arch, seed, epochs) for arch in students for way in ways for seed in range(1, seeds + 1)]
     results = measure_all(cases, jobs, machine)
-    text = "\n".join(line for arch in students for line in _table(arch, teachers, results))
+    text = "\n".join(line for arch in students for line in _table(arch, ways, teachers, results))
     write_atomically(output, text.encode())
     say(text)
     say(f"-> {output}")
@@ -76,25 +80,29 @@ def _case(way: str, arch: str, seed: int, epochs: int) -> Case:
             "seed": seed,
         }
     )
+    if way == LABELLED_ONLY:
+        return Case(way, student, WAYS["classes_balanced"], unlabelled=False)
     return Case(way, student, WAYS[way], "pseudo_labels" if way == "pseudo_labels" else "stores")
 
 
-def _table(arch: str, teachers: dict[str, float | None], results: Sequence[dict[str, Any]]) -> list[str]:
+def _table(
+    arch: str, ways: Sequence[str], teachers: dict[str, float | None], results: Sequence[dict[str, Any]]
+) -> list[str]:
     """One architecture: Dice per anatomy, the mean over seeds; below, the share of the gap that is closed, per seed."""
-    own = {way: [r for r in results if r["arch"] == arch and r["name"] == way] for way in WAYS}
+    own = {way: [r for r in results if r["arch"] == arch and r["name"] == way] for way in ways}
     means = {way: {key: _mean([r["dice"][key] for r in runs]) for key in teachers} for way, runs in own.items()}
     counted = [a for a in teachers if a != "mean" and _lead(teachers[a], means[BASELINE][a]) >= CLEAR]
-    lines = [f"### {arch}", "", f"| Dice (%) | teachers | {' | '.join(WAYS)} |", f"|---|{'---:|' * (len(WAYS) + 1)}"]
+    lines = [f"### {arch}", "", f"| Dice (%) | teachers | {' | '.join(ways)} |", f"|---|{'---:|' * (len(ways) + 1)}"]
     for key in teachers:
-        cells = [_cell(teachers[key]), *(_cell(means[way][key]) for way in WAYS)]
+        cells = [_cell(teachers[key]), *(_cell(means[way][key]) for way in ways)]
         lines.append(f"| {key.replace('_', ' ')}{' *' if key in counted else ''} | {' | '.join(cells)} |")
-    spans = [f"{min(found):.1f} .. {max(found):.1f}" for found in ([r["dice"]["mean"] for r in own[w]] for w in WAYS)]
+    spans = [f"{min(found):.1f} .. {max(found):.1f}" for found in ([r["dice"]["mean"] for r in own[w]] for w in ways)]
     lines.append(f"| mean, lowest and highest seed | | {' | '.join(spans)} |")
-    closed = [" ".join(f"{_closed(r, own[BASELINE], teachers, counted):.0f}" for r in own[way]) for way in WAYS]
+    closed = [" ".join(f"{_closed(r, own[BASELINE], teachers, counted):.0f}" for r in own[way]) for way in ways]
     lines.append(f"| gap closed (%), per seed, over * | 100 | {' | '.join(closed)} |")
-    seconds = [f"{mean(r['seconds_per_epoch'] for r in own[way]):.1f}" for way in WAYS]
+    seconds = [f"{mean(r['seconds_per_epoch'] for r in own[way]):.1f}" for way in ways]
     lines.append(f"| seconds per epoch | | {' | '.join(seconds)} |")
-    best = [" ".join(f"{_last_gain(r):+.1f}" for r in own[way]) for way in WAYS]
+    best = [" ".join(f"{_last_gain(r):+.1f}" for r in own[way]) for way in ways]
     lines.append(f"| validation Dice of the last quarter over the one before | | {' | '.join(best)} |")
     return [*lines, ""]
 

@@ -5,7 +5,7 @@ No teacher is built, loaded or held in memory here (paper, stage 2, done offline
 
 from pipeline.machine import Machine
 from pipeline.training import supervised
-from stages.layout import METRICS, RESULTS, frames_of, student_checkpoint
+from stages.layout import METRICS, RESULTS, frames_of, student_checkpoint, taught_frames
 from stages.params import load_params
 from stages.training_run import class_weights, train_run
 
@@ -14,15 +14,18 @@ def run(name: str, machine: Machine) -> None:
     """Train the student ``baseline`` or ``mtkd``."""
     params = load_params()
     anatomies = params.data.anatomies
-    weights = class_weights(frames_of("train", anatomies), anatomies) if params.student.class_weights else None
+    frames = frames_of("train", anatomies)
+    weights = class_weights(frames, anatomies) if params.student.class_weights else None
     objective, soft_targets = supervised(len(anatomies), weights), None
     if name == "mtkd":
         from pipeline.distillation import distilled
         from stages.soft_targets import open_stores
 
         objective, soft_targets = distilled(objective, params.distill), open_stores(params)
+        frames = taught_frames(anatomies)
     train_run(
         f"student {name}",
+        frames,
         anatomies,
         params.student,
         machine,

@@ -13,9 +13,11 @@ def run(anatomy: str, machine: Machine) -> None:
     params = load_params()
     if anatomy not in params.data.anatomies:
         raise MtkdError(f"'{anatomy}' is not in data.anatomies: {', '.join(params.data.anatomies)}")
-    weights = class_weights(frames_of("train", [anatomy]), [anatomy]) if params.teacher.class_weights else None
+    frames = frames_of("train", [anatomy])
+    weights = class_weights(frames, [anatomy]) if params.teacher.class_weights else None
     train_run(
         f"teacher {anatomy}",
+        frames,
         [anatomy],
         params.teacher,
         machine,

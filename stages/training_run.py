@@ -43,6 +43,7 @@ def seeded_network(settings: Training, anatomies: Sequence[str]) -> Network:
 
 def train_run(
     title: str,
+    frames: Sequence[Frame],
     anatomies: Sequence[str],
     settings: Training,
     machine: Machine,
@@ -53,10 +54,11 @@ def train_run(
     metrics: Path,
     curves: Path,
 ) -> None:
-    """Train one network on the prepared frames of some anatomies; write its checkpoint, metrics and curves.
+    """Train one network on prepared frames; write its checkpoint, metrics and curves.
 
     Args:
         title: what the lines on the screen call it.
+        frames: to train on.
         anatomies: one decoder each, in this order.
         settings: of the teacher or student.
         machine: device and loader workers.
@@ -66,7 +68,7 @@ def train_run(
         metrics: Dice per anatomy on the validation surgeries at that epoch, in percent.
         curves: folder for the values of every epoch.
     """
-    train = FrameDataset(frames_of("train", anatomies), anatomies, settings.seed, soft_targets)
+    train = FrameDataset(frames, anatomies, settings.seed, soft_targets)
     val = FrameDataset(frames_of("val", anatomies), anatomies)
     network = seeded_network(settings, anatomies)
     height, width = load_frame(train.frames[0].image).shape[:2]

@@ -11,7 +11,7 @@ from conftest import REAL_DATA, write_dataset, write_png
 from pipeline import prepared
 from pipeline.dsad import DataError, Splits
 from pipeline.errors import MtkdError
-from pipeline.prepared import frames_digest, list_frames, load_frame, load_label, prepare
+from pipeline.prepared import frames_digest, list_frames, list_unlabelled, load_frame, load_label, prepare
 
 SPLITS = Splits(val=(2,), test=("03",))
 ANATOMIES = ("liver", "colon")
@@ -51,6 +51,55 @@ def test_frames_and_labels_lie_apart_by_split_and_anatomy(root, out):
     assert load_frame(frames[0].image).shape == (32, 48, 3)
     label = load_label(frames[0].label)
     assert (label.shape, set(np.unique(label))) == ((32, 48), {0, 1})
+
+
+def write_unlabelled(folder, *surgeries, size=(40, 40)):
+    for surgery in surgeries:
+        pixels = np.random.default_rng(int(surgery)).integers(0, 256, (*size, 3)).astype(np.uint8)
+        write_png(folder / surgery / "frame7.png", pixels)
+    return folder
+
+
+def test_frames_without_masks_are_prepared_apart(root, out, tmp_path):
+    folder = write_unlabelled(tmp_path / "video", "01", "44")
+    summary = prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder)
+    assert summary.unlabelled == 2
+    frames = list_unlabelled(out / "frames")
+    assert [(f.id, f.surgery, f.labelled) for f in frames] == [
+        ("unlabelled/01/frame7", "01", False), ("unlabelled/44/frame7", "44", False),
+    ]  # fmt: skip
+    assert load_frame(frames[0].image).shape == (32, 48, 3)
+    assert all(f.labelled for f in list_frames(out / "frames", out / "labels", "train", ANATOMIES))
+
+
+def test_without_such_a_folder_there_are_none(root, out):
+    assert run(root, out).unlabelled == 0
+    assert list_unlabelled(out / "frames") == []
+
+
+def test_frames_without_masks_may_not_come_from_surgeries_that_measure(root, out, tmp_path):
+    folder = write_unlabelled(tmp_path / "video", "01", "2", "03")
+    write_png(folder / "01" / "twin.png", cv2.imread(str(root / "liver" / "02" / "image00.png"))[..., ::-1])
+    (folder / "01" / "frame8.jpg").write_bytes(b"x")
+    (folder / "05").mkdir()
+    write_png(folder / "stray.png", np.zeros((8, 8, 3), np.uint8))
+    (folder / "01" / "broken.png").write_bytes(b"no png")
+    with pytest.raises(DataError) as error:
+        prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder)
+    said = "\n".join(error.value.problems)
+    assert len(error.value.problems) == 7
+    for part in (
+        "2: surgery 2 is one of data.splits.val", "03: surgery 03 is one of data.splits.test", "holds frame8.jpg",
+        "05: holds no frames", "stray.png: lies in no surgery's folder", "broken.png: its content is no PNG",
+        "twin.png (train) are the same frame in two splits",
+    ):  # fmt: skip
+        assert part in said
+    assert list(out.iterdir()) == []
+
+
+def test_a_folder_of_frames_that_is_not_there(root, out, tmp_path):
+    with pytest.raises(DataError, match=r"data\.unlabelled_root"):
+        prepare(root, ANATOMIES, SPLITS, (8, 8), out / "f", out / "l", unlabelled_root=tmp_path / "nowhere")
 
 
 def test_the_geometry_is_that_of_pixel_centres(tmp_path, out):

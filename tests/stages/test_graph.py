@@ -86,6 +86,7 @@ class Project:
             copy(
                 source, folder / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {})
             )
+        shutil.copytree(ROOT / "data" / "unlabelled", folder / "data" / "unlabelled")
         write_dataset(folder / "dsad", ("liver", "colon", "left ureter"), size=(24, 32))
         (folder / "bin").mkdir()
         (folder / "stand_in.py").write_text(STAND_IN)
@@ -235,6 +236,15 @@ def test_new_training_frames_rerun_what_sees_them(project):
         shutil.copy(folder / f"{kind}00.png", folder / f"{kind}77.png")
     ran = project.repro()
     assert ran == sorted([*PREPARED, *teachers("colon"), *stores(*ALL), *STUDENTS, *MEASURED])
+
+
+def test_new_frames_without_labels_reach_only_those_who_learn_from_teachers(project):
+    frames = project.folder / "frames" / "01"
+    frames.mkdir(parents=True)
+    shutil.copy(project.folder / "dsad" / "colon" / "01" / "image00.png", frames / "a.png")
+    project.params(data__unlabelled_root="frames")
+    ran = project.repro()
+    assert ran == sorted([*PREPARED, *stores(*ALL), "train_student@mtkd", *MEASURED])
 
 
 def test_a_new_anatomy_keeps_the_old_teachers(project):

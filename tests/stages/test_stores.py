@@ -13,14 +13,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, write_png
 from test_run import finished, mtkd, run  # noqa: F401 (fixtures)
+from torch.utils.data import default_collate
 
 import cache
 from pipeline.checkpoint import load_checkpoint
+from pipeline.datasets import FrameDataset
+from pipeline.distillation import distilled
 from pipeline.models.network import normalise, resize
 from pipeline.prepared import load_frame
-from stages.layout import frames_of
+from pipeline.training import supervised
+from stages.layout import frames_of, taught_frames
+from stages.params import load_params
+from stages.soft_targets import open_stores
 
 
 def files(path):
@@ -210,3 +216,38 @@ def _write_answers(path, frames, changed=lambda pixels: pixels):
             pixels = changed(load_frame(frame.image))
             writer.append(_answer(pixels)[None], [google_crc32c.value(pixels.tobytes())])
         writer.finish(path)
+
+
+def test_teachers_speak_on_frames_without_labels(run):  # noqa: F811
+    """They are in every store, and the student that learns from the stores sees them; the baseline doesn't."""
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+        write_png(run / "video" / "07" / f"{number}.png", pixels)
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    params["data"]["unlabelled_root"] = "video"
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
+    assert "without label: 4 frames" in mtkd("prepare")
+    assert "run `dvc repro cache_logits@liver`" in mtkd("train-student", "mtkd", code=1)
+    mtkd("cache-logits")
+    assert cache.open_store("stores/liver.zarr").read("unlabelled/07/3").shape == (2, 16, 24)
+    assert "10 training and 6 validation frames" in mtkd("train-student", "mtkd")
+    assert "6 training and 6 validation frames" in mtkd("train-student", "baseline")
+
+
+def test_frames_without_labels_say_nothing_about_anatomies(run):  # noqa: F811
+    """Cross-entropy ignores them; the divergence does not."""
+    write_png(run / "video" / "07" / "0.png", np.full((48, 64, 3), 90, np.uint8))
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    params["data"]["unlabelled_root"] = "video"
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
+    mtkd("prepare")
+    mtkd("cache-logits")
+    settings = load_params()
+    data = FrameDataset(taught_frames(["liver", "colon"]), ["liver", "colon"], 1, open_stores(settings))
+    batch = default_collate([data[0, 6]])
+    assert not data.frames[6].labelled
+    logits = torch.randn(1, 2, 2, 16, 24, requires_grad=True)
+    terms = distilled(supervised(2, None), settings.distill).terms(logits, batch)
+    assert terms["cross_entropy"].tolist() == [0, 0]
+    assert terms["valid_pixels"].tolist() == [0, 0]
+    assert (terms["kl_divergence"] > 0).all()
