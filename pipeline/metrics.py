@@ -4,35 +4,13 @@ Three sums per frame do not warrant a metrics library, whose import costs more t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import nan
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.counts import Counts, count_masks
 from pipeline.models.network import resize
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Pixels of one frame: true positive, false positive, false negative."""
-
-    tp: int
-    fp: int
-    fn: int
-
-    @property
-    def dice(self) -> float:
-        """2 TP / (2 TP + FP + FN) in 0..1; NaN for a frame that neither has nor is given the anatomy."""
-        total = 2 * self.tp + self.fp + self.fn
-        return 2 * self.tp / total if total else nan
-
-    @property
-    def iou(self) -> float:
-        """TP / (TP + FP + FN) in 0..1; NaN as for ``dice``."""
-        total = self.tp + self.fp + self.fn
-        return self.tp / total if total else nan
 
 
 def own_masks(logits: Tensor, anatomy: Tensor, size: tuple[int, int]) -> Tensor:
@@ -53,9 +31,9 @@ def own_masks(logits: Tensor, anatomy: Tensor, size: tuple[int, int]) -> Tensor:
 
 def count(masks: Tensor, labels: Tensor) -> list[Counts]:
     """Counts of each frame; masks (B, H, W) bool, labels (B, H, W) with 1 = anatomy, 0 = background."""
-    positive = labels == 1
-    sums = [(a & b).flatten(1).sum(1).tolist() for a, b in ((masks, positive), (masks, ~positive), (~masks, positive))]
-    return [Counts(tp, fp, fn) for tp, fp, fn in zip(*sums, strict=True)]
+    return [
+        count_masks(mask, label) for mask, label in zip(masks.cpu().numpy(), (labels == 1).cpu().numpy(), strict=True)
+    ]
 
 
 def mean(values: Sequence[float]) -> float | None:

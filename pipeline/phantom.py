@@ -5,8 +5,9 @@ in one sub-data set, and the other organs in it are visible and unlabelled. What
 pipeline works, and nothing about patients.
 """
 
+import csv
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,7 @@ def write_phantom(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write a data set: ``<root>/<anatomy>/<NN>/imageMM.png`` and ``maskMM.png`` (0 and 255).
+    """Write a data set: ``<root>/<anatomy>/<NN>/imageMM.png``, ``maskMM.png`` (0 and 255) and ``weak_labels.csv``.
 
     Args:
         root: is created.
@@ -120,9 +121,12 @@ def write_phantom(
     work = partial(_write_frame, root=root, seed=seed, size=size, difficulty=difficulty, label_maps=label_maps)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        for done, _ in enumerate(pool.map(work, jobs, chunksize=4), start=1):
+        shown = []
+        for row in pool.map(work, jobs, chunksize=4):
+            shown.append(row)
             if progress is not None:
-                progress(done, len(jobs))
+                progress(len(shown), len(jobs))
+    _write_weak_labels(root, jobs, shown)
     return len(jobs)
 
 
@@ -143,7 +147,8 @@ def _write_frame(
     size: tuple[int, int],
     difficulty: float,
     label_maps: bool,
-) -> None:
+) -> list[int]:
+    """Write one frame; 0 or 1 for each anatomy that it shows."""
     anatomy, surgery, frame = job
     pixels, labels = render(anatomy, surgery, frame, seed=seed, size=size, difficulty=difficulty)
     mask = np.where(labels == ANATOMIES.index(anatomy) + 1, 255, 0).astype(np.uint8)
@@ -152,6 +157,17 @@ def _write_frame(
     _write_png(root / place / f"mask{frame:02d}.png", mask)
     if label_maps:
         _write_png(root / "multilabel" / place / f"label{frame:02d}.png", labels)
+    return [int((labels == i).any()) for i in range(1, len(ANATOMIES) + 1)]
+
+
+def _write_weak_labels(root: Path, jobs: Sequence[tuple[str, int, int]], shown: Sequence[Sequence[int]]) -> None:
+    """Which anatomies each frame shows: ``weak_labels.csv`` in every surgery's folder."""
+    for anatomy, surgery in dict.fromkeys(job[:2] for job in jobs):
+        own = [(job[2], row) for job, row in zip(jobs, shown, strict=True) if job[:2] == (anatomy, surgery)]
+        with (root / anatomy / f"{surgery:02d}" / "weak_labels.csv").open("w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["image", *ANATOMIES])
+            table.writerows([f"image{frame:02d}.png", *row] for frame, row in own)
 
 
 def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:

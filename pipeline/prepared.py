@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.beside_masks import write_beside
 from pipeline.dsad import (
     SPLITS,
     UNLABELLED,
@@ -105,6 +106,7 @@ def prepare(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     unlabelled_root: Path | None = None,
+    least_training: int = 2,
 ) -> Summary:
     """Check a whole data set and write it at one size; nothing is replaced unless everything is sound.
 
@@ -118,6 +120,7 @@ def prepare(
         workers: threads that read, check and resize.
         progress: called with (done, total).
         unlabelled_root: folder ``<surgery>/*.png`` of frames without masks, of training surgeries, or None.
+        least_training: training frames that every anatomy needs: batch norm needs two.
 
     Returns:
         Counts and warnings.
@@ -134,20 +137,30 @@ def prepare(
         work = partial(_check_and_write, splits=splits, image_size=image_size, frames=frames, labels=labels)
         checked = _in_threads(work, sources, workers, progress)
         problems += [problem for c in checked for problem in c.problems]
-        problems += _leaks(checked) + _too_few(checked, [a for a in anatomies if (root / a).is_dir()])
+        problems += _leaks(checked) + _too_few(checked, [a for a in anatomies if (root / a).is_dir()], least_training)
         if problems:
             raise DataError(problems)
         for split in SPLITS:
             for anatomy in anatomies:
                 own = [c for c in checked if c.split == split and c.source.anatomy == anatomy]
                 _write_indices(own, frames / split / anatomy, labels / split / anatomy)
+        beside = [
+            warning
+            for anatomy in anatomies
+            for warning in write_beside(_sources(checked, "test", anatomy), labels / "test" / anatomy, image_size)
+        ]
         unlabelled = [c for c in checked if c.source.mask is None]
         _write_frame_index(unlabelled, frames / UNLABELLED)
         _replace(frames, output_frames)
         _replace(labels, output_labels)
     summary = _summary(checked, anatomies, splits, surgery_ids(root))
     summary.unlabelled = len(unlabelled)
+    summary.warnings += beside
     return summary
+
+
+def _sources(checked: Sequence[_Checked], split: Split, anatomy: str) -> list[Source]:
+    return [c.source for c in checked if c.split == split and c.source.anatomy == anatomy]
 
 
 @contextmanager
@@ -247,13 +260,15 @@ def _leaks(checked: Sequence[_Checked]) -> list[str]:
     return problems
 
 
-def _too_few(checked: Sequence[_Checked], anatomies: Sequence[str]) -> list[str]:
-    """Anatomies that can't be trained: batch norm needs two frames."""
+def _too_few(checked: Sequence[_Checked], anatomies: Sequence[str], least: int) -> list[str]:
+    """Anatomies that can't be trained."""
     problems = []
     for anatomy in dict.fromkeys(anatomies):
         train = sum(c.split == "train" and c.source.anatomy == anatomy for c in checked)
-        if train < 2:
-            problems.append(f"{anatomy}: {train or 'no'} training frame{'s' * (train != 1)}, at least 2 are needed")
+        if train < least:
+            problems.append(
+                f"{anatomy}: {train or 'no'} training frame{'s' * (train != 1)}, at least {least} are needed"
+            )
     return problems
 
 

@@ -137,6 +137,7 @@ class Evaluate(Settings):
     """Section ``evaluate``."""
 
     batch_size: PositiveInt
+    tolerance: Annotated[Number, Field(ge=0)]  # of the normalised surface Dice, in pixels of data.image_size
 
 
 class Benchmark(Settings):

@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from pipeline import metrics
+from pipeline.counts import Counts
 from pipeline.datasets import EpochBatches, FrameDataset, Sample
 from pipeline.errors import MtkdError
 from pipeline.losses.partial_labels import IGNORE, partial_label_cross_entropy, partial_targets
@@ -191,7 +192,7 @@ def _require_finite(terms: Terms, loss: Tensor) -> None:
 def _validate(model: Any, network: Network, loader: Any, frames: Sequence[Frame]) -> dict[str, float | None]:
     """Dice in 0..1 per anatomy on clean frames at their full size, as in evaluation."""
     model.eval()
-    counts: list[metrics.Counts] = []
+    counts: list[Counts] = []
     for batch in loader:
         logits = model(normalise(batch["frame"], network))
         size = (batch["label"].shape[-2], batch["label"].shape[-1])

@@ -192,8 +192,32 @@ def train_student(
 
 
 @app.command()
-def evaluate(device: Device = "auto", workers: Workers = 0) -> None:
-    """Measure teachers and students on the test surgeries: Dice and IoU per anatomy."""
+def evaluate(
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Only this teacher or student, on --data, without params.yaml.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A folder in DSAD's layout, or <surgery>/imageMM.png with complete labelMM.png."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Of --checkpoint: folder for the tables.")] = Path(
+        "results/evaluate_checkpoint"
+    ),
+    device: Device = "auto",
+    workers: Workers = 0,
+) -> None:
+    """Measure on the test surgeries: Dice, IoU, surface distances, intervals, false alarms, confusion, calibration.
+
+    Without options it is the stage, on teachers and students. With --checkpoint and --data, any checkpoint on all
+    frames of any data set.
+    """
+    if (checkpoint is None) != (data is None):
+        raise typer.BadParameter("--checkpoint and --data go together")
+    if checkpoint is not None and data is not None:
+        from stages import evaluate_folder
+
+        evaluate_folder.run(checkpoint, data, output, _machine(device, workers))
+        return
     from stages import evaluate
 
     evaluate.run(_machine(device, workers))

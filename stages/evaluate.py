@@ -1,67 +1,88 @@
-"""Stage ``evaluate``: Dice and IoU of teachers, baseline and distilled student on the test surgeries."""
+"""Stage ``evaluate``: teachers, baseline and distilled student on the test surgeries."""
 
-import csv
-import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import findings
+from pipeline.beside_masks import read_annotations, read_presence
 from pipeline.checkpoint import load_checkpoint
-from pipeline.evaluation import Result, evaluate, masks, summarise
-from pipeline.files import write_atomically, write_json
+from pipeline.evaluation import Result, evaluate, own_masks, summarise
+from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models.network import Network
 from pipeline.overlay import strip, write_png
-from pipeline.prepared import Frame, load_frame, load_label
+from pipeline.prepared import Frame, frames_digest, load_frame, load_label
 from pipeline.settings import Params
 from stages.console import progress, say
 from stages.elsewhere import is_elsewhere
-from stages.layout import METRICS, RESULTS, frames_of, student_checkpoint, teacher_checkpoint
+from stages.evaluation_tables import write_csv, write_per_frame, write_per_surgery
+from stages.layout import METRICS, PREPARED_LABELS, RESULTS, frames_of, student_checkpoint, teacher_checkpoint
 from stages.params import load_params
 
-QUALITATIVE = RESULTS / "qualitative"
-PER_FRAME = RESULTS / "per_frame.csv"
+QUALITATIVE, PLOTS = RESULTS / "qualitative", RESULTS / "plots"
 STUDENTS = ("baseline", "mtkd")
+Masks = dict[str, NDArray[np.bool_]]  # by a frame's id
 
 
 def run(machine: Machine) -> None:
-    """Write metrics/evaluate.json, the table of all frames, and a picture per anatomy."""
+    """Write metrics/evaluate.json, tables, what plots and report need, and pictures."""
     params = load_params()
-    frames = frames_of("test", params.data.anatomies)
-    results = {
-        "teachers": _teachers(frames, params, machine),
-        **{name: _student(name, frames, params, machine) for name in STUDENTS},
-    }
-    tables = {name: summarise(rows, params.data.anatomies) for name, rows in results.items()}
+    anatomies, frames = params.data.anatomies, frames_of("test", params.data.anatomies)
+    results, masks = {}, {}
+    for name in STUDENTS:
+        results[name] = list(_evaluated(name, _student(name), frames, anatomies, params, machine))
+    chosen = _chosen_frames(results["mtkd"])
+    shown = [frame for frame, _ in chosen]
+    for name in STUDENTS:
+        masks[name] = own_masks(_student(name), shown, anatomies, machine)
+    results["teachers"], masks["teachers"] = _teachers(frames, shown, params, machine)
+
+    order = ("teachers", *STUDENTS)
+    results = {name: results[name] for name in order}
+    tables = {name: summarise(rows, anatomies) for name, rows in results.items()}
     write_json(METRICS / "evaluate.json", {**tables, "gain": _gain(tables["mtkd"], tables["baseline"])})
-    _write_per_frame(results)
-    _draw(_median_frames(results["mtkd"]), machine)
+    write_per_frame(RESULTS / "per_frame.csv", results)
+    write_per_surgery(RESULTS / "per_surgery.csv", results)
+    write_json(RESULTS / "evaluation.json", _findings(results, params))
+    _write_plots(results, tables, anatomies)
+    _draw(chosen, [masks[name] for name in order])
     counted = len({row.frame.anatomy for row in results["mtkd"]})
     for name, table in tables.items():
-        say(f"{name:>8}: Dice {table['dice']['mean']} over {counted} of {len(params.data.anatomies)} anatomies")
+        say(f"{name:>8}: Dice {table['dice']['mean']} over {counted} of {len(anatomies)} anatomies")
 
 
-def _teacher(anatomy: str) -> Network:
-    return load_checkpoint(teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")[0]
+def _student(name: str) -> Network:
+    return load_checkpoint(student_checkpoint(name), f"train_student@{name}")[0]
 
 
-def _teachers(frames: list[Frame], params: Params, machine: Machine) -> list[Result]:
-    """Every teacher that is here on the test frames of its own anatomy; one teacher in memory at a time."""
-    results = []
-    with progress("teachers evaluated") as bar:
-        for done, anatomy in enumerate(params.data.anatomies, start=1):
-            own = [frame for frame in frames if frame.anatomy == anatomy]
-            if own and not is_elsewhere(teacher_checkpoint(anatomy)):
-                results += evaluate(_teacher(anatomy), own, [anatomy], params.evaluate.batch_size, machine)
-            bar(done, len(params.data.anatomies))
+def _evaluated(
+    name: str, network: Network, frames: list[Frame], anatomies: Sequence[str], params: Params, machine: Machine
+) -> list[Result]:
+    settings, results = params.evaluate, []
+    with progress(f"{name}: frames evaluated") as bar:
+        for result in evaluate(network, frames, anatomies, settings.batch_size, settings.tolerance, machine):
+            results.append(result)
+            bar(len(results), len(frames))
     return results
 
 
-def _student(name: str, frames: list[Frame], params: Params, machine: Machine) -> list[Result]:
-    network, card = load_checkpoint(student_checkpoint(name), f"train_student@{name}")
-    return evaluate(network, frames, card.anatomies, params.evaluate.batch_size, machine)
+def _teachers(
+    frames: list[Frame], shown: Sequence[Frame], params: Params, machine: Machine
+) -> tuple[list[Result], Masks]:
+    """Every teacher that is here on its own anatomy's frames, one in memory at a time; its masks of those shown."""
+    results: list[Result] = []
+    masks: Masks = {}
+    for anatomy in params.data.anatomies:
+        own = [frame for frame in frames if frame.anatomy == anatomy]
+        if not own or is_elsewhere(teacher_checkpoint(anatomy)):
+            continue
+        teacher, _ = load_checkpoint(teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")
+        results += _evaluated(f"teacher {anatomy}", teacher, own, [anatomy], params, machine)
+        masks |= own_masks(teacher, [frame for frame in shown if frame.anatomy == anatomy], [anatomy], machine)
+    return results, masks
 
 
 def _gain(new: dict[str, dict[str, float | None]], old: dict[str, dict[str, float | None]]) -> dict[str, object]:
@@ -73,40 +94,60 @@ def _gain(new: dict[str, dict[str, float | None]], old: dict[str, dict[str, floa
     return {metric: {key: minus(value, old[metric][key]) for key, value in new[metric].items()} for metric in new}
 
 
-def _write_per_frame(results: dict[str, list[Result]]) -> None:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["network", "anatomy", "surgery", "frame", "tp", "fp", "fn", "dice", "iou"])
-    for name, rows in results.items():
-        for row in rows:
-            c = row.counts
-            place = (row.frame.anatomy, row.frame.surgery, row.frame.id)
-            table.writerow([name, *place, c.tp, c.fp, c.fn, f"{c.dice:.4f}", f"{c.iou:.4f}"])
-    write_atomically(PER_FRAME, text.getvalue().encode())
+def _findings(results: Mapping[str, list[Result]], params: Params) -> dict[str, object]:
+    anatomies, beside = params.data.anatomies, [PREPARED_LABELS / "test" / a for a in params.data.anatomies]
+    presence = {frame: shows for folder in beside for frame, shows in read_presence(folder).items()}
+    students = {name: results[name] for name in STUDENTS}
+    return {
+        "test_frames": frames_digest(frames_of("test", anatomies)),
+        "surgeries": len({r.frame.surgery for r in results["mtkd"]}),
+        "tolerance": params.evaluate.tolerance,
+        "intervals": {name: findings.intervals(rows, anatomies) for name, rows in results.items()},
+        "difference": findings.difference(results["mtkd"], results["baseline"], anatomies),
+        "false_alarms": {n: findings.false_alarms(rows, anatomies, presence) for n, rows in students.items()},
+        "confusion": {name: findings.confusion(rows, anatomies) for name, rows in students.items()},
+        "claimants": {name: findings.claimants(rows) for name, rows in students.items()},
+        "calibration": {name: findings.calibrated(rows, anatomies) for name, rows in results.items()},
+        "annotators": {
+            anatomy: findings.annotators(read_annotations(folder))
+            for anatomy, folder in zip(anatomies, beside, strict=True)
+        },
+    }
 
 
-def _median_frames(results: Sequence[Result]) -> list[Frame]:
-    """Per anatomy, the frame with the median Dice: chosen by rule and not by hand."""
+def _write_plots(
+    results: Mapping[str, list[Result]],
+    tables: Mapping[str, dict[str, dict[str, float | None]]],
+    anatomies: Sequence[str],
+) -> None:
+    """Tables in the form that `dvc plots` draws."""
+    bars = [
+        (anatomy, name, table["dice"][anatomy]) for anatomy in ("mean", *anatomies) for name, table in tables.items()
+    ]
+    write_csv(PLOTS / "dice.csv", ("anatomy", "network", "dice"), bars)
+    for name in STUDENTS:
+        cells = [
+            (labelled, decoder, percent)
+            for labelled, row in findings.confusion(results[name], anatomies).items()
+            for decoder, percent in row.items()
+        ]
+        write_csv(PLOTS / f"confusion_{name}.csv", ("labelled", "decoder", "percent"), cells)
+
+
+def _chosen_frames(results: Sequence[Result]) -> list[tuple[Frame, str]]:
+    """Per anatomy, the frames with the best, the median and the worst Dice: chosen by rule and not by hand."""
     chosen = []
     for anatomy in dict.fromkeys(row.frame.anatomy for row in results):
         rows = sorted((r for r in results if r.frame.anatomy == anatomy), key=lambda r: np.nan_to_num(r.counts.dice))
-        chosen.append(rows[len(rows) // 2].frame)
+        picks = {"best": rows[-1], "median": rows[len(rows) // 2], "worst": rows[0]}
+        chosen += [(row.frame, rule) for rule, row in picks.items()]
     return chosen
 
 
-def _draw(frames: list[Frame], machine: Machine) -> None:
-    """One strip per anatomy: frame, label, teacher (untouched if it is not here), baseline, distilled."""
+def _draw(chosen: Sequence[tuple[Frame, str]], masks: Sequence[Masks]) -> None:
+    """One strip per frame: frame, label, and each network's mask (none of a teacher that is not here)."""
     shutil.rmtree(QUALITATIVE, ignore_errors=True)
-    students = {name: load_checkpoint(student_checkpoint(name), f"train_student@{name}") for name in STUDENTS}
-    for frame in frames:
+    for frame, rule in chosen:
         label = load_label(frame.label).astype(bool)
-        columns = [label, np.zeros_like(label)]
-        if not is_elsewhere(teacher_checkpoint(frame.anatomy)):
-            columns[1] = _mask(_teacher(frame.anatomy), frame, [frame.anatomy], machine)
-        columns += [_mask(network, frame, card.anatomies, machine) for network, card in students.values()]
-        write_png(QUALITATIVE / f"{frame.anatomy}.png", strip(load_frame(frame.image), columns))
-
-
-def _mask(network: Network, frame: Frame, anatomies: Sequence[str], machine: Machine) -> NDArray[np.bool_]:
-    _, mask, _ = next(masks(network, [frame], anatomies, 1, machine))
-    return mask
+        columns = [label, *(own.get(frame.id, np.zeros_like(label)) for own in masks)]
+        write_png(QUALITATIVE / f"{frame.anatomy}-{rule}.png", strip(load_frame(frame.image), columns))

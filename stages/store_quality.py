@@ -14,7 +14,7 @@ from pipeline.models.network import Network
 from pipeline.prepared import Frame
 from pipeline.settings import Cache, Params
 
-# One frame in fifty is asked again, at least and at most:
+# One frame in a hundred is asked again, at least and at most:
 FEWEST, MOST = 2, 32
 
 
@@ -69,7 +69,7 @@ def rounding_error(teacher: Network, frames: Sequence[Frame], params: Params, ma
 
 
 def _spread(frames: Sequence[Frame]) -> Sequence[Frame]:
-    count = min(max(len(frames) // 50, FEWEST), MOST, len(frames))
+    count = min(max(len(frames) // 100, FEWEST), MOST, len(frames))
     return [frames[i * len(frames) // count] for i in range(count)]
 
 

@@ -127,7 +127,7 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     test = frames_of("test", anatomies)
-    results = evaluate(network.eval(), test, anatomies, params.evaluate.batch_size, machine)
+    results = list(evaluate(network.eval(), test, anatomies, params.evaluate.batch_size, None, machine))
     return {
         "name": case.name,
         "arch": case.student.arch,

@@ -1,0 +1,106 @@
+"""How sure a mean over a few surgeries is: bootstrap over surgeries, since frames of one surgery are alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+FEWEST = 6  # surgeries for a test of significance
+
+
+@dataclass(frozen=True)
+class Value:
+    """One frame's value of a metric; NaN where it has none."""
+
+    surgery: str
+    anatomy: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and the 2.5 and 97.5 percentiles of its bootstrap distribution; NaN without a value."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def estimates(values: Sequence[Value], anatomies: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
+    """The mean over frames of each anatomy, and under ``mean`` the mean over anatomies, with 95 % intervals.
+
+    A resample draws as many surgeries as there are, with replacement, and takes all their frames.
+    """
+    sums, counts = _per_surgery(values, anatomies)
+    surgeries = len(sums)
+    if not surgeries:
+        return dict.fromkeys(("mean", *anatomies), Estimate(nan, nan, nan))
+    ones = np.ones((1, surgeries))
+    weights = np.random.default_rng(seed).multinomial(surgeries, np.full(surgeries, 1 / surgeries), RESAMPLES)
+    exact, resampled = (_means(w.astype(np.float64), sums, counts) for w in (ones, weights))
+    return {
+        name: Estimate(float(exact[0, i]), *_percentiles(resampled[:, i]))
+        for i, name in enumerate(("mean", *anatomies))
+    }
+
+
+def paired(new: Sequence[Value], old: Sequence[Value]) -> list[Value]:
+    """The difference on every frame that has both values, for two networks that saw the same frames in one order."""
+    both = zip(new, old, strict=True)
+    return [Value(a.surgery, a.anatomy, a.value - b.value) for a, b in both]
+
+
+def significance(differences: Sequence[Value]) -> float | None:
+    """Wilcoxon's signed-rank test over the mean difference of each surgery; None for fewer than six surgeries."""
+    per_surgery = surgery_means(differences)
+    if len(per_surgery) < FEWEST:
+        return None
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(list(per_surgery.values())).pvalue) if any(per_surgery.values()) else 1.0
+
+
+def surgery_means(values: Sequence[Value]) -> dict[str, float]:
+    """Mean over each surgery's frames; surgeries without a value are left out."""
+    known = [v for v in values if not isnan(v.value)]
+    names = dict.fromkeys(v.surgery for v in known)
+    return {name: float(np.mean([v.value for v in known if v.surgery == name])) for name in names}
+
+
+def _per_surgery(values: Sequence[Value], anatomies: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums and numbers of values, (surgeries, anatomies)."""
+    known = [v for v in values if not isnan(v.value)]
+    rows = {name: i for i, name in enumerate(dict.fromkeys(v.surgery for v in known))}
+    sums, counts = np.zeros((2, len(rows), len(anatomies)))
+    for v in known:
+        place = rows[v.surgery], list(anatomies).index(v.anatomy)
+        sums[place] += v.value
+        counts[place] += 1
+    return sums, counts
+
+
+def _means(weights: NDArray[np.float64], sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Per resample, the mean over anatomies and then each anatomy's; an anatomy without a frame is NaN: (R, 1 + A)."""
+    number = weights @ counts
+    means = np.divide(weights @ sums, number, out=np.full(number.shape, nan), where=number > 0)
+    there = ~np.isnan(means)
+    total = np.where(there, means, 0).sum(1, keepdims=True)
+    return np.hstack(
+        [
+            np.divide(
+                total, there.sum(1, keepdims=True), out=np.full(total.shape, nan), where=there.any(1, keepdims=True)
+            ),
+            means,
+        ]
+    )
+
+
+def _percentiles(samples: NDArray[np.float64]) -> tuple[float, float]:
+    known = samples[~np.isnan(samples)]
+    if not len(known):
+        return nan, nan
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)

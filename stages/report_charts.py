@@ -1,0 +1,83 @@
+"""The report's charts, as SVG that stands in the page."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours: told apart by everyone.
+COLOURS = {"teachers": "#999999", "baseline": "#d55e00", "mtkd": "#0072b2"}
+TITLES = {"teachers": "teachers", "baseline": "baseline", "mtkd": "distilled"}
+FORMS = {"separate": "o", "shared": "s", "shared+mtkd": "^"}
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e5e5e5")
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure, label: str) -> Markup:
+    """The figure as an element; equal figures give equal text."""
+    text = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "font.family": "sans-serif"}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    element = text.getvalue()[text.getvalue().index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    return Markup(element.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+
+
+def curves(values: Mapping[str, Sequence[float]]) -> Markup:
+    """Validation Dice over epochs, one line per student."""
+    figure, axes = _figure(8, 3.2)
+    for name, line in values.items():
+        axes.plot(range(1, len(line) + 1), line, color=COLOURS[name], label=TITLES[name], marker="o", markersize=3)
+    axes.set(xlabel="epoch", ylabel="validation Dice (%)", ylim=(0, 100))
+    axes.legend(frameon=False)
+    return _svg(figure, "validation Dice over epochs")
+
+
+def accuracy_and_speed(
+    rows: Sequence[Mapping[str, Any]], paper: Mapping[tuple[str, str], Mapping[str, float]]
+) -> Markup:
+    """Dice over frames per second, as the paper's Figure 1; its own networks as hollow marks, each from its machine."""
+    figure, axes = _figure(8, 3.8)
+    for row, name in zip(rows, COLOURS, strict=True):
+        if row["dice"]["mean"] is not None:
+            axes.scatter(row["fps"], row["dice"]["mean"], s=70, color=COLOURS[name], label=f"{TITLES[name]} (here)")
+    for form, marker in FORMS.items():
+        own = [row for (_, kind), row in paper.items() if kind == form]
+        if own:
+            x, y = [row["fps"] for row in own], [row["dice"] for row in own]
+            axes.scatter(x, y, marker=marker, facecolors="none", edgecolors="#555", label=f"paper, RTX 3090: {form}")
+    axes.set(xlabel="frames per second (logarithmic)", ylabel="Dice (%)", xscale="log", ylim=(0, 100))
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure, "accuracy over speed")
+
+
+def dice_of_frames(values: Mapping[tuple[str, str], Sequence[float]], anatomies: Sequence[str]) -> Markup:
+    """Every test frame's Dice as a dot, with the mean as a bar; one row per anatomy."""
+    figure, axes = _figure(8, 0.6 * len(anatomies) + 1)
+    rng = np.random.default_rng(0)
+    for i, anatomy in enumerate(anatomies):
+        for k, name in enumerate(COLOURS):
+            dice = values.get((name, anatomy), [])
+            if dice:
+                height = i + 0.27 * (k - 1)
+                label = TITLES[name] if i == 0 else None
+                jitter = rng.uniform(-0.07, 0.07, len(dice))
+                axes.scatter(dice, height + jitter, s=9, color=COLOURS[name], alpha=0.5, linewidths=0, label=label)
+                axes.plot([np.mean(dice)] * 2, [height - 0.12, height + 0.12], color=COLOURS[name], linewidth=2.5)
+    axes.set(xlabel="Dice of a frame (%)", xlim=(-2, 102), ylim=(len(anatomies) - 0.5, -0.5))
+    axes.set_yticks(range(len(anatomies)), [a.replace("_", " ") for a in anatomies])
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    return _svg(figure, "Dice of every test frame")

@@ -1,0 +1,86 @@
+"""Weak labels and single annotators: read where they are sound, left out with a warning where not."""
+
+import cv2
+import numpy as np
+import pytest
+from conftest import REAL_DATA, write_dataset
+
+from pipeline.beside_masks import DSAD_COLUMNS, read_annotations, read_presence, read_weak_labels
+from pipeline.dsad import DataError, Splits
+from pipeline.prepared import load_label, prepare
+
+DSAD_ROW = dict.fromkeys(DSAD_COLUMNS, False) | {"colon": True, "vesicular_glands": True}
+SPLITS = Splits(val=(2,), test=("03",))
+
+
+def prepared(root, out):
+    return prepare(root, ["liver", "colon"], SPLITS, (32, 48), out / "frames", out / "labels")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("image,liver,gall\nimage00.png,1,0\n", {0: {"liver": True, "gall": False}}),
+        ("image07.png,0,1\n", {7: {"colon": False, "liver": True}}),
+        (f"images012.png,{','.join('010000000001')}\n", {12: DSAD_ROW}),
+        ("", {}),
+    ],
+)  # fmt: skip
+def test_columns_are_named_by_the_header_the_folders_or_dsad(tmp_path, text, expected):
+    (tmp_path / "weak_labels.csv").write_text(text)
+    assert read_weak_labels(tmp_path / "weak_labels.csv", ["liver", "colon"]) == expected
+
+
+@pytest.mark.parametrize("text", ["image00.png,1\n", "image00.png,1,2\n", "image.png,1,0\nimage00.png,1,0\n"])
+def test_odd_rows_are_refused(tmp_path, text):
+    (tmp_path / "weak_labels.csv").write_text("image00.png,1,0\n" + text)
+    with pytest.raises(DataError, match=r"weak_labels\.csv: row 2 "):
+        read_weak_labels(tmp_path / "weak_labels.csv", ["liver", "colon"])
+
+
+def test_test_frames_keep_what_is_known_of_them(tmp_path):
+    root = write_dataset(tmp_path / "dsad")
+    for surgery in ("01", "03"):
+        (root / "liver" / surgery / "weak_labels.csv").write_text("image00.png,0,1\nimage01.png,1,1\n")
+    summary = prepared(root, tmp_path)
+    assert summary.warnings == []
+    assert read_presence(tmp_path / "labels" / "test" / "liver") == {
+        "liver/03/image00": {"colon": False, "liver": True}, "liver/03/image01": {"colon": True, "liver": True},
+    }  # fmt: skip
+    assert read_presence(tmp_path / "labels" / "train" / "liver") == {}
+    assert read_presence(tmp_path / "labels" / "test" / "colon") == {}
+
+
+def test_annotators_are_compared_with_the_consensus(tmp_path):
+    root = write_dataset(tmp_path / "dsad")
+    folder = root / "colon" / "03" / "anno_2"
+    folder.mkdir()
+    consensus = cv2.imread(str(root / "colon" / "03" / "mask01.png"), 0)
+    drawn = np.roll(consensus, 3, axis=1)
+    cv2.imwrite(str(folder / "mask01.png"), drawn)
+    (folder / "mask02.png").write_bytes(b"broken")
+    summary = prepared(root, tmp_path)
+    assert ["mask02.png" in w for w in summary.warnings] == [True]
+    (found,) = read_annotations(tmp_path / "labels" / "test" / "colon")
+    assert (found.frame, found.annotator) == ("colon/03/image01", "anno_2")
+    label = load_label(tmp_path / "labels/test/colon/03/image01.png").astype(bool)
+    assert found.counts.tp + found.counts.fn == label.sum()
+    assert 0 < found.counts.dice < 1
+
+
+def test_broken_weak_labels_are_a_warning(tmp_path):
+    root = write_dataset(tmp_path / "dsad")
+    (root / "liver" / "03" / "weak_labels.csv").write_bytes(b"\xff\xfe\x00")
+    (warning,) = prepared(root, tmp_path).warnings
+    assert "weak_labels.csv" in warning
+    assert "left out" in warning
+
+
+@pytest.mark.skipif(not REAL_DATA.exists(), reason="no real data here")
+def test_real_weak_labels(tmp_path):
+    root = REAL_DATA / "cholecseg8k" / "single"
+    folders = [p.name for p in root.iterdir() if p.is_dir()]
+    for file in root.glob("*/*/weak_labels.csv"):
+        for shows in read_weak_labels(file, folders).values():
+            assert set(shows) == set(folders)
+            assert shows[file.parts[-3]] or not all(shows.values())

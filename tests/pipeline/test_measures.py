@@ -1,0 +1,126 @@
+"""What evaluation computes, each against a slow version written from its definition."""
+
+from math import hypot, isnan, nan, sqrt
+
+import numpy as np
+import pytest
+
+from pipeline.calibration import BINS, calibration, total
+from pipeline.counts import Counts, count_masks
+from pipeline.surface import compare_outlines
+from pipeline.uncertainty import Value, estimates, paired, significance
+
+RNG = np.random.default_rng(0)
+
+
+def test_counts_are_those_of_a_loop():
+    mask, label = RNG.random((2, 9, 11)) > 0.5
+    pairs = list(zip(mask.ravel(), label.ravel(), strict=True))
+    expected = [sum(p == pair for p in pairs) for pair in ((1, 1), (1, 0), (0, 1), (0, 0))]
+    c = count_masks(mask, label)
+    assert [c.tp, c.fp, c.fn, c.tn] == expected
+    assert c.precision == c.tp / (c.tp + c.fp)
+    assert c.recall == c.tp / (c.tp + c.fn)
+    assert c.specificity == c.tn / (c.tn + c.fp)
+
+
+def test_what_divides_by_nothing_is_nan():
+    assert all(isnan(x) for x in (Counts(0, 0, 0, 9).dice, Counts(0, 0, 0, 9).precision, Counts(0, 0, 0, 9).recall))
+    assert isnan(Counts(4, 0, 0, 0).specificity)
+    assert Counts(0, 3, 0, 6).dice == 0
+
+
+def outline(mask):
+    """Pixels of a mask with a neighbour outside it (or outside the frame)."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return np.argwhere(mask & ~inner)
+
+
+def slow_surface(mask, label, tolerance):
+    a, b = outline(mask), outline(label)
+    there = [min(sqrt(((p - q) ** 2).sum()) for q in b) for p in a]
+    back = [min(sqrt(((p - q) ** 2).sum()) for q in a) for p in b]
+    within = sum(d <= tolerance for d in there) + sum(d <= tolerance for d in back)
+    return max(np.percentile(there, 95), np.percentile(back, 95)), within / (len(a) + len(b))
+
+
+def blob(height, width):
+    y, x = np.mgrid[:height, :width]
+    cy, cx, r = RNG.integers(6, height - 6), RNG.integers(6, width - 6), RNG.integers(3, 6)
+    return (y - cy) ** 2 + (x - cx) ** 2 < r**2
+
+
+@pytest.mark.parametrize("tolerance", [1.0, 2.0])
+def test_outlines_are_compared_as_by_brute_force(tolerance):
+    for _ in range(5):
+        mask, label = blob(24, 30), blob(24, 30)
+        distance, share = slow_surface(mask, label, tolerance)
+        found = compare_outlines(mask, label, tolerance)
+        assert found.hd95 == pytest.approx(distance, abs=1e-4)
+        assert found.nsd == pytest.approx(share, abs=1e-4)
+
+
+def test_outlines_that_are_not_there():
+    nothing, something = np.zeros((6, 8), bool), blob(24, 30)[:6, :8] | True
+    both = compare_outlines(nothing, nothing, 1)
+    assert isnan(both.hd95)
+    assert isnan(both.nsd)
+    for pair in ((nothing, something), (something, nothing)):
+        one = compare_outlines(*pair, 1)
+        assert (one.hd95, one.nsd) == (hypot(6, 8), 0)
+
+
+def test_calibration_is_that_of_a_loop():
+    frames = [(RNG.random((7, 5)).astype(np.float32), RNG.random((7, 5)) > 0.6) for _ in range(3)]
+    frames[0][0][0, 0], frames[0][0][0, 1] = 0, 1
+    together = total([calibration(*one) for one in frames])
+    pairs = [(float(p), bool(y)) for prob, label in frames for p, y in zip(prob.ravel(), label.ravel(), strict=True)]
+    error = 0.0
+    for i in range(BINS):
+        own = [(p, y) for p, y in pairs if min(int(p * BINS), BINS - 1) == i]
+        if own:
+            error += len(own) / len(pairs) * abs(np.mean([p for p, _ in own]) - np.mean([y for _, y in own]))
+    assert together.ece == pytest.approx(error)
+    assert together.brier == pytest.approx(np.mean([(p - y) ** 2 for p, y in pairs]))
+
+
+def values(surgeries, anatomies=("a", "b"), frames=3):
+    return [
+        Value(f"{s}", a, float(RNG.random()) + s * 0.1)
+        for s in range(surgeries)
+        for a in anatomies
+        for _ in range(frames)
+    ]
+
+
+def test_intervals_are_those_of_a_slow_bootstrap():
+    some = [*values(5), Value("1", "a", nan), Value("9", "b", 2.0)]
+    found = estimates(some, ["a", "b", "c"])
+    known = [v for v in some if not isnan(v.value)]
+    names = list(dict.fromkeys(v.surgery for v in known))
+    weights = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), 2000)
+    means = []
+    for row in weights:
+        drawn = [
+            v for name, times in zip(names, row, strict=True) for v in known if v.surgery == name for _ in range(times)
+        ]
+        per = [np.mean([v.value for v in drawn if v.anatomy == a]) for a in "ab" if any(v.anatomy == a for v in drawn)]
+        means.append(np.mean(per))
+    assert found["mean"].low == pytest.approx(np.percentile(means, 2.5))
+    assert found["mean"].high == pytest.approx(np.percentile(means, 97.5))
+    assert found["a"].mean == pytest.approx(np.mean([v.value for v in known if v.anatomy == "a"]))
+    assert isnan(found["c"].mean)
+    assert isnan(found["c"].low)
+
+
+def test_significance_needs_six_surgeries():
+    assert significance(values(5)) is None
+    old = values(8)
+    better = paired([Value(v.surgery, v.anatomy, v.value + 0.1 + int(v.surgery) / 99) for v in old], old)
+    assert significance(better) < 0.05
+    assert significance(paired(old, old)) == 1
+
+
+def test_nothing_to_estimate():
+    assert isnan(estimates([], ["a"])["mean"].mean)

@@ -1,0 +1,103 @@
+"""The report in a real browser: no errors, nothing from outside, tables sort, pictures show, nothing overflows."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT
+from test_run import finished, mtkd, run  # noqa: F401 (fixtures)
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--allow-file-access-from-files",
+    "--virtual-time-budget=4000", "--dump-dom",
+)  # fmt: skip
+PROBE = """<!doctype html><meta charset="utf-8">
+<iframe id="page" style="width:{width}px;height:900px" src="{url}"></iframe>
+<pre id="answer"></pre><script>
+const errors = [];
+document.getElementById("page").addEventListener("load", () => {{
+  const page = document.getElementById("page").contentDocument, view = document.getElementById("page").contentWindow;
+  view.addEventListener("error", event => errors.push(event.message));
+  const cells = () => [...page.querySelectorAll("#dice tbody tr td:nth-child(3)")];
+  const column = () => cells().map(cell => parseFloat(cell.textContent));
+  const before = column();
+  page.querySelector("#dice th:nth-child(3)").click();
+  const up = column();
+  page.querySelector("#dice th:nth-child(3)").click();
+  document.getElementById("answer").textContent = JSON.stringify({{
+    errors, before, up, down: column(),
+    overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
+    images: [...page.images].map(image => image.naturalWidth),
+    charts: [...page.querySelectorAll("svg")].map(chart => chart.getBoundingClientRect().width),
+    requests: view.performance.getEntriesByType("resource").map(entry => entry.name),
+  }});
+}});
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def page(finished):  # noqa: F811
+    return finished[0] / "report" / "index.html"
+
+
+def test_the_page_needs_nothing_from_outside(page):
+    text = page.read_text()
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text) == []
+    assert "url(http" not in text
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+
+
+def test_the_page_tells_what_it_is_of(page):
+    text = page.read_text()
+    for part in (
+        "fingerprint of the test frames",
+        "too few surgeries",
+        "Not comparable",
+        "mininetv2",
+        "Settings",
+        "torch 2",
+    ):
+        assert part in text, part
+
+
+def test_the_papers_figures_are_beside_ours_only_on_its_data(run):  # noqa: F811
+    import yaml
+
+    from stages.params import load_params
+    from stages.report import _is_papers_data
+
+    assert not _is_papers_data(load_params())
+    (run / "params.yaml").write_text((ROOT / "stages/presets/paper.yaml").read_text())
+    assert _is_papers_data(load_params())
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    params["data"]["splits"]["test"] = [2, 7]
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
+    assert not _is_papers_data(load_params())
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_in_a_browser(page, tmp_path, width):
+    (tmp_path / "probe.html").write_text(PROBE.format(width=width, url=page.as_uri()))
+    done = subprocess.run(
+        [CHROMIUM, *OPTIONS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "probe.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = json.loads(re.search(r'<pre id="answer">(.*?)</pre>', done.stdout, re.DOTALL)[1])
+    assert found["errors"] == []
+    assert "CONSOLE" not in done.stderr
+    assert all(name.startswith("data:") for name in found["requests"])
+    assert found["up"] == sorted(found["before"])
+    assert found["down"] == sorted(found["before"], reverse=True)
+    assert found["overflow"] <= 0
+    assert len(found["images"]) == 6
+    assert min(found["images"]) > 0
+    assert len(found["charts"]) == 3
+    assert max(found["charts"]) <= width
