@@ -325,6 +325,68 @@ def models(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A student or a teacher.")] = Path(
+        "checkpoints/students/mtkd.safetensors"
+    ),
+    output: Annotated[Path, typer.Option(help="Folder of the files.")] = Path("exported"),
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the frames that the files take.")] = "1280x720",
+    frames: Annotated[
+        Path | None,
+        typer.Option(help="PNG frames on which runtimes are compared; by default the prepared test frames."),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also quantise for OpenVINO; calibrates on training frames.")
+    ] = False,
+) -> None:
+    """Write a checkpoint as ONNX and OpenVINO files: from a frame in memory to all its masks in memory.
+
+    Each file is run and compared with the checkpoint before it is delivered. Needs `pip install "mtkd[deploy]"`.
+    """
+    import re
+
+    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    if match is None:
+        raise typer.BadParameter(f"'{size}' is not WIDTHxHEIGHT, such as 1280x720", param_hint="--size")
+    _require("deploy", "onnx", "onnxruntime", "openvino")
+    if int8:
+        _require("int8", "nncf")
+    from stages import export
+
+    export.run(checkpoint, output, (int(match[2]), int(match[1])), frames, int8)
+
+
+@app.command()
+def predict(
+    source: Annotated[Path, typer.Argument(help="A frame, a folder of frames, or a video.")],
+    output: Annotated[Path, typer.Option(help="A folder; for overlays of a video an .mp4 file.")],
+    model: Annotated[Path, typer.Option(help="A checkpoint, or a file that `mtkd export` wrote.")] = Path(
+        "checkpoints/students/mtkd.safetensors"
+    ),
+    anatomies: Annotated[list[str] | None, typer.Option("--anatomy", help="Which; all if none is named.")] = None,
+    kind: Annotated[str, typer.Option("--as", help="overlay, labels (one map), or masks (one PNG each).")] = "overlay",
+    opacity: Annotated[float, typer.Option(min=0, max=1, help="Of overlays.")] = 0.45,
+    device: Device = "auto",
+) -> None:
+    """Show anatomy on a frame, a folder of frames, or a video. Needs `pip install "mtkd[deploy]"`."""
+    if kind not in ("overlay", "labels", "masks"):
+        raise typer.BadParameter(f"'{kind}' is none of overlay, labels, masks", param_hint="--as")
+    _require("deploy", "av")
+    from stages import predict
+
+    predict.run(source, output, model, anatomies or [], kind, opacity, _machine(device, 0))  # type: ignore[arg-type]
+
+
+def _require(extra: str, *packages: str) -> None:
+    """Refuse in one line what an extra would install."""
+    from importlib.util import find_spec
+
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise MtkdError(f"{', '.join(missing)} is not installed: pip install -e '.[{extra}]'")
+
+
+@app.command()
 def report() -> None:
     """Write report/index.html, one page with everything, and print the table of results."""
     from stages import report

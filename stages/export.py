@@ -1,0 +1,90 @@
+"""``mtkd export``: a checkpoint as ONNX and OpenVINO files, compared with it before they are delivered."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import file_sha256
+from pipeline.checkpoint import load_checkpoint
+from pipeline.counts import count_masks
+from pipeline.dsad import read_frame
+from pipeline.errors import MtkdError
+from pipeline.export import Label, Run, Segmenter, disagreement, load_exported, write_onnx, write_openvino
+from pipeline.metrics import mean
+from pipeline.prepared import load_frame
+from stages.console import say
+from stages.layout import PREPARED_FRAMES, frames_of
+
+COMPARED, CALIBRATED = 8, 64
+
+
+def run(checkpoint: Path, output: Path, frame_size: tuple[int, int], frames: Path | None, int8: bool) -> None:
+    """Write ``<output>/<checkpoint>.onnx`` and ``.xml``, with ``int8`` also ``_int8.xml``.
+
+    Args:
+        checkpoint: a student or a teacher.
+        output: folder.
+        frame_size: (H, W) of the frames that the files take.
+        frames: folder of PNG frames to compare runtimes on, or None for the prepared test frames.
+        int8: also quantise, calibrated on prepared training frames.
+
+    Raises:
+        MtkdError: no frames to compare on, or a file whose masks differ, which is not delivered.
+    """
+    network, card = load_checkpoint(checkpoint, "train_student")
+    shown = _frames(frames, frame_size)
+    label = Label(
+        card.architecture, card.anatomies, frame_size, card.image_size, card.mean, card.std, file_sha256(checkpoint)
+    )
+    segmenter = Segmenter(network, frame_size, card.image_size)
+    onnx_file, xml_file = (output / f"{checkpoint.stem}{suffix}" for suffix in (".onnx", ".xml"))
+    write_onnx(segmenter, label, onnx_file)
+    _deliver(onnx_file, segmenter, shown)
+    write_openvino(onnx_file, label, xml_file)
+    float32 = _deliver(xml_file, segmenter, shown)
+    if int8:
+        quantised = output / f"{checkpoint.stem}_int8.xml"
+        write_openvino(onnx_file, label, quantised, _calibration(card.anatomies, frame_size))
+        _say_cost(float32, load_exported(quantised)[0], shown, quantised)
+
+
+def _frames(folder: Path | None, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    paths = sorted((folder or PREPARED_FRAMES / "test").rglob("*.png"))
+    if not paths:
+        raise MtkdError(f"{folder or PREPARED_FRAMES / 'test'} holds no PNG frames: name a folder that does, --frames")
+    chosen = [paths[i * len(paths) // COMPARED] for i in range(min(COMPARED, len(paths)))]
+    return [_resized(read_frame(path), size) for path in chosen]
+
+
+def _calibration(anatomies: Sequence[str], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    frames = frames_of("train", anatomies)
+    chosen = frames[:: max(1, len(frames) // CALIBRATED)][:CALIBRATED]
+    return [_resized(load_frame(frame.image), size) for frame in chosen]
+
+
+def _resized(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.asarray(cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR))
+
+
+def _deliver(file: Path, segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]]) -> Run:
+    """Load the file and compare its masks with PyTorch's; it is removed if they differ."""
+    exported, _ = load_exported(file)
+    wrong = disagreement(segmenter, exported, frames)
+    if wrong:
+        for part in (file, file.with_suffix(".bin")):
+            part.unlink(missing_ok=True)
+        raise MtkdError(f"{file} is not delivered: its masks differ from the checkpoint's in {wrong} pixels")
+    say(f"{file}: same masks as the checkpoint on {len(frames)} frames, {file.stat().st_size / 2**20:.1f} MiB")
+    return exported
+
+
+def _say_cost(float32: Run, int8: Run, frames: Sequence[NDArray[np.uint8]], file: Path) -> None:
+    dice = [
+        count_masks(new, old).dice for frame in frames for new, old in zip(int8(frame), float32(frame), strict=True)
+    ]
+    found = mean(dice)
+    agreement = "no anatomy in sight" if found is None else f"mean Dice {100 * found:.1f} against float32's masks"
+    say(f"{file}: {agreement} on {len(frames)} frames; labels decide: `mtkd evaluate`")
