@@ -1,5 +1,6 @@
 """Distances between the outline of a mask and that of its label, in pixels of the evaluated size, by MONAI."""
 
+import warnings
 from dataclasses import dataclass
 from math import hypot, nan
 
@@ -33,6 +34,8 @@ def compare_outlines(mask: NDArray[np.bool_], label: NDArray[np.bool_], toleranc
     if not mask.any() or not label.any():
         return Surface(hypot(*label.shape), 0.0)
     pair = [torch.from_numpy(np.ascontiguousarray(one))[None, None] for one in (mask, label)]
-    distance = compute_hausdorff_distance(*pair, include_background=True, percentile=95)
-    dice = compute_surface_dice(*pair, class_thresholds=[tolerance], include_background=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI's, about its own call of itself
+        distance = compute_hausdorff_distance(*pair, include_background=True, percentile=95)
+        dice = compute_surface_dice(*pair, class_thresholds=[tolerance], include_background=True)
     return Surface(float(distance[0, 0]), float(dice[0, 0]))

@@ -46,7 +46,11 @@ def run(anatomy: str, source: Path) -> None:
 
 
 def _import_checkpoint(anatomy: str, source: Path, params: Params) -> None:
-    network, card = load_checkpoint(source, f"train_teacher@{anatomy}")
+    try:
+        network, card = load_checkpoint(source, f"train_teacher@{anatomy}")
+    except MtkdError as error:
+        expected = "expected a .safetensors file that this project wrote, or a .zarr store"
+        raise MtkdError(f"{source} cannot be imported, it is missing or no whole checkpoint: {expected}") from error
     if network.decoders != 1 or card.image_size != params.data.image_size:
         raise MtkdError(
             f"{source} has {network.decoders} decoders and was trained at {card.image_size}; "

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,10 @@ def verify(anatomies: list[str], recompute: int, tolerance: float, machine: Mach
         found = cache.verify(store(anatomy))
         if recompute and not found:
             found = _recomputed(anatomy, recompute, tolerance, machine)
-        say(f"{store(anatomy)}: {'whole' if not found else f'{len(found)} problems'}")
+        say(f"{store(anatomy)}: {_problems(found) if found else 'whole'}")
         problems += found
     if problems:
-        raise MtkdError("\n".join([f"{len(problems)} problems", *problems]))
+        raise MtkdError("\n".join([f"{_problems(problems)}:", *problems]))
 
 
 def _recomputed(anatomy: str, count: int, tolerance: float, machine: Machine) -> list[str]:
@@ -141,3 +142,7 @@ def _chosen(anatomies: list[str]) -> list[str]:
     if unknown:
         raise MtkdError(f"not in data.anatomies: {', '.join(unknown)}; there: {', '.join(known)}")
     return anatomies or known
+
+
+def _problems(found: Sequence[str]) -> str:
+    return f"{len(found)} problem{'s' * (len(found) != 1)}"
