@@ -1,8 +1,10 @@
 """Checkpoints: weights and what they are, in one safetensors file that runs no code when it is loaded."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -23,6 +25,7 @@ class Card:
         anatomies: one decoder each.
         image_size: (H, W) of the frames of its training.
         mean, std: input statistics, RGB in 0..1.
+        trained_on: settings and sha256 of the frames and labels of its training; empty if it came from elsewhere.
     """
 
     architecture: str
@@ -30,17 +33,22 @@ class Card:
     image_size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    trained_on: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(path: Path, network: Network, image_size: tuple[int, int]) -> None:
+def save_checkpoint(
+    path: Path, network: Network, image_size: tuple[int, int], trained_on: Mapping[str, Any] | None = None
+) -> None:
     """Write weights and card; equal weights give equal bytes, and a crash leaves no half-written file.
 
     Args:
         path: the file.
         network: its decoders have names.
         image_size: (H, W) of the frames of its training.
+        trained_on: what determined the weights, for the card.
     """
-    card = Card(network.architecture, network.anatomies, image_size, network.mean, network.std)
+    known = dict(trained_on or {})
+    card = Card(network.architecture, network.anatomies, image_size, network.mean, network.std, known)
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     write_atomically(path, save(tensors, metadata={"mtkd": json.dumps(asdict(card))}))
 
@@ -102,7 +110,7 @@ def _read(path: Path) -> tuple[Card, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             fields = json.loads((file.metadata() or {})["mtkd"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        architecture = str(fields.pop("architecture"))
-        return Card(architecture, **{key: tuple(value) for key, value in fields.items()}), tensors
+        architecture, trained_on = str(fields.pop("architecture")), dict(fields.pop("trained_on", {}))
+        return Card(architecture, **{k: tuple(v) for k, v in fields.items()}, trained_on=trained_on), tensors
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise MtkdError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error

@@ -1,6 +1,7 @@
 """Prepared frames as tensors, in an order and with augmentations that depend on (seed, epoch, frame id) alone."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
 import numpy as np
@@ -126,27 +127,68 @@ def _soft_targets(
     return Sample(teachers=torch.from_numpy(logits), valid=torch.from_numpy(valid))
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes computes of every batch.
+
+    Attributes:
+        rank: which of the processes.
+        ranks: how many there are.
+        pieces: in how many pieces it computes its share, one after another.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    pieces: int = 1
+
+    def of(self, batch: Sequence[int] | NDArray[np.int64]) -> list[list[int]]:
+        """The own pieces of a batch; all pieces differ by at most one frame, and the last ones may be empty."""
+        pieces = np.array_split(batch, self.ranks * self.pieces)
+        return [piece.tolist() for piece in pieces[self.rank * self.pieces : (self.rank + 1) * self.pieces]]
+
+
 class EpochBatches(Sampler[list[Key]]):
-    """Batches of keys for one epoch at a time; set ``epoch`` before iterating.
+    """The shuffled batches of one epoch at a time, in pieces; set ``epoch`` before iterating.
+
+    Batch norm over globally pooled features needs two frames, so a last batch of one frame is dropped, and a piece of
+    fewer is filled up with other frames of its batch. :meth:`sizes` tells how many frames of each piece are its own;
+    the others must not count in the loss.
 
     Args:
         frames: number of frames.
-        batch_size: frames per batch; a last batch of one frame is dropped while training, since batch norm over
-            globally pooled features needs two.
-        shuffle: seed of the order (training), or None for the given order.
+        batch_size: frames per batch, over all processes.
+        seed: of the order.
+        share: which pieces of every batch; by default it is whole.
     """
 
-    def __init__(self, frames: int, batch_size: int, shuffle: int | None = None) -> None:
-        self.frames, self.batch_size, self.shuffle = frames, batch_size, shuffle
+    def __init__(self, frames: int, batch_size: int, seed: int, share: Share | None = None) -> None:
+        self.frames, self.batch_size, self.seed, self.share = frames, batch_size, seed, share or Share()
         self.epoch = 0
 
+    @property
+    def steps(self) -> int:
+        """Number of batches."""
+        full, rest = divmod(self.frames, self.batch_size)
+        return full + (rest > 1)
+
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.arange(self.frames)
-        if self.shuffle is not None:
-            order = np.random.default_rng([self.shuffle, self.epoch]).permutation(self.frames)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield [(self.epoch, int(i)) for i in order[start : start + self.batch_size]]
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.frames)
+        for step in range(self.steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+            for piece in self.share.of(batch):
+                others = [i for i in batch if i not in piece]
+                yield [(self.epoch, i) for i in piece + others[: max(0, 2 - len(piece))]]
 
     def __len__(self) -> int:
-        full, rest = divmod(self.frames, self.batch_size)
-        return full + (rest > (1 if self.shuffle is not None else 0))
+        return self.steps * self.share.pieces
+
+    def sizes(self) -> list[list[int]]:
+        """For each batch, the frames that its own pieces hold without those that fill them up."""
+        ends = [min(self.frames, (step + 1) * self.batch_size) for step in range(self.steps)]
+        return [[len(p) for p in self.share.of(range(i * self.batch_size, end))] for i, end in enumerate(ends)]
+
+
+def clean_batches(frames: int, batch_size: int, share: Share) -> list[list[Key]]:
+    """Batches of keys in order, of every frame that falls to one process: no frame twice, and none left out."""
+    own = range(share.rank, frames, share.ranks)
+    return [[(0, i) for i in own[start : start + batch_size]] for start in range(0, len(own), batch_size)]

@@ -35,4 +35,7 @@ def distilled(supervised: Objective, settings: Distill) -> Objective:
         cells = batch["valid"].sum().float().expand(teachers.shape[1])
         return supervised.terms(logits, batch) | {"kl_divergence": kl, "valid_cells": cells}
 
-    return Objective(terms, {**supervised.weights, "kl_divergence": settings.weight})
+    def frames(batch: Sample) -> Terms:
+        return supervised.frames(batch) | {"kl_divergence": batch["valid"].flatten(1).any(1).sum()}
+
+    return Objective(terms, {**supervised.weights, "kl_divergence": settings.weight}, frames)

@@ -2,16 +2,25 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import MtkdError
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target and move into place; the folder is created."""
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write beside the target, to the disk, and move into place; the folder is created.
+
+    What a killed process left beside the target is overwritten by the next one, and never taken for a result.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -20,3 +29,29 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON with keys in the given order."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+class Unchanged:
+    """Holds a run to the files that it began with."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._seen = {file: _stamp(file) for file in files}
+
+    def check(self) -> None:
+        """Compare sizes and times of change.
+
+        Raises:
+            MtkdError: a file is not the one that was there at the beginning.
+        """
+        for file, stamp in self._seen.items():
+            if _stamp(file) != stamp:
+                raise MtkdError(f"{file} changed while it was learnt from: let no other run write it, and start again")
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Changes when the file is written, replaced or removed."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,6 +1,7 @@
 """Where to compute: settings that change the time a result takes and not the result."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from pipeline.errors import MtkdError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -19,31 +22,64 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 @dataclass(frozen=True)
 class Machine:
-    """The device and its feeders.
+    """The devices and their feeders.
 
     Attributes:
         device: a Fabric accelerator: auto, cpu, cuda, mps.
-        workers: loader processes; 0 loads in the computing process.
+        workers: loader processes of each device; 0 loads in the computing process.
+        devices: training processes, one per device, that share every batch.
+        accumulate: pieces in which each of them computes its share, one after another, to need less memory.
     """
 
     device: str = "auto"
     workers: int = 0
+    devices: int = 1
+    accumulate: int = 1
 
     @property
     def torch_device(self) -> torch.device:
-        """The device itself, for inference; training leaves it to Fabric."""
-        if self.device != "auto":
-            return torch.device(self.device)
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        """The device itself, for inference; training leaves it to Fabric.
+
+        Raises:
+            MtkdError: it is not in this machine.
+        """
+        kind = self.device
+        if kind == "auto":
+            mps = "mps" if torch.backends.mps.is_available() else "cpu"
+            kind = "cuda" if torch.cuda.is_available() else mps
+        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not there[kind]:
+            raise MtkdError(f"--device {kind}: torch {torch.__version__} sees none here; choose cpu or auto")
+        return torch.device(kind)
 
 
 def make_fabric(machine: Machine, precision: str) -> "Fabric":
-    """Device and precision of a training run."""
+    """Devices and precision of a training run; with several devices, from here on this code runs once on each.
+
+    Under torchrun (or another launcher that sets its variables) the processes are there already and their number
+    holds.
+
+    Raises:
+        MtkdError: there are not so many devices.
+    """
     from lightning_fabric import Fabric  # takes seconds, which inference does not need to spend
 
-    fabric = Fabric(accelerator=machine.device, devices=1, precision=precision)  # type: ignore[arg-type]
+    devices, nodes = machine.devices, 1
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    kind = machine.torch_device.type
+    most = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, devices)
+    if devices > most:
+        raise MtkdError(f"--devices {devices}: torch sees only {most} of type {kind}")
+    strategy = "ddp" if devices * nodes > 1 else "auto"
+    fabric = Fabric(
+        accelerator=kind,
+        strategy=strategy,
+        devices=devices,
+        num_nodes=nodes,
+        precision=precision,  # type: ignore[arg-type]
+    )
     fabric.launch()
     return fabric
 

@@ -1,24 +1,17 @@
 """Decoders computed together against decoders one after another: time and memory of training and inference."""
 
-import resource
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.losses.partial_labels import partial_label_cross_entropy, partial_targets
-from pipeline.machine import AUTOCAST, Machine, keep_freed_memory
+from pipeline.machine import AUTOCAST, Machine
 from pipeline.models import create_model
 from pipeline.models.network import Network, resize
+from pipeline.turns import take_turns
 
 Form = Literal["looped", "joined"]
 Task = Literal["train", "infer"]
@@ -29,7 +22,7 @@ class Looped(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.mean, self.std = network, network.mean, network.std
         self.heads = nn.ModuleList(head for head in network.reference_heads() if isinstance(head, nn.Module))
         del network.heads
 
@@ -49,7 +42,6 @@ class Case:
         task: ``train``: a step with loss, gradients and Adam; ``infer``: native logits in eval mode.
         precision: 32-true or bf16-mixed.
         batch, size: shape of the frames, (H, W).
-        warmup, repeats: calls that aren't counted, and that are.
         machine: where.
     """
 
@@ -60,67 +52,30 @@ class Case:
     precision: str
     batch: int
     size: tuple[int, int]
-    warmup: int
-    repeats: int
     machine: Machine
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.machine.torch_device
 
-@dataclass(frozen=True)
-class _Measured:
-    """A call, where it computes, and the bytes that were held before the first one."""
+    def build(self) -> Callable[[], None]:
+        """One training step, or one forward pass."""
+        network: nn.Module = create_model(self.architecture, self.decoders)
+        if self.form == "looped":
+            network = Looped(network)  # type: ignore[arg-type]
+        network = network.to(self.device).to(memory_format=torch.channels_last).train(self.task == "train")
+        frames = torch.randn(self.batch, 3, *self.size, device=self.device)
+        frames = frames.contiguous(memory_format=torch.channels_last)
+        return (_training_step if self.task == "train" else _inference)(network, frames, self)
 
-    call: Callable[[], None]
-    device: torch.device
-    before: int
 
-
-_measured: _Measured  # in a case's own process
-
-
-def measure(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Median milliseconds per call of each case, and the memory that a call needs on top of the network, in MiB.
-
-    Each case has a process of its own, with the same settings of the allocator: memory of another would hide its peak.
-    Their calls take turns: a machine that slows down slows all of them.
-    """
-    with ExitStack() as stack:
-        pools = [stack.enter_context(_process_of(case)) for case in cases]
-        rounds = cases[0].warmup + cases[0].repeats
-        seconds = [[pool.submit(_call).result() for pool in pools] for _ in range(rounds)][cases[0].warmup :]
-        peaks = [pool.submit(_peak_so_far).result() for pool in pools]
+def measure(cases: Sequence[Case], warmup: int, repeats: int) -> list[dict[str, Any]]:
+    """Median milliseconds per call of each case, and the memory that a call needs on top of the network, in MiB."""
     return [
-        {"milliseconds": round(1000 * median(own), 1), "peak_mib": round(peak / 2**20, 1)}
-        for own, peak in zip(zip(*seconds, strict=True), peaks, strict=True)
+        {"milliseconds": round(1000 * timing.median, 1), "peak_mib": round(timing.peak / 2**20, 1)}
+        for timing in take_turns(cases, warmup, repeats)
     ]
-
-
-def _process_of(case: Case) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_prepare, initargs=(case,))
-
-
-def _prepare(case: Case) -> None:
-    """Build what a case's process measures."""
-    global _measured
-    keep_freed_memory()
-    torch.manual_seed(0)
-    device = case.machine.torch_device
-    network: nn.Module = create_model(case.architecture, case.decoders)
-    if case.form == "looped":
-        network = Looped(network)  # type: ignore[arg-type]
-    network = network.to(device).to(memory_format=torch.channels_last).train(case.task == "train")
-    frames = torch.randn(case.batch, 3, *case.size, device=device).contiguous(memory_format=torch.channels_last)
-    call = _training_step(network, frames, case) if case.task == "train" else _inference(network, frames, case)
-    _measured = _Measured(call, device, _peak(device, reset=True))
-
-
-def _call() -> float:
-    start = perf_counter()
-    _measured.call()
-    return perf_counter() - start
-
-
-def _peak_so_far() -> int:
-    return _peak(_measured.device) - _measured.before
 
 
 def _autocast(case: Case) -> torch.autocast:
@@ -140,7 +95,6 @@ def _training_step(network: nn.Module, frames: Tensor, case: Case) -> Callable[[
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        _wait(frames.device)
 
     return step
 
@@ -150,28 +104,8 @@ def _inference(network: nn.Module, frames: Tensor, case: Case) -> Callable[[], N
     def infer() -> None:
         with _autocast(case):
             network(frames)
-        _wait(frames.device)
 
     return infer
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _peak(device: torch.device, *, reset: bool = False) -> int:
-    """Bytes that this process held at most (since the last reset, where the system knows one)."""
-    if device.type == "cuda":
-        if reset:
-            torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform.startswith("linux"):
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        status = Path("/proc/self/status").read_text()
-        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def largest_difference(architecture: str, decoders: int, size: tuple[int, int]) -> float:

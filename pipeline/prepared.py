@@ -8,7 +8,7 @@ Frames without a label lie in ``<frames>/unlabelled/<surgery>/<name>.png``, with
 import csv
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -380,7 +380,19 @@ def _load(path: Path, flags: int) -> NDArray[np.uint8]:
 
 def frames_digest(frames: Sequence[Frame]) -> str:
     """sha256 over the ids and files of some frames in their order: the identity of list and pixels."""
+    return _digest((frame.id, frame.image) for frame in frames)
+
+
+def labels_digest(frames: Sequence[Frame]) -> str:
+    """sha256 over the ids and label files of the labelled ones among some frames, in their order."""
+    return _digest((frame.id, frame.label) for frame in frames if frame.labelled)
+
+
+def _digest(files: Iterable[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
-    for frame in frames:
-        digest.update(frame.id.encode() + b"\0" + hashlib.sha256(frame.image.read_bytes()).digest())
+    for name, file in files:
+        try:
+            digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        except FileNotFoundError as error:
+            raise MtkdError(f"{file} is missing: run `dvc repro -f prepare`") from error
     return digest.hexdigest()

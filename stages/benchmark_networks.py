@@ -27,10 +27,10 @@ def run(architectures: list[str], decoders: int, repeats: int, output: Path, mac
         for number, (architecture, task, precision) in enumerate(wanted, start=1):
             batch, size = SHAPES[task]
             cases = [
-                Case(architecture, decoders, form, task, precision, batch, size, 1, repeats, machine)  # type: ignore[arg-type]
+                Case(architecture, decoders, form, task, precision, batch, size, machine)  # type: ignore[arg-type]
                 for form in FORMS
             ]
-            forms = dict(zip(FORMS, measure(cases), strict=True))
+            forms = dict(zip(FORMS, measure(cases, 1, repeats), strict=True))
             rows.append({"architecture": architecture, "task": task, "precision": precision, **_compared(forms)})
             say(f"{architecture} {task} {precision}: {rows[-1]['speedup']} times as fast")
             bar(number, len(wanted))

@@ -23,7 +23,7 @@ from pipeline.checkpoint import save_checkpoint
 from pipeline.datasets import FrameDataset
 from pipeline.distillation import distilled
 from pipeline.files import write_atomically, write_json
-from pipeline.machine import Machine
+from pipeline.machine import Machine, make_fabric
 from pipeline.models import create_model
 from pipeline.models.network import normalise
 from pipeline.prepared import load_frame
@@ -31,7 +31,8 @@ from pipeline.settings import Params
 from pipeline.training import Objective, fit, supervised
 from stages import cache_logits
 from stages.console import say
-from stages.layout import PREPARED_FRAMES, PREPARED_LABELS, RESULTS, frames_of, store, teacher_checkpoint
+from stages.example_frames import write_example
+from stages.layout import PREPARED_FRAMES, RESULTS, frames_of, store, teacher_checkpoint
 from stages.machine_record import machine_record
 from stages.params import PARAMS, load_params
 from stages.soft_targets import Stores
@@ -81,7 +82,7 @@ def _folder(size: tuple[int, int], frames: int, anatomies: int) -> Iterator[None
         os.chdir(folder)
         PARAMS.write_text(yaml.safe_dump(params))
         for i in range(frames):
-            _write_frame(names[i % anatomies], i, size)
+            write_example(names[i % anatomies], i, size)
         for number, name in enumerate(names):
             own = [f"01/image{i:02d}" for i in range(number, frames, anatomies)]
             write_atomically(PREPARED_FRAMES / "train" / name / "index.csv", "\n".join(["frame", *own]).encode())
@@ -94,18 +95,6 @@ def _folder(size: tuple[int, int], frames: int, anatomies: int) -> Iterator[None
     finally:
         os.chdir(before)
         shutil.rmtree(folder)
-
-
-def _write_frame(anatomy: str, number: int, size: tuple[int, int]) -> None:
-    """Smooth shapes with a little grain, which compress about as a video frame does."""
-    rng = np.random.default_rng(number)
-    coarse = rng.integers(0, 255, (9, 11, 3)).astype(np.uint8)
-    frame = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
-    frame = np.clip(frame + rng.normal(0, 3, frame.shape), 0, 255).astype(np.uint8)
-    for kind, pixels in ((PREPARED_FRAMES, frame), (PREPARED_LABELS, (frame[..., 0] > 150).astype(np.uint8))):
-        path = kind / "train" / anatomy / "01" / f"image{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), pixels)
 
 
 def _writing(machine: Machine) -> dict[str, float]:
@@ -213,6 +202,7 @@ def _epoch_seconds(
     network = create_model(params.student.arch, TEACHERS)
     ends: list[float] = []
     fit(
+        make_fabric(machine, params.student.precision),
         network,
         train,
         empty,

@@ -19,7 +19,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("stopped: nothing half-written is left; the same command starts again", err=True)
+            typer.echo("stopped: nothing half-written is left; the same command goes on from there", err=True)
             raise typer.Exit(130) from None
         except Exception as error:
             if ctx.params.get("debug") or not _can_be_mended(error):
@@ -41,8 +41,24 @@ Device = Annotated[
     typer.Option(envvar="MTKD_DEVICE", help="Where to compute: auto, cpu, cuda or mps. Changes no result's meaning."),
 ]
 Workers = Annotated[
+    int | None,
+    typer.Option(
+        envvar="MTKD_WORKERS",
+        min=0,
+        help="Processes per device that load frames; 0 loads in the computing process.",
+        show_default="0 on a CPU, else the processor's cores, at most 8",
+    ),
+]
+Threads = Annotated[int, typer.Option(envvar="MTKD_WORKERS", min=1, help="How many work side by side.")]
+Devices = Annotated[
     int,
-    typer.Option(envvar="MTKD_WORKERS", min=0, help="Processes that load frames; 0 loads in the computing process."),
+    typer.Option(envvar="MTKD_DEVICES", min=1, help="Train on so many devices, which share every batch (DDP)."),
+]
+Accumulate = Annotated[
+    int,
+    typer.Option(
+        envvar="MTKD_ACCUMULATE", min=1, help="Compute a batch in so many pieces, one after another, to save memory."
+    ),
 ]
 
 
@@ -56,17 +72,22 @@ def _main(debug: Annotated[bool, typer.Option(help="Show a traceback with every 
     """
 
 
-def _machine(device: str, workers: int) -> Any:
+def _machine(device: str, workers: int | None, devices: int = 1, accumulate: int = 1) -> Any:
+    import os
+
     from pipeline.machine import Machine, keep_freed_memory
 
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise typer.BadParameter(f"'{device}' is none of auto, cpu, cuda, mps", param_hint="--device")
     keep_freed_memory()
-    return Machine(device, workers)
+    if workers is None:
+        waits = Machine(device).torch_device.type != "cpu"
+        workers = min(8, (os.cpu_count() or 1) // devices) if waits else 0
+    return Machine(device, workers, devices, accumulate)
 
 
 @app.command()
-def phantom(workers: Workers = 2) -> None:
+def phantom(workers: Threads = 2) -> None:
     """Write the embedded data set to data/phantom: a procedural laparoscopic phantom in the layout of DSAD."""
     from stages import phantom
 
@@ -74,7 +95,7 @@ def phantom(workers: Workers = 2) -> None:
 
 
 @app.command()
-def prepare(workers: Workers = 2) -> None:
+def prepare(workers: Threads = 2) -> None:
     """Check the whole data set, report every problem together, and write frames and labels at data.image_size."""
     from stages import prepare
 
@@ -85,12 +106,31 @@ def prepare(workers: Workers = 2) -> None:
 def train_teacher(
     anatomy: Annotated[str, typer.Argument(help="One of data.anatomies.")],
     device: Device = "auto",
-    workers: Workers = 0,
+    workers: Workers = None,
+    devices: Devices = 1,
+    accumulate: Accumulate = 1,
 ) -> None:
-    """Train the teacher of one anatomy: one encoder, one decoder (stage 1 of the paper)."""
+    """Train the teacher of one anatomy: one encoder, one decoder (stage 1 of the paper).
+
+    A run that was stopped goes on after its last complete epoch.
+    """
     from stages import train_teacher
 
-    train_teacher.run(anatomy, _machine(device, workers))
+    train_teacher.run(anatomy, _machine(device, workers, devices, accumulate))
+
+
+@app.command()
+def train_teachers(
+    anatomies: Annotated[list[str] | None, typer.Argument(help="Whose teachers; all if none is named.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="How many at the same time.", show_default="one per GPU")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Train the teachers side by side, one per GPU, as DVC stages: `dvc repro` then finds them done."""
+    from stages import train_teachers
+
+    train_teachers.run(anatomies or [], jobs, _machine(device, 0))
 
 
 @app.command()
@@ -103,7 +143,7 @@ def cache_logits(
         str | None, typer.Option(help="Ask on the workers of a dask.distributed cluster: tcp://HOST:8786.")
     ] = None,
     device: Device = "auto",
-    workers: Workers = 0,
+    workers: Workers = None,
 ) -> None:
     """Ask teachers on every training frame and store their float16 logits.
 
@@ -181,14 +221,19 @@ def stores_prune(
 def train_student(
     name: Annotated[str, typer.Argument(help="baseline (partial labels only) or mtkd (with the stored logits).")],
     device: Device = "auto",
-    workers: Workers = 0,
+    workers: Workers = None,
+    devices: Devices = 1,
+    accumulate: Accumulate = 1,
 ) -> None:
-    """Train one encoder with N decoders, from partial labels and, for mtkd, from the stores (stage 2 of the paper)."""
+    """Train one encoder with N decoders, from partial labels and, for mtkd, from the stores (stage 2 of the paper).
+
+    A run that was stopped goes on after its last complete epoch.
+    """
     if name not in ("baseline", "mtkd"):
         raise typer.BadParameter(f"'{name}' is neither baseline nor mtkd", param_hint="NAME")
     from stages import train_student
 
-    train_student.run(name, _machine(device, workers))
+    train_student.run(name, _machine(device, workers, devices, accumulate))
 
 
 @app.command()
@@ -204,7 +249,7 @@ def evaluate(
         "results/evaluate_checkpoint"
     ),
     device: Device = "auto",
-    workers: Workers = 0,
+    workers: Workers = None,
 ) -> None:
     """Measure on the test surgeries: Dice, IoU, surface distances, intervals, false alarms, confusion, calibration.
 
@@ -225,7 +270,9 @@ def evaluate(
 
 @app.command()
 def benchmark(
-    what: Annotated[str, typer.Argument(help="run: this run's teachers and student; networks; store.")] = "run",
+    what: Annotated[
+        str, typer.Argument(help="run: this run's teachers and student; networks; store; loading.")
+    ] = "run",
     architectures: Annotated[
         list[str] | None, typer.Option("--arch", help="networks: which; by default one of each family.")
     ] = None,
@@ -242,6 +289,7 @@ def benchmark(
     run (the stage): parameters, and the time of one frame of the operating room's size, of teachers and student.
     networks: decoders computed together against one after another, training and inference, time and peak memory.
     store: writing beside the bare forward passes, reading beside asking the teachers, an epoch with and without.
+    loading: frames per second and core from disk to augmented tensor, at 640x512.
     """
     if what == "networks":
         from pipeline.models import ARCHITECTURES
@@ -256,12 +304,37 @@ def benchmark(
         from stages import benchmark_store
 
         benchmark_store.run(frames, output or benchmark_store.OUTPUT, _machine(device, 0))
+    elif what == "loading":
+        from stages import benchmark_loading
+
+        benchmark_loading.run((512, 640), decoders, repeats, output or benchmark_loading.OUTPUT)
     elif what == "run":
         from stages import benchmark
 
         benchmark.run(_machine(device, 0))
     else:
-        raise typer.BadParameter(f"'{what}' is none of run, networks, store", param_hint="WHAT")
+        raise typer.BadParameter(f"'{what}' is none of run, networks, store, loading", param_hint="WHAT")
+
+
+@app.command()
+def plan(
+    what: Annotated[
+        str, typer.Argument(help="dsad: the paper's recipe on DSAD; here: params.yaml on the prepared frames.")
+    ] = "dsad",
+    devices: Annotated[list[int] | None, typer.Option(min=1, help="For how many devices; by default 1 and 8.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Calls per measurement.")] = 2,
+    output: Annotated[Path, typer.Option(help="JSON with the measurements and the plan.")] = Path("results/plan.json"),
+    device: Device = "auto",
+) -> None:
+    """Say what a run will take: hours per stage, disk and memory, from rates that are measured here.
+
+    What is extrapolated from one device to several: docs/scale.md.
+    """
+    if what not in ("dsad", "here"):
+        raise typer.BadParameter(f"'{what}' is neither dsad nor here", param_hint="WHAT")
+    from stages import plan
+
+    plan.run(what, devices or [1, 8], repeats, output, _machine(device, 0))
 
 
 studies = typer.Typer(

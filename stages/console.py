@@ -33,6 +33,11 @@ def say(message: str) -> None:
     console.print(message, markup=False)
 
 
+def hush(quiet: bool) -> None:
+    """Let one process of several do the talking."""
+    console.quiet = quiet
+
+
 @contextmanager
 def progress(what: str) -> Iterator[Step]:
     """A bar with rate and remaining time; without a terminal, a line every ten seconds."""

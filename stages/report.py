@@ -56,12 +56,21 @@ def _read(path: Path) -> Any:
 
 
 def _commit() -> str:
-    """The commit that the working copy is at, or nothing outside of git."""
+    """The last commit of code, data or settings, and whether something is changed since; nothing outside of git.
+
+    What a run writes and what only tells of it is left out: the same run gives the same page once it is committed.
+    """
+    paths = [".", *(f":(exclude){path}" for path in ("dvc.lock", "metrics", "results", "docs", "*.md", "tests"))]
+    asked = (["log", "-1", "--format=%h", "--abbrev=8"], ["status", "--porcelain"])
     try:
-        asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        found = [
+            subprocess.run(["git", *command, "--", *paths], capture_output=True, text=True, check=True).stdout.strip()
+            for command in asked
+        ]
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return asked.stdout.strip()
+    commit, changed = found
+    return f"{commit} with changes that are not committed" if changed else commit
 
 
 def _is_papers_data(params: Params) -> bool:

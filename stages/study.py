@@ -11,7 +11,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import pairwise
 from multiprocessing import get_context
@@ -30,7 +30,7 @@ from pipeline.datasets import FrameDataset, Key, Sample
 from pipeline.distillation import distilled
 from pipeline.evaluation import evaluate, summarise
 from pipeline.files import write_json
-from pipeline.machine import Machine, keep_freed_memory
+from pipeline.machine import Machine, keep_freed_memory, make_fabric
 from pipeline.models.network import Network, normalise
 from pipeline.prepared import Frame
 from pipeline.settings import Distill, Params, Training
@@ -116,6 +116,7 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
     network = seeded_network(case.student, anatomies)
     ends = [perf_counter()]
     history = fit(
+        make_fabric(machine, case.student.precision),
         network,
         data,
         FrameDataset(frames_of("val", anatomies), anatomies),
@@ -165,7 +166,7 @@ def _hardened(objective: Objective) -> Objective:
         hard = torch.stack([1 - chosen, chosen], 2).float() * CERTAIN
         return objective.terms(logits, Sample(**{**batch, "teachers": hard}))
 
-    return Objective(terms, objective.weights)
+    return replace(objective, terms=terms)
 
 
 class _WithCells(FrameDataset):
@@ -196,4 +197,4 @@ def _live(objective: Objective, teachers: Sequence[Network]) -> Objective:
             answers = torch.cat([teacher(normalise(batch["frame"], teacher)) for teacher in teachers], 1)
         return objective.terms(logits, Sample(**{**batch, "teachers": answers.float()}))
 
-    return Objective(terms, objective.weights)
+    return replace(objective, terms=terms)

@@ -3,6 +3,9 @@
 No teacher is built, loaded or held in memory here (paper, stage 2, done offline).
 """
 
+from pathlib import Path
+from typing import Any
+
 from pipeline.machine import Machine
 from pipeline.training import supervised
 from stages.layout import METRICS, RESULTS, frames_of, student_checkpoint, taught_frames
@@ -17,12 +20,16 @@ def run(name: str, machine: Machine) -> None:
     frames = frames_of("train", anatomies)
     weights = class_weights(frames, anatomies) if params.student.class_weights else None
     objective, soft_targets = supervised(len(anatomies), weights), None
+    taught: dict[str, Any] = {}
+    files: list[Path] = []
     if name == "mtkd":
         from pipeline.distillation import distilled
         from stages.soft_targets import open_stores
 
         objective, soft_targets = distilled(objective, params.distill), open_stores(params)
         frames = taught_frames(anatomies)
+        taught = {"distill": params.distill.model_dump(), "stores": [one.identity for one in soft_targets.stores]}
+        files = [file for one in soft_targets.stores for file in one.path.rglob("*") if file.is_file()]
     train_run(
         f"student {name}",
         frames,
@@ -31,6 +38,8 @@ def run(name: str, machine: Machine) -> None:
         machine,
         objective,
         soft_targets=soft_targets,
+        taught=taught,
+        taught_by=files,
         checkpoint=student_checkpoint(name),
         metrics=METRICS / "students" / f"{name}.json",
         curves=RESULTS / "curves" / "students" / name,

@@ -1,24 +1,33 @@
 """What train_teacher and train_student share: data, progress, curves, checkpoint and metrics of one training run."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from dvclive import Live
+from filelock import FileLock, Timeout
+from lightning_fabric import Fabric
 
 from pipeline.checkpoint import save_checkpoint
 from pipeline.datasets import FrameDataset, SoftTargets
 from pipeline.errors import MtkdError
-from pipeline.files import write_json
-from pipeline.machine import Machine
+from pipeline.files import Unchanged, write_json
+from pipeline.machine import Machine, make_fabric
 from pipeline.models import create_model
 from pipeline.models.network import Network
-from pipeline.prepared import Frame, load_frame, load_label
+from pipeline.prepared import Frame, frames_digest, labels_digest, load_frame, load_label
+from pipeline.resume import Resume, run_identity
 from pipeline.settings import Training
+from pipeline.stopwatch import Stopwatch
 from pipeline.training import Epoch, Objective, best_epoch, fit
-from stages.console import progress, say
-from stages.layout import frames_of
+from stages.console import hush, progress, say
+from stages.layout import SCRATCH, frames_of
+
+# Seconds that a loader process may outlive its killed parent, and hold the lock of the run.
+PATIENCE = 10.0
 
 
 def class_weights(frames: Sequence[Frame], anatomies: Sequence[str]) -> torch.Tensor:
@@ -50,50 +59,146 @@ def train_run(
     objective: Objective,
     *,
     soft_targets: SoftTargets | None = None,
+    taught: Mapping[str, Any] | None = None,
+    taught_by: Sequence[Path] = (),
     checkpoint: Path,
     metrics: Path,
     curves: Path,
 ) -> None:
     """Train one network on prepared frames; write its checkpoint, metrics and curves.
 
+    A run that was stopped goes on after its last complete epoch, if nothing that determines it has changed.
+
     Args:
         title: what the lines on the screen call it.
         frames: to train on.
         anatomies: one decoder each, in this order.
         settings: of the teacher or student.
-        machine: device and loader workers.
+        machine: devices and loader workers.
         objective: what is minimised.
         soft_targets: the teachers' stored logits, or None.
+        taught: what else determines the result: settings of distillation, identities of the stores.
+        taught_by: files of the stores.
         checkpoint: the weights of the best epoch.
         metrics: Dice per anatomy on the validation surgeries at that epoch, in percent.
         curves: folder for the values of every epoch.
+
+    Raises:
+        MtkdError: as of ``fit``; another process trains the same; a batch can't be shared by so many.
     """
+    _require_shareable(settings, machine)
+    fabric = make_fabric(machine, settings.precision)
+    hush(not fabric.is_global_zero)
     train = FrameDataset(frames, anatomies, settings.seed, soft_targets)
     val = FrameDataset(frames_of("val", anatomies), anatomies)
     network = seeded_network(settings, anatomies)
+    known = {"settings": settings.model_dump(), **_digests(train.frames, val.frames), **(taught or {})}
+    place = SCRATCH / "training" / checkpoint.parent.name / checkpoint.stem
+    resume = Resume(place.with_name(f"{place.name}.pt"), run_identity(known, network.state_dict()))
     height, width = load_frame(train.frames[0].image).shape[:2]
-    say(f"{title}: {settings.arch}, {len(train)} training and {len(val)} validation frames, {settings.epochs} epochs")
-    say(f"{title}: {network.start}")
-    shutil.rmtree(curves, ignore_errors=True)
-    with (
-        Live(str(curves), save_dvc_exp=False, dvcyaml=None, report=None) as live,
-        progress(f"{title}: batches") as bar,
-    ):
-        history = fit(
-            network,
-            train,
-            val,
-            objective,
-            settings,
-            machine,
-            done=lambda epoch: _log(live, title, anatomies, epoch),
-            step=lambda epoch, done, total: bar(epoch * total + done, settings.epochs * total),
-        )
-    best = best_epoch(history)
-    save_checkpoint(checkpoint, network, (height, width))
-    percent = {name: _percent(value) for name, value in {"mean": best.mean_dice, **best.dice}.items()}
-    write_json(metrics, {"val_dice": percent, "best_epoch": best.epoch, "epochs": len(history)})
+    stopwatch = Stopwatch()
+    with _alone(place, fabric), _curves(curves, fabric) as live, progress(f"{title}: batches") as bar:
+        sizes = f"{len(train)} training and {len(val)} validation frames"
+        say(f"{title}: {settings.arch}, {sizes}, {settings.epochs} epochs")
+        if fabric.world_size > 1:
+            say(f"{title}: {fabric.world_size} processes share every batch")
+        say(f"{title}: {network.start}")
+        _say_resumed(title, resume)
+        with _ended_together(fabric):
+            history = fit(
+                fabric,
+                network,
+                train,
+                val,
+                objective,
+                settings,
+                machine,
+                done=lambda epoch: _log(live, title, anatomies, epoch) if live else None,
+                step=lambda epoch, done, total: bar(epoch * total + done, settings.epochs * total),
+                check=Unchanged([*_files(train.frames), *_files(val.frames), *taught_by]).check,
+                resume=resume,
+                stopwatch=stopwatch,
+            )
+        if not fabric.is_global_zero:
+            return
+        best = best_epoch(history)
+        save_checkpoint(checkpoint, network, (height, width), known)
+        percent = {name: _percent(value) for name, value in {"mean": best.mean_dice, **best.dice}.items()}
+        write_json(metrics, {"val_dice": percent, "best_epoch": best.epoch, "epochs": len(history)})
+        resume.done()
+    say(f"{title}: time of training: {stopwatch} (data: waiting for frames)")
     say(f"{title}: best epoch {best.epoch + 1}, validation Dice {percent['mean']} -> {checkpoint}")
+
+
+def _require_shareable(settings: Training, machine: Machine) -> None:
+    pieces = machine.devices * machine.accumulate
+    if settings.batch_size < 2 * pieces:
+        raise MtkdError(
+            f"batch_size {settings.batch_size} makes no {pieces} pieces of at least two frames (--devices "
+            f"{machine.devices}, --accumulate {machine.accumulate}): batch norm needs two"
+        )
+
+
+def _say_resumed(title: str, resume: Resume) -> None:
+    state, unusable = resume.load()
+    if state is not None:
+        say(f"{title}: goes on after epoch {len(state['history'])}")
+    elif unusable:
+        say(f"{title}: begins anew, {unusable}")
+
+
+@contextmanager
+def _alone(place: Path, fabric: Fabric) -> Iterator[None]:
+    """Refuse to train what another process trains; the processes of one run are one."""
+    if not fabric.is_global_zero:
+        yield
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_name(f"{place.name}.lock"))
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout as error:
+        raise MtkdError(f"another process trains this ({lock.lock_file}): wait for it, or stop it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _curves(folder: Path, fabric: Fabric) -> Iterator[Live | None]:
+    """The curves of this run, from its first epoch; of several processes the first one writes them."""
+    if not fabric.is_global_zero:
+        yield None
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    with Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+        yield live
+
+
+@contextmanager
+def _ended_together(fabric: Fabric) -> Iterator[None]:
+    """When the first process fails, the others would wait for it."""
+    try:
+        yield
+    except BaseException:
+        for process in getattr(fabric.strategy.launcher, "procs", ()):
+            process.kill()
+        raise
+
+
+def _files(frames: Sequence[Frame]) -> list[Path]:
+    return [f.image for f in frames] + [f.label for f in frames if f.labelled]
+
+
+def _digests(train: Sequence[Frame], val: Sequence[Frame]) -> dict[str, str]:
+    """Of ids, pixels and labels."""
+    return {
+        "frames": frames_digest(train),
+        "labels": labels_digest(train),
+        "validation_frames": frames_digest(val),
+        "validation_labels": labels_digest(val),
+    }
 
 
 def _log(live: Live, title: str, anatomies: Sequence[str], epoch: Epoch) -> None:

@@ -1,12 +1,16 @@
 """What the tests share: a small data set in DSAD's layout, and params.yaml for it."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from stages.cli import app
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -70,3 +74,36 @@ def project(tmp_path, monkeypatch, default_params):
 
     write()
     return write
+
+
+STEPS = [
+    ("prepare",), ("train-teacher", "liver"), ("train-teacher", "colon"), ("cache-logits",),
+    ("train-student", "baseline"), ("train-student", "mtkd"), ("evaluate",), ("benchmark",), ("report",), ("summary",),
+]  # fmt: skip
+
+
+def mtkd(*arguments, code=0):
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, (arguments, result.output, result.exception)
+    return result.output
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, default_params):
+    """A folder in which every stage ran."""
+    folder = tmp_path_factory.mktemp("run")
+    patch = pytest.MonkeyPatch()
+    write = project.__wrapped__(folder, patch, default_params)
+    write(cache__views=0)
+    output = [mtkd(*step) for step in STEPS]
+    patch.undo()
+    return folder, output
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch):
+    """A copy of the finished folder, as the current one."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    monkeypatch.chdir(folder)
+    return folder

@@ -186,6 +186,13 @@ def test_parameters_rerun_what_depends_on_them(project, changes, expected):
     assert project.repro() == sorted(expected)
 
 
+def test_teachers_that_were_trained_side_by_side_are_done(project):
+    project.params(teacher__epochs=98)
+    said = project.run(sys.executable, "-m", "stages.cli", "train-teachers", "--jobs", "2", "--device", "cpu")
+    assert "2 teachers are trained" in said
+    assert project.repro() == sorted([*stores(*ALL), "train_student@mtkd", *MEASURED])
+
+
 def test_an_edit_of_the_students_code_retrains_no_teacher(project):
     project.params(teacher__arch="deeplabv3_resnet18")
     project.repro()
@@ -266,11 +273,12 @@ def test_an_experiment_with_another_student_uses_the_same_stores(project, where,
     assert sorted(re.findall(r"Running stage '(.*)'", said)) == sorted([*STUDENTS, *MEASURED])
 
 
-# Modules whose edits cannot change a result: they check settings, talk, or say where to compute.
+# Modules whose edits cannot change a result: they check settings, refuse, talk, or say where to compute and go on.
 NEUTRAL = {
     "stages/__init__.py", "pipeline/__init__.py", "pipeline/losses/__init__.py", "pipeline/models/__init__.py",
     "pipeline/settings.py", "pipeline/errors.py", "pipeline/machine.py", "pipeline/files.py",
     "stages/params.py", "stages/console.py", "stages/layout.py", "stages/cluster.py", "pipeline/stopwatch.py",
+    "pipeline/guards.py", "pipeline/resume.py",
     # Reading what prepare wrote: its own writer is a dependency of prepare, and what it writes one of everybody.
     "pipeline/prepared.py", "pipeline/dsad.py",
 }  # fmt: skip

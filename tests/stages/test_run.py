@@ -6,43 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import zarr
-from typer.testing import CliRunner
-
-from stages.cli import app
-
-STEPS = [
-    ("prepare",), ("train-teacher", "liver"), ("train-teacher", "colon"), ("cache-logits",),
-    ("train-student", "baseline"), ("train-student", "mtkd"), ("evaluate",), ("benchmark",), ("report",), ("summary",),
-]  # fmt: skip
-
-
-def mtkd(*arguments, code=0):
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == code, (arguments, result.output, result.exception)
-    return result.output
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, default_params):
-    """A folder in which every stage ran."""
-    import conftest
-
-    folder = tmp_path_factory.mktemp("run")
-    patch = pytest.MonkeyPatch()
-    write = conftest.project.__wrapped__(folder, patch, default_params)
-    write(cache__views=0)
-    output = [mtkd(*step) for step in STEPS]
-    patch.undo()
-    return folder, output
-
-
-@pytest.fixture
-def run(finished, tmp_path, monkeypatch):
-    """A copy of the finished folder, as the current one."""
-    folder = tmp_path / "run"
-    shutil.copytree(finished[0], folder)
-    monkeypatch.chdir(folder)
-    return folder
+from conftest import mtkd
 
 
 def test_every_stage_leaves_what_the_next_one_needs(run, finished):

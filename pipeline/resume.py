@@ -1,0 +1,67 @@
+"""Where a training run stands, kept after each epoch, so that a run that was killed goes on from there."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.files import write_atomically
+
+State = dict[str, Any]
+
+
+class Resume:
+    """The last complete epoch of one run, in a file that only the same run goes on from.
+
+    Args:
+        path: the file; absent before the first epoch.
+        identity: of everything that determines the run.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path, self.identity = path, identity
+
+    def load(self) -> tuple[State | None, str]:
+        """What :meth:`save` was given last, tensors on the CPU; or None, and why it can't be used (or nothing)."""
+        if not self.path.is_file():
+            return None, ""
+        try:
+            # weights_only: tensors and plain values, no code.
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            known = state.pop("identity")
+        except (OSError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, ValueError, pickle.PickleError):
+            return None, f"{self.path} is damaged"
+        if known != self.identity:
+            return None, f"{self.path} is of other settings, frames or code"
+        return state, ""
+
+    def save(self, state: State) -> None:
+        """Replace what was saved; a crash leaves the one or the other."""
+        content = BytesIO()  # torch hides why a file can't be written
+        torch.save({"identity": self.identity, **state}, content)
+        write_atomically(self.path, content.getbuffer())
+
+    def done(self) -> None:
+        """Forget: the run's results are in place."""
+        self.path.unlink(missing_ok=True)
+
+
+def run_identity(parts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """sha256 over what a run is made of, its initial weights, and the code of this package.
+
+    Args:
+        parts: anything that JSON can hold.
+        weights: the network's state before the first step: seed, architecture and pretrained start.
+    """
+    digest = sha256(json.dumps(parts, sort_keys=True).encode())
+    for name, tensor in weights.items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,206 @@
+"""``mtkd plan``: hours, disk and memory of a whole run, from what is measured on this machine."""
+
+import csv
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipeline.dsad import SPLITS, Splits
+from pipeline.files import write_json
+from pipeline.machine import Machine
+from pipeline.models import create_model
+from pipeline.network_benchmark import Case, measure
+from pipeline.settings import Params, Training
+from stages import benchmark_loading
+from stages.console import console, say
+from stages.layout import RESULTS, frames_of
+from stages.machine_record import machine_record
+from stages.params import load_params
+
+OUTPUT = RESULTS / "plan.json"
+Counts = dict[str, dict[str, int]]  # split -> anatomy -> frames
+HALF = 2  # bytes of a float16
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured: seconds and bytes.
+
+    Attributes:
+        teacher_step, student_step: one optimiser step on a whole batch.
+        teacher_frame, student_frame: native logits of one frame.
+        load_frame: one core from disk to augmented tensor, with stored answers to warp.
+        memory: of a training step of teacher and of student, on top of the network, largest.
+        frame_bytes: one prepared frame and its label.
+    """
+
+    teacher_step: float
+    student_step: float
+    teacher_frame: float
+    student_frame: float
+    load_frame: float
+    memory: int
+    frame_bytes: int
+
+
+def run(what: str, devices: Sequence[int], repeats: int, output: Path, machine: Machine) -> None:
+    """Measure, compute, print and write as JSON.
+
+    Args:
+        what: ``dsad``: the paper's recipe on DSAD; ``here``: params.yaml on the prepared frames.
+        devices: for how many devices.
+        repeats: calls per measurement.
+        output: JSON file.
+        machine: where to measure.
+    """
+    params, counts = _dsad() if what == "dsad" else _here()
+    say(f"measuring {params.teacher.arch} and {params.student.arch} at {_size(params)} on this machine")
+    rates = _measure(params, len(counts["train"]), repeats, machine)
+    plans = {str(n): hours(params, counts, rates, n) for n in devices}
+    needs = disk(params, counts, rates)
+    write_json(
+        output,
+        {
+            "machine": machine_record(machine),
+            "frames": {split: sum(each.values()) for split, each in counts.items()},
+            "measured": {name: round(value, 4) for name, value in vars(rates).items()},
+            "hours": plans,
+            "disk_gib": needs,
+        },
+    )
+    _print(plans, needs, rates, params)
+    say(f"-> {output}")
+
+
+def _dsad() -> tuple[Params, Counts]:
+    with as_file(files("stages") / "presets" / "paper.yaml") as path:
+        params = load_params(path)
+    splits = params.data.splits
+    return params, dsad_counts(Splits(tuple(splits.val), tuple(splits.test)), params.data.anatomies)
+
+
+def _here() -> tuple[Params, Counts]:
+    params = load_params()
+    anatomies = params.data.anatomies
+    return params, {split: {a: len(frames_of(split, [a])) for a in anatomies} for split in SPLITS}
+
+
+def dsad_counts(splits: Splits, anatomies: Sequence[str]) -> Counts:
+    """DSAD's frames by split and anatomy, from the counts per surgery in its public file lists."""
+    text = (files("stages") / "paper" / "dsad_counts.csv").read_text()
+    counts: Counts = {split: dict.fromkeys(anatomies, 0) for split in SPLITS}
+    for row in csv.DictReader(text.splitlines()):
+        for surgery, frames in row.items():
+            if surgery.isdigit() and row["anatomy"] in anatomies:
+                counts[splits.of(surgery)][row["anatomy"]] += int(frames)
+    return counts
+
+
+def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> Rates:
+    """One process for each measurement: memory of another would hide its peak."""
+
+    def measured(settings: Training, n: int, task: str) -> dict[str, Any]:
+        batch = settings.batch_size if task == "train" else 1
+        case = Case(
+            settings.arch,
+            n,
+            "joined",
+            task,  # type: ignore[arg-type]
+            settings.precision,
+            batch,
+            params.data.image_size,
+            machine,
+        )
+        (result,) = measure([case], 1, repeats)
+        say(f"{settings.arch}, {n} decoders, {task}, {batch} frames: {result['milliseconds'] / 1000:.2f} s")
+        return result
+
+    teach, ask = measured(params.teacher, 1, "train"), measured(params.teacher, 1, "infer")
+    learn, answer = measured(params.student, decoders, "train"), measured(params.student, decoders, "infer")
+    loading = benchmark_loading.measure(params.data.image_size, decoders, 3)
+    return Rates(
+        teach["milliseconds"] / 1000,
+        learn["milliseconds"] / 1000,
+        ask["milliseconds"] / 1000,
+        answer["milliseconds"] / 1000,
+        loading["milliseconds"]["all with answers"] / 1000,
+        round(max(teach["peak_mib"], learn["peak_mib"]) * 2**20),
+        loading["bytes_per_frame"],
+    )
+
+
+def hours(params: Params, counts: Counts, rates: Rates, devices: int) -> dict[str, float]:
+    """Hours of each stage.
+
+    Teachers train side by side, each on one device, the longest first. The answers and the students' batches are
+    shared by the devices, as if that cost nothing.
+    """
+    teachers = [
+        params.teacher.epochs
+        * (_steps(frames, params.teacher) * rates.teacher_step + counts["val"][anatomy] * rates.teacher_frame)
+        for anatomy, frames in counts["train"].items()
+    ]
+    frames = sum(counts["train"].values())
+    student = params.student.epochs * (
+        _steps(frames, params.student) * rates.student_step + sum(counts["val"].values()) * rates.student_frame
+    )
+    views = max(1, params.cache.views)
+    stages = {
+        "teachers": makespan(teachers, devices),
+        "cache_logits": len(teachers) * views * frames * rates.teacher_frame / devices,
+        "student, baseline": student / devices,
+        "student, distilled": student / devices,
+    }
+    stages["all"] = sum(stages.values())
+    return {name: round(seconds / 3600, 2) for name, seconds in stages.items()}
+
+
+def _steps(frames: int, settings: Training) -> int:
+    full, rest = divmod(frames, settings.batch_size)
+    return full + (rest > 1)
+
+
+def makespan(seconds: Sequence[float], devices: int) -> float:
+    """Time until the last of several jobs ends, if each free device takes the longest one that is left."""
+    ends = [0.0] * devices
+    for one in sorted(seconds, reverse=True):
+        heapq.heapreplace(ends, ends[0] + one)
+    return max(ends)
+
+
+def disk(params: Params, counts: Counts, rates: Rates) -> dict[str, float]:
+    """GiB of the prepared frames, and of the stores before they are compressed."""
+    height, width = params.data.image_size
+    stride = create_model(params.teacher.arch, 1).output_stride
+    answer = 2 * -(-height // stride) * -(-width // stride) * HALF
+    every = sum(sum(each.values()) for each in counts.values())
+    teachers, frames = len(counts["train"]), sum(counts["train"].values()) * max(1, params.cache.views)
+    found = {"prepared": every * rates.frame_bytes, "stores": teachers * frames * answer}
+    return {name: round(size / 2**30, 2) for name, size in found.items()}
+
+
+def _size(params: Params) -> str:
+    height, width = params.data.image_size
+    return f"{width}x{height}"
+
+
+def _print(plans: dict[str, dict[str, float]], needs: dict[str, float], rates: Rates, params: Params) -> None:
+    table = Table(title="hours")
+    table.add_column("stage")
+    for n in plans:
+        table.add_column(f"{n} device{'s' * (n != '1')}", justify="right")
+    for stage in next(iter(plans.values())):
+        table.add_row(stage, *(f"{plan[stage]:.1f}" for plan in plans.values()))
+    console.print(table)
+    say(f"disk: prepared frames {needs['prepared']} GiB, stores {needs['stores']} GiB before compression")
+    say(f"memory of a training step, on top of the network: {rates.memory / 2**30:.1f} GiB per device")
+    hungry = params.student.batch_size / rates.student_step
+    say(
+        f"the student takes {hungry:.1f} frames/s per device, one core loads {1 / rates.load_frame:.0f}: "
+        f"--workers {max(1, round(hungry * rates.load_frame + 0.5))}"
+    )

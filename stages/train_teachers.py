@@ -1,0 +1,88 @@
+"""``mtkd train-teachers``: the stages of all teachers side by side, one process per device.
+
+One ``dvc repro`` runs one stage after another; several, each of one stage, may run at the same time. What they have
+done DVC knows, and gives the same checkpoints, as if it had run them one by one.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
+
+import torch
+
+from pipeline.errors import MtkdError
+from pipeline.machine import Machine
+from stages.console import say
+from stages.params import load_params
+
+DVC = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
+
+
+def run(anatomies: Sequence[str], jobs: int | None, machine: Machine) -> None:
+    """Train the teachers that are not up to date.
+
+    Args:
+        anatomies: whose; all if none is named.
+        jobs: how many at the same time; None for one per device.
+        machine: the kind of device.
+
+    Raises:
+        MtkdError: an unknown anatomy, or teachers that failed; the others are done.
+    """
+    known = load_params().data.anatomies
+    for anatomy in anatomies:
+        if anatomy not in known:
+            raise MtkdError(f"'{anatomy}' is not in data.anatomies: {', '.join(known)}")
+    chosen = list(anatomies or known)
+    slots = _slots(jobs, machine)
+    say(f"{len(chosen)} teachers, {len(slots)} at a time")
+    if not _repro(["prepare"], {}):
+        raise MtkdError("the frames are not prepared: the lines above say why")
+    free: Queue[dict[str, str]] = Queue()
+    for slot in slots:
+        free.put(slot)
+
+    def train(anatomy: str) -> bool:
+        slot = free.get()
+        try:
+            return _repro(["--single-item", f"train_teacher@{anatomy}"], slot)
+        finally:
+            free.put(slot)
+
+    with ThreadPoolExecutor(len(slots)) as pool:
+        done = list(pool.map(train, chosen))
+    failed = [anatomy for anatomy, well in zip(chosen, done, strict=True) if not well]
+    if failed:
+        raise MtkdError(f"{len(failed)} of {len(chosen)} teachers failed, the lines above say why: {', '.join(failed)}")
+    say(f"{len(chosen)} teachers are trained: `dvc repro` goes on from here")
+
+
+def _slots(jobs: int | None, machine: Machine) -> list[dict[str, str]]:
+    """The environment of each process that runs at the same time: its own GPU, if there are any."""
+    kind = machine.torch_device.type
+    if kind != "cuda":
+        return [{"MTKD_DEVICE": kind}] * (jobs or 1)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    devices = visible.split(",")
+    return [
+        {"MTKD_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} for i in range(jobs or len(devices))
+    ]
+
+
+def _repro(what: list[str], environment: dict[str, str]) -> bool:
+    """Run DVC and pass on what it says, a line at a time, so that lines of several processes stay whole."""
+    with subprocess.Popen(
+        [*DVC, *what],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip():
+                say(line.rstrip())
+    return process.returncode == 0

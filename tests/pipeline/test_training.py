@@ -1,0 +1,175 @@
+"""However a batch is shared, it is the same batch; and what goes wrong is told in one line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import share_a_batch
+import torch
+from conftest import ROOT, write_dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.datasets import EpochBatches, FrameDataset, Share, clean_batches
+from pipeline.dsad import Splits
+from pipeline.errors import MtkdError
+from pipeline.files import Unchanged, write_atomically
+from pipeline.guards import mendable
+from pipeline.machine import Machine, make_fabric, make_loader
+from pipeline.prepared import prepare
+
+
+@given(st.integers(2, 40), st.integers(2, 9), st.integers(1, 4), st.integers(1, 3))
+def test_the_shares_of_all_processes_are_the_batch(frames, batch_size, ranks, pieces):
+    whole = list(EpochBatches(frames, batch_size, 5))
+    shares = [EpochBatches(frames, batch_size, 5, Share(rank, ranks, pieces)) for rank in range(ranks)]
+    assert all(len(list(share)) == len(share) == share.steps * pieces for share in shares)
+    for step, batch in enumerate(whole):
+        own = []
+        for share in shares:
+            sizes = share.sizes()[step]
+            for keys, size in zip(list(share)[step * pieces : (step + 1) * pieces], sizes, strict=True):
+                assert len(keys) >= 2
+                assert len(set(keys)) == len(keys)
+                assert set(keys) <= set(batch)
+                own += keys[:size]
+        assert own == batch
+
+
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 4))
+def test_every_validation_frame_is_seen_once(frames, batch_size, ranks):
+    seen = [i for r in range(ranks) for b in clean_batches(frames, batch_size, Share(r, ranks)) for _, i in b]
+    assert sorted(seen) == list(range(frames))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Eleven training frames in batches of four: 4, 4, 3; and some to validate on."""
+    folder = tmp_path_factory.mktemp("prepared")
+    root = write_dataset(folder / "dsad", share_a_batch.ANATOMIES, ("01", "02", "03"), frames=2)
+    for path in (root / "spleen/01").glob("*00.png"):
+        path.unlink()
+    prepare(root, share_a_batch.ANATOMIES, Splits([2], []), (32, 48), folder / "frames", folder / "labels")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(prepared):
+    return share_a_batch.run(prepared, 1, 1)[1]
+
+
+def close(a, b):
+    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-5, atol=1e-5)
+
+
+def require_equal(told, expected):
+    assert len(told["gradients"]) == len(expected["gradients"]) == 3
+    for name, values in expected["terms"].items():
+        close(told["terms"][name], values)
+    for name, value in expected["norms"].items():
+        close(told["norms"][name], value)
+    assert told["dice"] == expected["dice"]
+    assert None not in told["dice"].values()
+    for step, gradients in enumerate(expected["gradients"]):
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(told["gradients"][step][name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_in_two_pieces_is_the_same_batch(prepared, one_process):
+    require_equal(share_a_batch.run(prepared, 1, 2)[1], one_process)
+
+
+def environment():
+    here = str(Path(__file__).parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), here]), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(("launcher", "accumulate"), [("torchrun", 1), ("own", 2)])
+def test_two_processes_equal_one(prepared, one_process, tmp_path, launcher, accumulate):
+    """The last batch of three frames falls apart unevenly; with two pieces each, one of them is empty."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611"]
+    command = [sys.executable, *(torchrun if launcher == "torchrun" else [])]
+    arguments = [prepared, tmp_path / "told", 2, accumulate]
+    done = subprocess.run([*command, share_a_batch.__file__, *map(str, arguments)], env=environment(), timeout=120)
+    assert done.returncode == 0
+    for rank in range(2):
+        require_equal(torch.load(tmp_path / f"told.{rank}"), one_process)
+
+
+class Faulty(torch.utils.data.Dataset):
+    """Loader processes that end, or that refuse a frame."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def __getitem__(self, index):
+        self.fault()
+        return torch.zeros(1)
+
+
+def killed():
+    os.kill(os.getpid(), 9)
+
+
+def refused():
+    raise MtkdError("frame.png is missing or damaged: run `dvc repro -f prepare`")
+
+
+@pytest.mark.parametrize(("fault", "line"), [(killed, "a loader process ended by itself"), (refused, "frame.png is")])
+def test_a_loader_process_that_ends_is_told_in_one_line(fault, line):
+    with pytest.raises(MtkdError) as caught, mendable():
+        list(make_loader(Faulty(fault), [[0]], 1))
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_little_memory_is_told_in_one_line():
+    with pytest.raises(MtkdError, match="--accumulate 2") as caught, mendable():
+        torch.zeros(2**52)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(MtkdError, match="too little memory"), mendable():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_our_own_mistakes_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="size of tensor"), mendable():
+        torch.zeros(2) + torch.zeros(3)
+
+
+def test_devices_that_are_not_there_are_refused():
+    with pytest.raises(MtkdError, match="--device mps: torch"):
+        make_fabric(Machine("mps"), "32-true")
+
+
+def test_files_that_change_are_noticed(tmp_path):
+    files = [tmp_path / name for name in ("a", "b")]
+    for file in files:
+        file.write_text("x")
+    watch = Unchanged(files)
+    watch.check()
+    write_atomically(files[1], b"x")
+    with pytest.raises(MtkdError, match="b changed while it was learnt from"):
+        watch.check()
+    files[0].unlink()
+    with pytest.raises(MtkdError, match="a changed"):
+        watch.check()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision_stays_near(prepared, one_process, precision, monkeypatch):
+    monkeypatch.setattr(share_a_batch, "SETTINGS", share_a_batch.SETTINGS.model_copy(update={"precision": precision}))
+    told = share_a_batch.run(prepared, 1, 1)[1]
+    torch.testing.assert_close(told["terms"], one_process["terms"], rtol=0.03, atol=0.03)
+
+
+def test_frames_do_not_depend_on_who_loads_them(prepared):
+    from pipeline.prepared import list_frames
+
+    frames = list_frames(prepared / "frames", prepared / "labels", "train", share_a_batch.ANATOMIES)
+    data = FrameDataset(frames, share_a_batch.ANATOMIES, 1)
+    first, second = (list(make_loader(data, EpochBatches(len(frames), 4, 1), workers)) for workers in (0, 2))
+    for one, other in zip(first, second, strict=True):
+        for key in one:
+            assert torch.equal(one[key], other[key])
