@@ -55,16 +55,25 @@ class Segmenter(nn.Module):
         self.network, self.frame_size, self.network_size = network, frame_size, network_size
 
     def forward(self, frame: Tensor) -> Tensor:
-        """The masks."""
-        return (self.leads(frame) > 0).to(torch.uint8)
+        """The masks; one after another while no gradients are wanted, so that what is upsampled stays in the cache."""
+        lead = self._native(frame)
+        if torch.is_grad_enabled():
+            return (self._full(lead) > 0).to(torch.uint8)
+        return torch.cat([(self._full(one) > 0).to(torch.uint8) for one in lead.split(1, dim=1)], dim=1)
 
     def leads(self, frame: Tensor) -> Tensor:
         """How far the anatomy's logit is above the background's, (1, N, H, W)."""
+        return self._full(self._native(frame))
+
+    def _native(self, frame: Tensor) -> Tensor:
+        """The leads on the network's own grid, (1, N, h, w)."""
         shown = frame.float()
         if self.frame_size != self.network_size:
             shown = F.interpolate(shown, size=self.network_size, mode="bilinear", align_corners=False)
         logits = self.network(normalise(shown, self.network))
-        lead = logits[:, :, 1] - logits[:, :, 0]
+        return logits[:, :, 1] - logits[:, :, 0]
+
+    def _full(self, lead: Tensor) -> Tensor:
         return F.interpolate(lead, size=self.frame_size, mode="bilinear", align_corners=False)
 
 
@@ -73,21 +82,20 @@ def write_onnx(segmenter: Segmenter, label: Label, path: Path) -> None:
     import onnx
 
     frame = torch.zeros(1, 3, *segmenter.frame_size, dtype=torch.uint8)
+    model = onnx.load(trace(segmenter.eval(), frame, path))
+    onnx.helper.set_model_props(model, {KEY: json.dumps(asdict(label))})
+    onnx.save(model, path)
+
+
+def trace(module: nn.Module, frame: Tensor, path: Path) -> Path:
+    """What a module in eval mode does with such a frame, as an ONNX graph with static shapes; input ``frame``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), torch.enable_grad():  # with gradients networks take their plain form
         warnings.simplefilter("ignore")  # that shapes become constants is what we want
         torch.onnx.export(
-            segmenter.eval(),
-            (frame,),
-            path,
-            input_names=["frame"],
-            output_names=["masks"],
-            opset_version=18,
-            dynamo=False,
+            module, (frame,), path, input_names=["frame"], output_names=["masks"], opset_version=18, dynamo=False
         )
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, {KEY: json.dumps(asdict(label))})
-    onnx.save(model, path)
+    return path
 
 
 def write_openvino(onnx_path: Path, label: Label, path: Path, calibration: Sequence[NDArray[np.uint8]] = ()) -> None:
@@ -101,14 +109,30 @@ def write_openvino(onnx_path: Path, label: Label, path: Path, calibration: Seque
     """
     import openvino
 
-    model = openvino.convert_model(onnx_path)
-    if calibration:
-        import nncf
-
-        tensors = [_batch(frame) for frame in calibration]
-        model = nncf.quantize(model, nncf.Dataset(tensors), subset_size=len(tensors))
+    model = (
+        _quantised(onnx_path, [as_batch(f) for f in calibration]) if calibration else openvino.convert_model(onnx_path)
+    )
     model.set_rt_info(json.dumps(asdict(label)), KEY)
     openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def write_int8(onnx_path: Path, path: Path, tensors: Sequence[NDArray[Any]]) -> Path:
+    """An OpenVINO file in int8 from an ONNX file, calibrated on its own inputs."""
+    import openvino
+
+    openvino.save_model(_quantised(onnx_path, tensors), path, compress_to_fp16=False)
+    return path
+
+
+def _quantised(onnx_path: Path, tensors: Sequence[NDArray[Any]]) -> Any:
+    import logging
+
+    import nncf
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    model = openvino.convert_model(onnx_path)
+    return nncf.quantize(model, nncf.Dataset(list(tensors)), subset_size=len(tensors))
 
 
 def load_exported(path: Path) -> tuple[Run, Label]:
@@ -129,23 +153,50 @@ def load_exported(path: Path) -> tuple[Run, Label]:
 
 
 def _open_onnx(path: Path) -> tuple[str, Run]:
+    session = open_onnx(path)
+    found = session.get_modelmeta().custom_metadata_map[KEY]
+    return found, lambda frame: session.run(None, {"frame": as_batch(frame)})[0][0].astype(bool)
+
+
+def open_onnx(path: Path) -> Any:
+    """An ONNX Runtime session on the best device that it knows.
+
+    Raises:
+        RuntimeError: it can't read the file.
+    """
     import onnxruntime
 
+    onnxruntime.set_default_logger_severity(3)  # its warnings are about devices that are not there
     try:
-        session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+        return onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
     except Exception as error:  # its own classes share no base but Exception
         raise RuntimeError(str(error)) from error
-    found = session.get_modelmeta().custom_metadata_map[KEY]
-    return found, lambda frame: session.run(None, {"frame": _batch(frame)})[0][0].astype(bool)
 
 
 def _open_openvino(path: Path) -> tuple[str, Run]:
     import openvino
 
-    model = openvino.Core().read_model(path)
-    compiled = openvino.compile_model(model)
-    found = model.get_rt_info(KEY).astype(str)
-    return found, lambda frame: compiled(_batch(frame))[0][0].astype(bool)
+    found = openvino.Core().read_model(path).get_rt_info(KEY).astype(str)
+    compiled = open_openvino(path)
+    return found, lambda frame: compiled(as_batch(frame))[0][0].astype(bool)
+
+
+def open_openvino(path: Path, precision: str = "float32", threads: int | None = None) -> Any:
+    """An OpenVINO (or ONNX) file, compiled for one frame at a time.
+
+    Args:
+        path: the file.
+        precision: what it computes in, where the file leaves that open; left to itself OpenVINO takes what is fastest,
+            bfloat16 on some processors, and masks would differ from one to the other.
+        threads: of the processor; None for all.
+    """
+    import openvino
+
+    hint = {"bfloat16": "bf16"}.get(precision, "f32")
+    properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    return openvino.Core().compile_model(path, "CPU", properties)
 
 
 def disagreement(segmenter: Segmenter, run: Run, frames: Sequence[NDArray[np.uint8]]) -> int:
@@ -153,10 +204,11 @@ def disagreement(segmenter: Segmenter, run: Run, frames: Sequence[NDArray[np.uin
     count = 0
     for frame in frames:
         with torch.inference_mode():
-            leads = segmenter.leads(torch.from_numpy(_batch(frame)))[0].numpy()
+            leads = segmenter.leads(torch.from_numpy(as_batch(frame)))[0].numpy()
         count += int(((run(frame) != (leads > 0)) & (np.abs(leads) > UNDECIDED)).sum())
     return count
 
 
-def _batch(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def as_batch(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A frame (H, W, 3) as exported files take it, (1, 3, H, W)."""
     return np.ascontiguousarray(frame.transpose(2, 0, 1)[None])

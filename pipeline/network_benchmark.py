@@ -10,26 +10,12 @@ from torch import Tensor, nn
 from pipeline.losses.partial_labels import partial_label_cross_entropy, partial_targets
 from pipeline.machine import AUTOCAST, Machine
 from pipeline.models import create_model
-from pipeline.models.network import Network, resize
+from pipeline.models.looped import Looped
+from pipeline.models.network import resize
 from pipeline.turns import take_turns
 
 Form = Literal["looped", "joined"]
 Task = Literal["train", "infer"]
-
-
-class Looped(nn.Module):
-    """A network whose decoders run one after another, as their library wrote them."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network, self.mean, self.std = network, network.mean, network.std
-        self.heads = nn.ModuleList(head for head in network.reference_heads() if isinstance(head, nn.Module))
-        del network.heads
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """As :meth:`Network.forward`, for sizes that the network takes as they are."""
-        features = self.network.features(frames)
-        return torch.stack([head(features) for head in self.heads], dim=1)
 
 
 @dataclass(frozen=True)

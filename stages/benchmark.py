@@ -1,9 +1,15 @@
 """Stage ``benchmark``: what the teachers and the student cost, in parameters and in time for one frame."""
 
-from pipeline.benchmark import latency, parameters
+from dataclasses import replace
+from typing import Any
+
+from pipeline.cost import multiply_adds, parameters
 from pipeline.files import write_json
+from pipeline.latency import Candidate
 from pipeline.machine import Machine
 from pipeline.models import create_model
+from pipeline.settings import Benchmark
+from pipeline.turns import Timing, take_turns
 from stages.console import say
 from stages.layout import METRICS, RESULTS
 from stages.machine_record import machine_record
@@ -13,18 +19,40 @@ from stages.params import load_params
 def run(machine: Machine) -> None:
     """Write metrics/benchmark.json (parameters) and results/benchmark.json (times, with the machine they hold for)."""
     params = load_params()
-    settings, decoders = params.benchmark, len(params.data.anatomies)
+    decoders = len(params.data.anatomies)
     forms = {
         "teachers": (params.teacher.arch, 1, decoders),  # N networks, one after another
         "student": (params.student.arch, decoders, 1),
     }
     counts, times = {}, {}
     for name, (arch, n, networks) in forms.items():
-        network = create_model(arch, n)
-        seconds = networks * latency(network, settings.image_size, settings.warmup, settings.repeats, machine)
-        counts[name] = {"parameters": networks * parameters(network)}
-        times[name] = {"arch": arch, "milliseconds": round(1000 * seconds, 1), "fps": round(1 / seconds, 2)}
-        say(f"{name}: {counts[name]['parameters'] / 1e6:.2f} M parameters, {1000 * seconds:.0f} ms per frame")
+        count = networks * parameters(create_model(arch, n))
+        counts[name] = {"parameters": count}
+        times[name] = {"arch": arch, **_measured(arch, n, networks, params.benchmark, machine)}
+        say(f"{name}: {count / 1e6:.2f} M parameters, {times[name]['milliseconds']:.0f} ms per frame")
     write_json(METRICS / "benchmark.json", counts)
-    host = machine_record(machine)
-    write_json(RESULTS / "benchmark.json", {"image_size": list(settings.image_size), "machine": host, **times})
+    host, size = machine_record(machine), list(params.benchmark.image_size)
+    write_json(RESULTS / "benchmark.json", {"image_size": size, "machine": host, **times})
+
+
+def _measured(arch: str, decoders: int, networks: int, settings: Benchmark, machine: Machine) -> dict[str, Any]:
+    """With pre- and post-processing and without, in turns."""
+    size = settings.image_size
+    way = Candidate(arch, decoders, size, machine, networks)
+    whole, network = take_turns([way, replace(way, part="network")], settings.warmup, settings.repeats)
+    return {
+        "multiply_adds": networks * multiply_adds(arch, decoders, size),
+        **figures(whole),
+        "network_milliseconds": figures(network)["milliseconds"],
+    }
+
+
+def figures(timing: Timing) -> dict[str, float]:
+    """Of one frame: milliseconds (median, 95th percentile, first call), frames per second, MiB of memory."""
+    return {
+        "milliseconds": round(1000 * timing.median, 1),
+        "p95_milliseconds": round(1000 * timing.p95, 1),
+        "first_milliseconds": round(1000 * timing.first, 1),
+        "fps": round(1 / timing.median, 2),
+        "peak_mib": round(timing.peak / 2**20, 1),
+    }

@@ -273,14 +273,21 @@ def benchmark(
     what: Annotated[
         str, typer.Argument(help="run: this run's teachers and student; networks; store; loading.")
     ] = "run",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every architecture in both forms and every runtime, instead of WHAT.")
+    ] = False,
     architectures: Annotated[
-        list[str] | None, typer.Option("--arch", help="networks: which; by default one of each family.")
+        list[str] | None,
+        typer.Option("--arch", help="--all, networks: which; by default all, and one of each family."),
     ] = None,
-    decoders: Annotated[int, typer.Option(min=1, help="networks: how many decoders.")] = 11,
-    repeats: Annotated[int, typer.Option(min=1, help="networks: calls per measurement.")] = 5,
+    runtimes: Annotated[
+        list[str] | None, typer.Option("--runtime", help="--all: which of PyTorch, ONNX Runtime, OpenVINO.")
+    ] = None,
+    decoders: Annotated[int, typer.Option(min=1, help="How many decoders.")] = 11,
+    repeats: Annotated[int, typer.Option(min=1, help="Calls per measurement.")] = 5,
     frames: Annotated[int, typer.Option(min=16, help="store: how many each measurement sees.")] = 100,
     output: Annotated[
-        Path | None, typer.Option(help="networks, store: the JSON; by default results/benchmark_<WHAT>.json.")
+        Path | None, typer.Option(help="The JSON, of all but run; by default results/benchmark_<WHAT>.json.")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -290,15 +297,17 @@ def benchmark(
     networks: decoders computed together against one after another, training and inference, time and peak memory.
     store: writing beside the bare forward passes, reading beside asking the teachers, an epoch with and without.
     loading: frames per second and core from disk to augmented tensor, at 640x512.
+    --all: a 1280x720 frame to all its masks, by every network in PyTorch, ONNX Runtime and OpenVINO, beside the paper's
+    time; for this run's student also its Dice in each of them.
     """
-    if what == "networks":
-        from pipeline.models import ARCHITECTURES
+    if everything:
+        _benchmark_all(architectures, runtimes, decoders, repeats, output, device)
+    elif what == "networks":
         from stages import benchmark_networks
 
-        chosen = architectures or ["segformer_b0", "mininetv2", "deeplabv3_efficientnet_lite0"]
-        for name in chosen:
-            if name not in ARCHITECTURES:
-                raise typer.BadParameter(f"'{name}': choose from {', '.join(ARCHITECTURES)}", param_hint="--arch")
+        chosen = _known(
+            "--arch", architectures, _architectures(), ["segformer_b0", "mininetv2", "deeplabv3_efficientnet_lite0"]
+        )
         benchmark_networks.run(chosen, decoders, repeats, output or benchmark_networks.OUTPUT, _machine(device, 0))
     elif what == "store":
         from stages import benchmark_store
@@ -314,6 +323,42 @@ def benchmark(
         benchmark.run(_machine(device, 0))
     else:
         raise typer.BadParameter(f"'{what}' is none of run, networks, store, loading", param_hint="WHAT")
+
+
+def _benchmark_all(
+    architectures: list[str] | None,
+    runtimes: list[str] | None,
+    decoders: int,
+    repeats: int,
+    output: Path | None,
+    device: str,
+) -> None:
+    from pipeline.latency import PRECISIONS
+    from stages import benchmark_all
+
+    benchmark_all.run(
+        _known("--arch", architectures, _architectures()),
+        _known("--runtime", runtimes, list(PRECISIONS)),
+        decoders,
+        (720, 1280),
+        repeats,
+        output or benchmark_all.OUTPUT,
+        _machine(device, 0),
+    )
+
+
+def _architectures() -> list[str]:
+    from pipeline.models import ARCHITECTURES
+
+    return list(ARCHITECTURES)
+
+
+def _known(option: str, chosen: list[str] | None, known: list[str], default: list[str] | None = None) -> list[str]:
+    """What was chosen, or the default, or all there is; refuses what is not known."""
+    for name in chosen or []:
+        if name not in known:
+            raise typer.BadParameter(f"'{name}': choose from {', '.join(known)}", param_hint=option)
+    return chosen or default or known
 
 
 @app.command()

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.benchmark import multiply_adds
+from pipeline.cost import multiply_adds
 from pipeline.models import ARCHITECTURES, create_model
 from stages.console import console, say
 from stages.paper_tables import table as paper_table

@@ -1,14 +1,14 @@
 """From a checkpoint to files for the operating room, and anatomy drawn on frames and videos."""
 
 import json
+import re
 from fractions import Fraction
 
 import av
 import cv2
 import numpy as np
 import pytest
-from conftest import write_png
-from test_run import finished, mtkd, run  # noqa: F401 (fixtures)
+from conftest import mtkd, write_png
 
 from pipeline.export import load_exported
 from pipeline.palette import colours_of
@@ -35,7 +35,7 @@ def write_video(path, count=12, size=(48, 64), times=None):
 
 
 @pytest.fixture
-def exported(run):  # noqa: F811
+def exported(run):
     mtkd("export", CHECKPOINT, "--size", "96x64")
     return run / "exported"
 
@@ -55,6 +55,17 @@ def test_exported_files_say_what_they_are_and_answer_alike(exported):
     assert (answers[0] != answers[1]).mean() < 1e-3
 
 
+def test_int8_is_calibrated_and_its_cost_is_told(run):
+    output = mtkd("export", CHECKPOINT, "--size", "96x64", "--int8")
+    assert re.search(r"mtkd_int8.xml: Dice [\d.]+ instead of [\d.]+ in float32, on 6 test frames", output)
+    segment, label = load_exported(run / "exported" / "mtkd_int8.xml")
+    float32, same = load_exported(run / "exported" / "mtkd.xml")
+    assert label == same
+    shown = frame(size=(64, 96))
+    assert (segment(shown) == float32(shown)).mean() > 0.8
+    assert b"i8" in (run / "exported" / "mtkd_int8.xml").read_bytes()
+
+
 @pytest.mark.parametrize("arch", ["segformer_b0", "deeplabv3_efficientnet_lite0"])
 def test_every_family_can_be_exported(tmp_path, arch):
     from pipeline.export import Label, Segmenter, disagreement, write_onnx, write_openvino
@@ -70,7 +81,7 @@ def test_every_family_can_be_exported(tmp_path, arch):
         assert disagreement(segmenter, segment, [frame(size=(72, 100))]) == 0
 
 
-def test_a_file_whose_masks_differ_is_not_delivered(run, monkeypatch):  # noqa: F811
+def test_a_file_whose_masks_differ_is_not_delivered(run, monkeypatch):
     monkeypatch.setattr("stages.export.disagreement", lambda *_: 7)
     assert "not delivered: its masks differ from the checkpoint's in 7 pixels" in mtkd("export", CHECKPOINT, code=1)
     assert not (run / "exported" / "mtkd.onnx").exists()
@@ -86,7 +97,7 @@ def test_a_difference_is_seen():
     )
 
 
-def test_what_export_refuses(run, tmp_path):  # noqa: F811
+def test_what_export_refuses(run, tmp_path):
     assert "holds no PNG frames" in mtkd("export", CHECKPOINT, "--frames", str(tmp_path / "none"), code=1)
     assert "not WIDTHxHEIGHT" in mtkd("export", CHECKPOINT, "--size", "720p", code=2)
     assert "is missing" in mtkd("export", "nowhere.safetensors", code=1)
@@ -96,7 +107,7 @@ def test_what_export_refuses(run, tmp_path):  # noqa: F811
     assert "no file that `mtkd export` wrote" in mtkd(*arguments, code=1)
 
 
-def test_a_folder_of_frames_keeps_its_shape(run):  # noqa: F811
+def test_a_folder_of_frames_keeps_its_shape(run):
     write_png(run / "in" / "a" / "1.png", frame(1))
     cv2.imwrite(str(run / "in" / "2.jpg"), frame(2, (33, 41)))
     (run / "in" / "broken.png").write_bytes(b"nothing")
@@ -118,7 +129,7 @@ def test_masks_and_label_maps_agree_whatever_the_model_is(exported, model):
     assert ((cv2.imread("l/f.png", 0) == 1) == (colon == 255)).all()
 
 
-def test_a_video_keeps_its_times(run):  # noqa: F811
+def test_a_video_keeps_its_times(run):
     times = [0, 100, 200, 350, 400, 700, 800, 900, 1000, 1100, 1200, 1500]
     write_video(run / "in.mp4", times=times)
     mtkd("predict", "in.mp4", "--output", "out.mp4", "--model", CHECKPOINT, "--anatomy", "liver")
@@ -127,7 +138,7 @@ def test_a_video_keeps_its_times(run):  # noqa: F811
     assert found[0].pixels.shape == (48, 64, 3)
 
 
-def test_a_damaged_video_is_read_as_far_as_it_goes(run):  # noqa: F811
+def test_a_damaged_video_is_read_as_far_as_it_goes(run):
     path = write_video(run / "in.mkv", count=40)
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 400] = b"\x55" * 400
@@ -136,7 +147,7 @@ def test_a_damaged_video_is_read_as_far_as_it_goes(run):  # noqa: F811
     assert 5 < len(list(read_video(run / "out.mp4"))) <= 40
 
 
-def test_a_stopped_video_is_playable(run, monkeypatch):  # noqa: F811
+def test_a_stopped_video_is_playable(run, monkeypatch):
     write_video(run / "in.mp4", count=120)
     from stages import predict
 
@@ -153,7 +164,7 @@ def test_a_stopped_video_is_playable(run, monkeypatch):  # noqa: F811
     assert len(list(read_video(run / "out.mp4"))) == 70
 
 
-def test_what_predict_refuses(run):  # noqa: F811
+def test_what_predict_refuses(run):
     write_png(run / "f.png", frame())
     (run / "empty").mkdir()
     (run / "no.mp4").write_bytes(b"no video")

@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import disc, write_png
-from test_run import finished, mtkd, run  # noqa: F401 (fixtures)
+from conftest import disc, mtkd, write_png
 
 METRICS = ("dice", "iou", "precision", "recall", "specificity", "nsd", "hd95")
 
@@ -29,7 +28,7 @@ def mean(cells):
     return sum(known) / len(known) if known else None
 
 
-def test_every_aggregate_comes_from_the_frames(run):  # noqa: F811
+def test_every_aggregate_comes_from_the_frames(run):
     rows = table(run / "results/per_frame.csv")
     evaluation = json.loads((run / "metrics/evaluate.json").read_text())
     findings = json.loads((run / "results/evaluation.json").read_text())
@@ -62,7 +61,7 @@ def test_every_aggregate_comes_from_the_frames(run):  # noqa: F811
     assert sqrt(32**2 + 48**2) + 1e-3 > max(number(r["hd95"]) or 0 for r in rows)
 
 
-def test_claims_agree_with_each_other(run):  # noqa: F811
+def test_claims_agree_with_each_other(run):
     """A decoder's recall over all pixels is the diagonal of the confusion; shares of claimants sum to 100."""
     findings = json.loads((run / "results/evaluation.json").read_text())
     rows = table(run / "results/per_frame.csv")
@@ -77,7 +76,7 @@ def test_claims_agree_with_each_other(run):  # noqa: F811
     assert len(list((run / "results/qualitative").glob("*.png"))) == 6
 
 
-def test_false_alarms_are_counted_where_somebody_said_that_nothing_is_there(run):  # noqa: F811
+def test_false_alarms_are_counted_where_somebody_said_that_nothing_is_there(run):
     for anatomy in ("liver", "colon"):
         lines = ["image,liver,colon", *(f"image{i:02d}.png,{int(anatomy == 'liver')},1" for i in range(3))]
         (run / "weak").mkdir(exist_ok=True)
@@ -96,7 +95,7 @@ def test_false_alarms_are_counted_where_somebody_said_that_nothing_is_there(run)
     assert 0 <= found["liver"]["claimed"] <= 100
 
 
-def test_any_checkpoint_on_any_folder(run, tmp_path, monkeypatch):  # noqa: F811
+def test_any_checkpoint_on_any_folder(run, tmp_path, monkeypatch):
     root = yaml.safe_load((run / "params.yaml").read_text())["data"]["root"]
     checkpoint = run / "checkpoints/students/mtkd.safetensors"
     expected = json.loads((run / "results/evaluation.json").read_text())["intervals"]["mtkd"]["dice"]
@@ -112,7 +111,7 @@ def test_any_checkpoint_on_any_folder(run, tmp_path, monkeypatch):  # noqa: F811
     assert len(table(tmp_path / "elsewhere/out/per_frame.csv")) == 6
 
 
-def test_a_checkpoint_on_complete_label_maps(run, tmp_path):  # noqa: F811
+def test_a_checkpoint_on_complete_label_maps(run, tmp_path):
     maps = tmp_path / "labelmap"
     for surgery in ("04", "05"):
         frame = np.full((40, 60, 3), 30, np.uint8)
@@ -130,7 +129,7 @@ def test_a_checkpoint_on_complete_label_maps(run, tmp_path):  # noqa: F811
     assert there["colon"] == 0 < there["liver"]
 
 
-def test_what_evaluate_refuses(run, tmp_path):  # noqa: F811
+def test_what_evaluate_refuses(run, tmp_path):
     checkpoint = "checkpoints/students/mtkd.safetensors"
     assert "go together" in mtkd("evaluate", "--checkpoint", checkpoint, code=2)
     assert "holds none of the checkpoint's anatomies" in mtkd(

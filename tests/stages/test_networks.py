@@ -5,7 +5,7 @@ import json
 from typer.testing import CliRunner
 
 from pipeline.models import ARCHITECTURES
-from pipeline.network_benchmark import Looped
+from pipeline.models.looped import Looped
 from stages.cli import app
 from stages.paper_tables import table
 

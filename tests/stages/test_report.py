@@ -7,7 +7,6 @@ import subprocess
 
 import pytest
 from conftest import ROOT
-from test_run import finished, mtkd, run  # noqa: F401 (fixtures)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 OPTIONS = (
@@ -40,7 +39,7 @@ document.getElementById("page").addEventListener("load", () => {{
 
 
 @pytest.fixture(scope="module")
-def page(finished):  # noqa: F811
+def page(finished):
     return finished[0] / "report" / "index.html"
 
 
@@ -65,7 +64,7 @@ def test_the_page_tells_what_it_is_of(page):
         assert part in text, part
 
 
-def test_the_papers_figures_are_beside_ours_only_on_its_data(run):  # noqa: F811
+def test_the_papers_figures_are_beside_ours_only_on_its_data(run):
     import yaml
 
     from stages.params import load_params

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, write_png
-from test_run import finished, mtkd, run  # noqa: F401 (fixtures)
+from conftest import ROOT, mtkd, write_png
 from torch.utils.data import default_collate
 
 import cache
@@ -33,7 +32,7 @@ def files(path):
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-def test_stored_logits_are_the_teachers_at_full_size(run):  # noqa: F811
+def test_stored_logits_are_the_teachers_at_full_size(run):
     """Native resolution loses nothing: upsampling is the same function of what is stored, up to float16."""
     from pathlib import Path
 
@@ -47,7 +46,7 @@ def test_stored_logits_are_the_teachers_at_full_size(run):  # noqa: F811
         assert float((live - stored).abs().max()) <= 2**-10 * float(live.abs().max())
 
 
-def test_an_estimate_writes_nothing(run):  # noqa: F811
+def test_an_estimate_writes_nothing(run):
     shutil.rmtree("stores")
     output = mtkd("cache-logits", "--estimate")
     assert "liver: 6 answers at" in output
@@ -56,13 +55,13 @@ def test_an_estimate_writes_nothing(run):  # noqa: F811
     assert not (run / "scratch/stores/liver.zarr").exists()
 
 
-def test_a_disk_that_is_too_small_is_told_before_work_begins(run, monkeypatch):  # noqa: F811
+def test_a_disk_that_is_too_small_is_told_before_work_begins(run, monkeypatch):
     monkeypatch.setattr("stages.cache_logits._free", lambda: 1000)
     for arguments in (["cache-logits", "--estimate"], ["cache-logits"]):
         assert "the disk has 0.0 MiB free" in mtkd(*arguments, code=1)
 
 
-def test_stores_are_listed_and_measured(run):  # noqa: F811
+def test_stores_are_listed_and_measured(run):
     output = mtkd("cache", "ls")
     assert "stores/liver.zarr" in output
     assert "complete" in output
@@ -73,7 +72,7 @@ def test_stores_are_listed_and_measured(run):  # noqa: F811
     assert "not in data.anatomies: brain" in mtkd("cache", "stats", "brain", code=1)
 
 
-def test_verify_lists_what_is_wrong_and_exits_1(run):  # noqa: F811
+def test_verify_lists_what_is_wrong_and_exits_1(run):
     assert mtkd("cache", "verify").count("whole") == 2
     shard = run / "stores/colon.zarr/logits/c/0/0/0/0/0"
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -83,14 +82,14 @@ def test_verify_lists_what_is_wrong_and_exits_1(run):  # noqa: F811
     assert "dvc repro -f cache_logits@colon" in output
 
 
-def test_verify_asks_the_teacher_again(run):  # noqa: F811
+def test_verify_asks_the_teacher_again(run):
     assert mtkd("cache", "verify", "--recompute", "3").count("whole") == 2
     assert "answers otherwise" in mtkd("cache", "verify", "--recompute", "6", "--tolerance", "0", code=1)
     shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
     assert "written by another teacher" in mtkd("cache", "verify", "liver", "--recompute", "1", code=1)
 
 
-def test_prune_removes_what_no_run_can_use(run):  # noqa: F811
+def test_prune_removes_what_no_run_can_use(run):
     assert "nothing to remove" in mtkd("cache", "prune")
     shutil.copytree("stores/liver.zarr", "stores/spleen.zarr")
     shutil.copytree("stores/liver.zarr", "scratch/stores/liver.zarr")
@@ -103,7 +102,7 @@ def test_prune_removes_what_no_run_can_use(run):  # noqa: F811
     assert not (run / "scratch/stores/liver.zarr").exists()
 
 
-def test_rounded_stores_are_smaller_and_say_what_it_costs(run):  # noqa: F811
+def test_rounded_stores_are_smaller_and_say_what_it_costs(run):
     exact = json.loads((run / "metrics/cache/liver.json").read_text())
     params = yaml.safe_load((run / "params.yaml").read_text())
     params["cache"]["keep_bits"] = 4
@@ -141,7 +140,7 @@ def cluster(tmp_path, monkeypatch):
         process.wait()
 
 
-def test_a_cluster_writes_the_same_stores_though_a_worker_dies(run, cluster):  # noqa: F811
+def test_a_cluster_writes_the_same_stores_though_a_worker_dies(run, cluster):
     import threading
 
     address, workers = cluster
@@ -160,12 +159,12 @@ def test_a_cluster_writes_the_same_stores_though_a_worker_dies(run, cluster):  #
     assert {name: files(run / "stores" / name) for name in before} == before
 
 
-def test_a_scheduler_that_is_not_there_is_told(run):  # noqa: F811
+def test_a_scheduler_that_is_not_there_is_told(run):
     pytest.importorskip("distributed")
     assert "does not answer" in mtkd("cache-logits", "--scheduler", "tcp://127.0.0.1:1", code=1)
 
 
-def test_another_models_answers_teach_the_student(run, monkeypatch):  # noqa: F811
+def test_another_models_answers_teach_the_student(run, monkeypatch):
     """What docs/store.md shows: NumPy in, a store out, imported in place of a teacher."""
     committed = []
     monkeypatch.setattr("stages.import_teacher._commit", committed.append)
@@ -185,7 +184,7 @@ def test_another_models_answers_teach_the_student(run, monkeypatch):  # noqa: F8
     assert "holds no weights" in mtkd("cache", "verify", "liver", "--recompute", "1", code=1)
 
 
-def test_answers_to_other_frames_are_not_imported(run):  # noqa: F811
+def test_answers_to_other_frames_are_not_imported(run):
     before = files(run / "stores/liver.zarr")
     frames = frames_of("train", ["liver", "colon"])
     _write_answers("few.zarr", frames[1:])
@@ -218,7 +217,7 @@ def _write_answers(path, frames, changed=lambda pixels: pixels):
         writer.finish(path)
 
 
-def test_teachers_speak_on_frames_without_labels(run):  # noqa: F811
+def test_teachers_speak_on_frames_without_labels(run):
     """They are in every store, and the student that learns from the stores sees them; the baseline doesn't."""
     for number in range(4):
         pixels = np.random.default_rng(number).integers(0, 255, (48, 64, 3)).astype(np.uint8)
@@ -234,7 +233,7 @@ def test_teachers_speak_on_frames_without_labels(run):  # noqa: F811
     assert "6 training and 6 validation frames" in mtkd("train-student", "baseline")
 
 
-def test_frames_without_labels_say_nothing_about_anatomies(run):  # noqa: F811
+def test_frames_without_labels_say_nothing_about_anatomies(run):
     """Cross-entropy ignores them; the divergence does not."""
     write_png(run / "video" / "07" / "0.png", np.full((48, 64, 3), 90, np.uint8))
     params = yaml.safe_load((run / "params.yaml").read_text())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from test_run import finished, mtkd, run  # noqa: F401 (fixtures)
+from conftest import mtkd
 
 from pipeline.machine import Machine
 from stages import study_parity
@@ -12,7 +12,7 @@ from stages.study import Case, _measure
 from stages.study_gain import _closed
 
 
-def test_live_teachers_and_replayed_views_teach_the_same(run):  # noqa: F811
+def test_live_teachers_and_replayed_views_teach_the_same(run):
     """With as many views as epochs and one seed, the stored answers are those that live teachers give."""
     params = load_params()
     assert params.cache.seed == params.student.seed
@@ -36,7 +36,7 @@ def _measure_here(case, folder):
     return _measure(case, torch.get_num_threads(), Machine("cpu"))
 
 
-def test_a_study_keeps_its_runs(run):  # noqa: F811
+def test_a_study_keeps_its_runs(run):
     arguments = ["study", "parity", "--seeds", "1", "--views", "2", "--jobs", "2"]
     assert "0 of 4 runs are there, 4 to go" in mtkd(*arguments)
     page = (run / "results/study_parity.md").read_text()

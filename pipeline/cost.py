@@ -1,0 +1,21 @@
+"""What a network costs whatever the machine: parameters and multiply-adds."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.models import create_model
+from pipeline.models.network import Network
+
+
+def parameters(network: Network) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def multiply_adds(architecture: str, decoders: int, size: tuple[int, int]) -> int:
+    """Multiply-adds for one frame (H, W), counted without computing anything; upsampling and norms are left out."""
+    with torch.enable_grad(), torch.device("meta"):  # the plain form: strips would count their overlap
+        network, frame = create_model(architecture, decoders).eval(), torch.empty(1, 3, *size)
+        with FlopCounterMode(display=False) as counter:
+            network(frame)
+    return counter.get_total_flops() // 2

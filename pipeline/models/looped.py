@@ -1,0 +1,21 @@
+"""Decoders one after another: what the joined ones are measured against."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.network import Network
+
+
+class Looped(nn.Module):
+    """A network whose decoders run one after another, as their library wrote them."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network, self.mean, self.std = network, network.mean, network.std
+        self.heads = nn.ModuleList(head for head in network.reference_heads() if isinstance(head, nn.Module))
+        del network.heads
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """As :meth:`Network.forward`, for sizes that the network takes as they are."""
+        features = self.network.features(frames)
+        return torch.stack([head(features) for head in self.heads], dim=1)

@@ -1,0 +1,210 @@
+"""``mtkd benchmark --all``: every architecture in both forms and every runtime, all of one architecture in one run."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from pipeline.checkpoint import load_checkpoint
+from pipeline.cost import multiply_adds, parameters
+from pipeline.export import Run, as_batch, trace, write_int8
+from pipeline.files import write_json
+from pipeline.latency import PRECISIONS, Candidate, Form, Runtime, available, example, export_graph
+from pipeline.machine import Machine
+from pipeline.models import create_model
+from pipeline.prepared import load_frame
+from pipeline.turns import Timing, take_turns
+from stages.benchmark import figures
+from stages.console import console, progress, say
+from stages.layout import PREPARED_FRAMES, RESULTS, frames_of, student_checkpoint
+from stages.machine_record import machine_record
+from stages.paper_tables import table as paper_table
+from stages.runtime_dice import runtime_dice
+
+OUTPUT = RESULTS / "benchmark_all.json"
+CALIBRATED = 32
+
+
+def run(
+    architectures: Sequence[str],
+    runtimes: Sequence[str],
+    decoders: int,
+    size: tuple[int, int],
+    repeats: int,
+    output: Path,
+    machine: Machine,
+) -> None:
+    """Measure, print, and write as JSON.
+
+    Args:
+        architectures: which.
+        runtimes: which; those that are not installed are left out and named.
+        decoders: how many anatomies.
+        size: (H, W) of the frame.
+        repeats: calls per measurement, after one that doesn't count.
+        output: JSON file.
+        machine: where PyTorch computes.
+    """
+    rows: list[dict[str, Any]] = []
+    with progress("architectures measured") as bar, tempfile.TemporaryDirectory() as folder:
+        for number, arch in enumerate(architectures, start=1):
+            for form in ("separate", "shared"):
+                found = _measured(arch, form, runtimes, decoders, size, repeats, Path(folder), machine)
+                rows += found
+                for row in found:
+                    say(f"{row['name']} {form} {_way(row)}: {row['milliseconds']:.0f} ms, {row['fps']:.2f} frames/s")
+            bar(number, len(architectures))
+    host = machine_record(machine)
+    write_json(output, {"image_size": list(size), "decoders": decoders, "machine": host, "rows": rows})
+    _print(rows, size)
+    say(f"-> {output}")
+
+
+def _way(row: dict[str, Any]) -> str:
+    return f"{row['runtime']} {row['precision']} {row['decoding']}"
+
+
+def _ways(runtimes: Sequence[str], form: str) -> Iterator[tuple[Runtime, str, Form]]:
+    """Runtime, precision and form of the decoders; a network with one decoder has nothing to join."""
+    for runtime in runtimes:
+        for precision in PRECISIONS[runtime]:
+            if not available(runtime, precision):
+                continue
+            yield cast(Runtime, runtime), precision, "joined"
+            if form == "shared" and precision == "float32":
+                yield cast(Runtime, runtime), precision, "looped"
+
+
+def _measured(
+    arch: str,
+    form: str,
+    runtimes: Sequence[str],
+    decoders: int,
+    size: tuple[int, int],
+    repeats: int,
+    folder: Path,
+    machine: Machine,
+) -> list[dict[str, Any]]:
+    """All ways of one architecture and form, in turns: from frame to masks, and then the network alone."""
+    heads, networks = (1, decoders) if form == "separate" else (decoders, 1)
+    trained = _trained(arch, decoders) if form == "shared" else None
+    ways = [
+        Candidate(arch, heads, size, machine, networks, runtime, precision, decoding, checkpoint=trained)
+        for runtime, precision, decoding in _ways(runtimes, form)
+    ]
+    wholes = take_turns([_with_graph(way, folder) for way in ways], 1, repeats)
+    alone = [replace(way, part="network") for way in ways]
+    networks_alone = take_turns([_with_graph(way, folder) for way in alone], 1, repeats)
+    count = networks * parameters(create_model(arch, heads))
+    published = paper_table(1).get((arch, form), {}) if decoders == 11 else {}
+    dice = _dice(trained, runtimes) if trained and (PREPARED_FRAMES / "test").is_dir() else {}
+    reference = next((t.answer for w, t in zip(ways, networks_alone, strict=True) if w.runtime == "PyTorch"), None)
+    return [
+        {
+            "name": arch,
+            "form": form,
+            "runtime": way.runtime,
+            "precision": way.precision,
+            "decoding": way.form,
+            "parameters": count,
+            "multiply_adds": networks * multiply_adds(arch, heads, size),
+            **figures(whole),
+            "network_milliseconds": figures(network)["milliseconds"],
+            "logit_difference": _difference(network, reference),
+            "weights": "trained" if trained else "random",
+            "dice": dice.get(f"{way.runtime} {way.precision} {way.form}"),
+            "paper_ms_rtx3090": published.get("time_ms_rtx3090"),
+        }
+        for way, whole, network in zip(ways, wholes, networks_alone, strict=True)
+    ]
+
+
+def _trained(arch: str, decoders: int) -> Path | None:
+    """This run's distilled student, if it is such a network."""
+    path = student_checkpoint("mtkd")
+    if not path.is_file():
+        return None
+    _, card = load_checkpoint(path, "train_student")
+    return path if (card.architecture, len(card.anatomies)) == (arch, decoders) else None
+
+
+def _with_graph(way: Candidate, folder: Path) -> Candidate:
+    if way.runtime == "PyTorch":
+        return way
+    numeric = "int8" if way.precision == "int8" else "float"  # bfloat16 is the runtime's own choice
+    path = folder / f"{way.architecture}-{way.decoders}-{way.form}-{way.part}-{numeric}"
+    written = path.with_suffix(".xml" if way.precision == "int8" else ".onnx")
+    return replace(way, graph=written if written.is_file() else export_graph(way, path))
+
+
+def _difference(timing: Timing, reference: Any) -> float | None:
+    """Largest difference of a logit from PyTorch's in float32."""
+    if timing.answer is None or reference is None:
+        return None
+    return float(f"{np.abs(timing.answer - reference).max():.2e}")
+
+
+def _dice(student: Path, runtimes: Sequence[str]) -> dict[str, float | None]:
+    """Dice of this run's student on the test surgeries, at the size of its training, each way."""
+    card = load_checkpoint(student, "train_student")[1]
+    size, anatomies = card.image_size, card.anatomies
+    network = Candidate(card.architecture, len(anatomies), size, Machine("cpu"), checkpoint=student)
+    found: dict[str, float | None] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for runtime, precision, form in _ways(runtimes, "shared"):
+            way = replace(network, runtime=runtime, precision=precision, form=form)
+            if runtime != "PyTorch":
+                graph = trace(way.module(), example(size, "whole"), Path(folder) / f"{form}.onnx")
+                if precision == "int8":
+                    graph = write_int8(graph, graph.with_suffix(".xml"), _calibration(anatomies))
+                way = replace(way, graph=graph)
+            found[f"{runtime} {precision} {form}"] = runtime_dice(
+                _one_by_one(way.function()), frames_of("test", anatomies), anatomies, size
+            )
+    return found
+
+
+def _calibration(anatomies: Sequence[str]) -> list[NDArray[np.uint8]]:
+    train = frames_of("train", anatomies)
+    return [as_batch(load_frame(frame.image)) for frame in train[:: max(1, len(train) // CALIBRATED)]]
+
+
+def _one_by_one(function: Callable[[NDArray[Any]], NDArray[Any]]) -> Run:
+    return lambda frame: function(as_batch(frame))[0].astype(bool)
+
+
+def _print(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
+    height, width = size
+    table = Table(title=f"One {width}x{height} frame to all its masks, batch 1")
+    for column in ("network", "form", "runtime", "precision", "decoders"):
+        table.add_column(column)
+    for column in (
+        "ms",
+        "p95",
+        "first",
+        "network alone",
+        "frames/s",
+        "MiB",
+        "logits differ by",
+        "Dice",
+        "paper, RTX 3090",
+    ):
+        table.add_column(column, justify="right")
+    for row in rows:
+        cells = [row["milliseconds"], row["p95_milliseconds"], row["first_milliseconds"], row["network_milliseconds"]]
+        table.add_row(
+            *(str(row[key]) for key in ("name", "form", "runtime", "precision", "decoding")),
+            *(f"{cell:.0f}" for cell in cells),
+            f"{row['fps']:.2f}",
+            f"{row['peak_mib']:.0f}",
+            f"{row['logit_difference']:.1e}" if row["logit_difference"] is not None else "-",
+            f"{row['dice']:.2f}" if row["dice"] is not None else "-",
+            f"{row['paper_ms_rtx3090']:.0f} ms" if row["paper_ms_rtx3090"] else "-",
+        )
+    console.print(table)
+    say("The last column is the paper's, on an RTX 3090; all others are this machine's.")

@@ -1,0 +1,48 @@
+"""Every way of getting from a frame to masks, measured beside one another."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.latency import available
+from pipeline.machine import Machine
+from stages import benchmark_all
+
+
+@pytest.fixture
+def rows(run):
+    benchmark_all.run(
+        ["mininetv2"], ["PyTorch", "ONNX Runtime", "OpenVINO"], 2, (64, 96), 2, Path("all.json"), Machine("cpu")
+    )
+    return json.loads(Path("all.json").read_text())["rows"]
+
+
+def test_every_runtime_is_measured_in_both_forms(rows):
+    ways = {(row["form"], row["runtime"], row["precision"], row["decoding"]) for row in rows}
+    assert len(ways) == len(rows)
+    for runtime in ("PyTorch", "ONNX Runtime", "OpenVINO"):
+        assert {("shared", runtime, "float32", "looped"), ("shared", runtime, "float32", "joined")} <= ways
+        assert ("separate", runtime, "float32", "joined") in ways
+    assert (("shared", "OpenVINO", "int8", "joined") in ways) == available("OpenVINO", "int8")
+    for row in rows:
+        assert 0 < row["milliseconds"] <= row["p95_milliseconds"]
+        assert row["first_milliseconds"] > 0
+        assert row["network_milliseconds"] > 0
+        assert row["multiply_adds"] > 0
+        assert row["paper_ms_rtx3090"] is None  # published for eleven anatomies
+
+
+def test_runtimes_agree_and_their_dice_is_this_runs_students(rows):
+    from stages.summary import read
+
+    expected = read(Path("metrics/evaluate.json"))["mtkd"]["dice"]["mean"]
+    for row in rows:
+        if row["precision"] == "float32":
+            assert row["logit_difference"] < 1e-3
+        if row["form"] == "shared":
+            assert row["weights"] == "trained"
+            near = 1.0 if row["precision"] == "float32" else 30.0
+            assert row["dice"] == pytest.approx(expected, abs=near)
+        else:
+            assert row["dice"] is None
