@@ -135,11 +135,13 @@ class Share:
         rank: which of the processes.
         ranks: how many there are.
         pieces: in how many pieces it computes its share, one after another.
+        least: frames that batch norm needs in a piece: one, if the processes compute its statistics together.
     """
 
     rank: int = 0
     ranks: int = 1
     pieces: int = 1
+    least: int = 2
 
     def of(self, batch: Sequence[int] | NDArray[np.int64]) -> list[list[int]]:
         """The own pieces of a batch; all pieces differ by at most one frame, and the last ones may be empty."""
@@ -151,8 +153,8 @@ class EpochBatches(Sampler[list[Key]]):
     """The shuffled batches of one epoch at a time, in pieces; set ``epoch`` before iterating.
 
     Batch norm over globally pooled features needs two frames, so a last batch of one frame is dropped, and a piece of
-    fewer is filled up with other frames of its batch. :meth:`sizes` tells how many frames of each piece are its own;
-    the others must not count in the loss.
+    fewer than the share's least is filled up with other frames of its batch. :meth:`sizes` tells how many frames of
+    each piece are its own; the others must not count in the loss.
 
     Args:
         frames: number of frames.
@@ -177,7 +179,7 @@ class EpochBatches(Sampler[list[Key]]):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
             for piece in self.share.of(batch):
                 others = [i for i in batch if i not in piece]
-                yield [(self.epoch, i) for i in piece + others[: max(0, 2 - len(piece))]]
+                yield [(self.epoch, i) for i in piece + others[: max(0, self.share.least - len(piece))]]
 
     def __len__(self) -> int:
         return self.steps * self.share.pieces

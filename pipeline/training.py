@@ -135,11 +135,12 @@ def fit(
         MtkdError: a loss term is not finite; too little memory for a batch; a process ended; a frame or a stored
             answer can't be read.
     """
-    if fabric.world_size > 1 and fabric.device.type == "cuda":
+    synchronised = synchronises(fabric.device.type, fabric.world_size)
+    if synchronised:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
     model, optimizer = fabric.setup(network.to(memory_format=torch.channels_last), optimizer)
-    share = Share(fabric.global_rank, fabric.world_size, machine.accumulate)
+    share = Share(fabric.global_rank, fabric.world_size, machine.accumulate, least=1 if synchronised else 2)
     sampler = EpochBatches(len(train), settings.batch_size, settings.seed, share)
     clean = clean_batches(len(val), settings.batch_size, share)
     loaders = make_loader(train, sampler, machine.workers), make_loader(val, clean, machine.workers)
@@ -174,6 +175,11 @@ def fit(
         done(history[-1])
     network.load_state_dict(best)
     return history
+
+
+def synchronises(kind: str, processes: int) -> bool:
+    """Whether the processes of a run compute batch norm's statistics together (SyncBatchNorm knows CUDA only)."""
+    return kind == "cuda" and processes > 1
 
 
 def _state(

@@ -22,7 +22,7 @@ from pipeline.prepared import Frame, frames_digest, labels_digest, load_frame, l
 from pipeline.resume import Resume, run_identity
 from pipeline.settings import Training
 from pipeline.stopwatch import Stopwatch
-from pipeline.training import Epoch, Objective, best_epoch, fit
+from pipeline.training import Epoch, Objective, best_epoch, fit, synchronises
 from stages.console import hush, progress, say
 from stages.layout import SCRATCH, frames_of
 
@@ -131,11 +131,14 @@ def train_run(
 
 
 def _require_shareable(settings: Training, machine: Machine) -> None:
+    """Every piece has the frames that batch norm needs."""
+    synchronised = synchronises(machine.torch_device.type, machine.devices)
     pieces = machine.devices * machine.accumulate
-    if settings.batch_size < 2 * pieces:
+    least, frames = (1, "one frame") if synchronised else (2, "two frames")
+    if settings.batch_size < least * pieces:
         raise MtkdError(
-            f"batch_size {settings.batch_size} makes no {pieces} pieces of at least two frames (--devices "
-            f"{machine.devices}, --accumulate {machine.accumulate}): batch norm needs two"
+            f"batch_size {settings.batch_size} makes no {pieces} pieces of at least {frames} (--devices "
+            f"{machine.devices}, --accumulate {machine.accumulate}): batch norm needs them"
         )
 
 

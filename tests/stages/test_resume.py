@@ -245,6 +245,26 @@ def test_a_batch_that_cannot_be_shared_is_refused(run):
     ).replace("batch_size 4 makes no 4 pieces of ", "")
 
 
+def test_devices_that_share_batch_norm_may_have_one_frame_each(monkeypatch):
+    from pipeline.datasets import EpochBatches, Share
+    from pipeline.errors import MtkdError
+    from pipeline.machine import Machine
+    from pipeline.settings import Training
+    from stages.params import load_params
+    from stages.training_run import _require_shareable
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    settings: Training = load_params(ROOT / "params.yaml").student.model_copy(update={"batch_size": 8})
+    _require_shareable(settings, Machine("cuda", devices=8))
+    with pytest.raises(MtkdError, match="makes no 16 pieces"):
+        _require_shareable(settings, Machine("cuda", devices=8, accumulate=2))
+    with pytest.raises(MtkdError, match="makes no 8 pieces"):
+        _require_shareable(settings, Machine("cuda", accumulate=8))
+    shares = [EpochBatches(19, 8, 1, Share(rank, 8, least=1)) for rank in range(8)]
+    assert all(len(piece) == 1 for share in shares for piece in share)
+    assert [[sum(sizes) for sizes in share.sizes()] for share in shares] == [[1, 1, 1]] * 3 + [[1, 1, 0]] * 5
+
+
 def test_a_checkpoint_says_what_it_was_trained_on(run):
     from pipeline.checkpoint import load_checkpoint
 
