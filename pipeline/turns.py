@@ -4,6 +4,7 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.errors import MtkdError
 from pipeline.machine import keep_freed_memory
 
 
@@ -61,12 +63,20 @@ def take_turns(subjects: Sequence[Measurable], warmup: int, repeats: int) -> lis
 
     Each subject has a process of its own, with the same settings of the allocator: memory of another would hide its
     peak. Their calls take turns: a machine that slows down slows all of them.
+
+    Raises:
+        MtkdError: a process ended by itself.
     """
     warmup = max(1, warmup)
     with ExitStack() as stack:
         pools = [stack.enter_context(_process_of(subject)) for subject in subjects]
-        rounds = [[pool.submit(_call).result() for pool in pools] for _ in range(warmup + repeats)]
-        ends = [pool.submit(_end).result() for pool in pools]
+        try:
+            rounds = [[pool.submit(_call).result() for pool in pools] for _ in range(warmup + repeats)]
+            ends = [pool.submit(_end).result() for pool in pools]
+        except BrokenProcessPool as error:
+            raise MtkdError(
+                "a process that was measured ended by itself, as when the kernel needs its memory"
+            ) from error
     return [
         Timing(seconds[0], list(seconds[warmup:]), *end)
         for seconds, end in zip(zip(*rounds, strict=True), ends, strict=True)

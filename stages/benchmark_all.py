@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,9 +98,8 @@ def _measured(
         Candidate(arch, heads, size, machine, networks, runtime, precision, decoding, checkpoint=trained)
         for runtime, precision, decoding in _ways(runtimes, form)
     ]
-    wholes = take_turns([_with_graph(way, folder) for way in ways], 1, repeats)
-    alone = [replace(way, part="network") for way in ways]
-    networks_alone = take_turns([_with_graph(way, folder) for way in alone], 1, repeats)
+    wholes = _in_turns(ways, folder, repeats)
+    networks_alone = _in_turns([replace(way, part="network") for way in ways], folder, repeats)
     count = networks * parameters(create_model(arch, heads))
     published = paper_table(1).get((arch, form), {}) if decoders == 11 else {}
     dice = _dice(trained, runtimes) if trained and (PREPARED_FRAMES / "test").is_dir() else {}
@@ -122,6 +122,12 @@ def _measured(
         }
         for way, whole, network in zip(ways, wholes, networks_alone, strict=True)
     ]
+
+
+def _in_turns(ways: Sequence[Candidate], folder: Path, repeats: int) -> list[Timing]:
+    """The ways of one runtime take turns; another runtime's come after, or all of them would not fit into memory."""
+    groups = [list(group) for _, group in groupby(ways, key=lambda way: way.runtime)]
+    return [t for group in groups for t in take_turns([_with_graph(way, folder) for way in group], 1, repeats)]
 
 
 def _trained(arch: str, decoders: int) -> Path | None:
