@@ -393,25 +393,60 @@ Jobs = Annotated[int, typer.Option(min=1, help="Runs at the same time, with an e
 Page = Annotated[Path | None, typer.Option(help="Markdown with the table; by default results/study_<NAME>.md.")]
 
 
+Students = Annotated[list[str] | None, typer.Option("--student", help="Which students; by default one of each family.")]
+Ways = Annotated[list[str] | None, typer.Option("--way", help="Which columns of the table; by default all.")]
+StudentEpochs = Annotated[int, typer.Option("--epochs", min=1, help="Of each student.")]
+
+
 @studies.command("gain")
 def study_gain(
-    students: Annotated[
-        list[str] | None, typer.Option("--student", help="Which students; by default one of each family.")
-    ] = None,
+    students: Students = None,
+    ways: Ways = None,
     seeds: Seeds = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Of each student; one of the baselines has twice as many.")] = 12,
+    epochs: StudentEpochs = 12,
     jobs: Jobs = 1,
     output: Page = None,
     device: Device = "auto",
 ) -> None:
     """How much of the way from the baseline to the teachers each way of distilling goes, and hard pseudo-labels.
 
-    Needs `dvc repro evaluate` first, for the teachers, their stores and their Dice.
+    One of the baselines has twice as many epochs. Needs `dvc repro cache_logits` first.
     """
+    _study("gain", students, ways, seeds, epochs, jobs, output, device)
+
+
+@studies.command("beyond")
+def study_beyond(
+    students: Students = None,
+    ways: Ways = None,
+    seeds: Seeds = 3,
+    epochs: StudentEpochs = 12,
+    jobs: Jobs = 1,
+    output: Page = None,
+    device: Device = "auto",
+) -> None:
+    """What the paper does not do, in the same tables: teachers trusted by their Dice, and more.
+
+    Runs that `mtkd study gain` has already trained are taken from there. Needs `dvc repro cache_logits` first.
+    """
+    _study("beyond", students, ways, seeds, epochs, jobs, output, device)
+
+
+def _study(
+    name: str,
+    students: list[str] | None,
+    ways: list[str] | None,
+    seeds: int,
+    epochs: int,
+    jobs: int,
+    output: Path | None,
+    device: str,
+) -> None:
     from stages import study_gain
 
     chosen = students or list(study_gain.STUDENTS)
-    study_gain.run(chosen, seeds, epochs, jobs, output or study_gain.OUTPUT, _machine(device, 0))
+    page = output or study_gain.OUTPUTS[name]
+    study_gain.run(name, chosen, ways or [], seeds, epochs, jobs, page, _machine(device, 0))
 
 
 @studies.command("parity")

@@ -11,61 +11,29 @@ import resource
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from cache import open_store
-from pipeline.augmentation import valid_cells
-from pipeline.checkpoint import load_checkpoint
-from pipeline.datasets import FrameDataset, Key, Sample
-from pipeline.distillation import distilled
+from pipeline.datasets import FrameDataset
 from pipeline.evaluation import evaluate, summarise
 from pipeline.files import write_json
 from pipeline.machine import Machine, keep_freed_memory, make_fabric
-from pipeline.models.network import Network, normalise
-from pipeline.prepared import Frame
-from pipeline.settings import Distill, Params, Training
-from pipeline.training import Objective, Terms, fit, supervised
+from pipeline.training import Epoch, best_epoch, fit
 from stages.console import progress, say
-from stages.layout import RESULTS, frames_of, store, taught_frames, teacher_checkpoint
+from stages.layout import RESULTS, frames_of, store
 from stages.params import PARAMS, load_params
-from stages.soft_targets import open_stores
-from stages.training_run import class_weights, seeded_network
+from stages.study_arms import Case, lesson
+from stages.training_run import seeded_network
 
-Arm = Literal["stores", "pseudo_labels", "live"]
 FOLDER = RESULTS / "study"
-CERTAIN = 30.0  # a logit whose softmax is 1 up to 1e-13
-
-
-@dataclass(frozen=True)
-class Case:
-    """One student, trained in one way.
-
-    Attributes:
-        name: of the way, as tables call it.
-        student: the student and its schedule.
-        distill: how it is distilled, or None for partial labels alone.
-        arm: where the teachers' answers come from: ``stores``; ``pseudo_labels``: only the classes that the stored
-            logits choose; ``live``: teachers in memory, asked on each batch as the student sees it.
-        folder: the project whose frames, teachers and stores are used.
-        unlabelled: whether the teachers also speak on frames without a label, if there are any.
-    """
-
-    name: str
-    student: Training
-    distill: Distill | None
-    arm: Arm = "stores"
-    folder: Path = Path()
-    unlabelled: bool = True
 
 
 def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict[str, Any]]:
@@ -112,7 +80,7 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
     os.chdir(case.folder)
     params = load_params()
     anatomies = params.data.anatomies
-    objective, data = _lesson(case, params, machine)
+    objective, data = lesson(case, params, machine)
     network = seeded_network(case.student, anatomies)
     ends = [perf_counter()]
     history = fit(
@@ -135,6 +103,7 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
         "seed": case.student.seed,
         "epochs": case.student.epochs,
         "dice": summarise(results, anatomies)["dice"],
+        "validation": _in_percent(best_epoch(history)),
         "val_dice": [None if e.mean_dice is None else round(100 * e.mean_dice, 1) for e in history],
         "seconds_per_epoch": round(median(b - a for a, b in pairwise(ends)), 2),
         "peak_mib": round(peak),
@@ -142,59 +111,6 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _lesson(case: Case, params: Params, machine: Machine) -> tuple[Objective, FrameDataset]:
-    """What a case's student is taught: the objective, and frames with the targets that it needs."""
-    anatomies, frames, seed = params.data.anatomies, frames_of("train", params.data.anatomies), case.student.seed
-    weights = class_weights(frames, anatomies) if case.student.class_weights else None
-    alone = supervised(len(anatomies), weights)
-    if case.distill is None:
-        return alone, FrameDataset(frames, anatomies, seed)
-    both = distilled(alone, case.distill)
-    frames = taught_frames(anatomies) if case.unlabelled else frames
-    if case.arm == "live":
-        teachers = _teachers(params, machine)
-        return _live(both, teachers), _WithCells(frames, anatomies, seed, stride=teachers[0].output_stride)
-    data = FrameDataset(frames, anatomies, seed, open_stores(params))
-    return (_hardened(both) if case.arm == "pseudo_labels" else both), data
-
-
-def _hardened(objective: Objective) -> Objective:
-    """The class that the teachers' logits choose, as certain as logits can be."""
-
-    def terms(logits: Tensor, batch: Sample) -> Terms:
-        chosen = batch["teachers"].argmax(2)
-        hard = torch.stack([1 - chosen, chosen], 2).float() * CERTAIN
-        return objective.terms(logits, Sample(**{**batch, "teachers": hard}))
-
-    return replace(objective, terms=terms)
-
-
-class _WithCells(FrameDataset):
-    """Frames with the cells of the teachers' grid that lie inside the original, for teachers that are asked live."""
-
-    def __init__(self, frames: Sequence[Frame], anatomies: Sequence[str], augment: int, *, stride: int) -> None:
-        super().__init__(frames, anatomies, augment)
-        self.stride = stride
-
-    def __getitem__(self, key: Key) -> Sample:
-        item, (epoch, position) = super().__getitem__(key), key
-        height, width = item["frame"].shape[-2:]
-        affine = self._augmentation(epoch, self.frames[position], (height, width)).affine
-        cells = valid_cells(affine, (-(-height // self.stride), -(-width // self.stride)))
-        return Sample(**{**item, "valid": torch.from_numpy(cells)})
-
-
-def _teachers(params: Params, machine: Machine) -> list[Network]:
-    paths = [(teacher_checkpoint(anatomy), f"train_teacher@{anatomy}") for anatomy in params.data.anatomies]
-    return [load_checkpoint(*one)[0].to(machine.torch_device) for one in paths]
-
-
-def _live(objective: Objective, teachers: Sequence[Network]) -> Objective:
-    """Teachers in memory answer on each batch as the student sees it."""
-
-    def terms(logits: Tensor, batch: Sample) -> Terms:
-        with torch.no_grad():
-            answers = torch.cat([teacher(normalise(batch["frame"], teacher)) for teacher in teachers], 1)
-        return objective.terms(logits, Sample(**{**batch, "teachers": answers.float()}))
-
-    return replace(objective, terms=terms)
+def _in_percent(epoch: Epoch) -> dict[str, float | None]:
+    values = {"mean": epoch.mean_dice, **epoch.dice}
+    return {name: None if value is None else round(100 * value, 1) for name, value in values.items()}

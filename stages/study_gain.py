@@ -1,22 +1,26 @@
-"""``mtkd study gain``: how much of the way from the baseline to the teachers each way of distilling goes."""
+"""``mtkd study gain`` and ``beyond``: how much of the way from baseline to teachers each way of distilling goes."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import MtkdError
+from pipeline.evaluation import evaluate, summarise
 from pipeline.files import write_atomically
 from pipeline.machine import Machine
 from pipeline.prepared import list_unlabelled
 from pipeline.settings import Distill, Training
 from stages.console import say
-from stages.layout import METRICS, PREPARED_FRAMES, RESULTS
+from stages.elsewhere import is_elsewhere
+from stages.layout import METRICS, PREPARED_FRAMES, RESULTS, frames_of, teacher_checkpoint
 from stages.params import load_params
-from stages.study import Case, measure_all
-from stages.summary import read
+from stages.study import measure_all
+from stages.study_arms import PIXELS, Arm, Case
+from stages.summary import number, read
 
-OUTPUT = RESULTS / "study_gain.md"
+OUTPUTS = {name: RESULTS / f"study_{name}.md" for name in ("gain", "beyond")}
 # Where each student starts, and its learning rates.
 STUDENTS = {
     "mininetv2": ("none", 5e-3, 5e-4),
@@ -24,25 +28,49 @@ STUDENTS = {
     "deeplabv3_efficientnet_lite0": ("imagenet", 1e-3, 1e-4),
 }
 BASELINE, TWICE, WEIGHTED = "baseline", "baseline, twice as long", "baseline, class weights"
+BALANCED = Distill(temperature=1, weight=30, softmax="classes_balanced")
+Ways = dict[str, tuple[Distill | None, Arm]]
 # Without teachers, also with Kolbinger's class weights; Shu's reference run; the other reading; ours; hard labels.
-WAYS: dict[str, Distill | None] = {
-    BASELINE: None,
-    TWICE: None,
-    WEIGHTED: None,
-    "pixels": Distill(temperature=4, weight=3, softmax="pixels"),
-    "classes": Distill(temperature=1, weight=30, softmax="classes"),
-    "classes_balanced": Distill(temperature=1, weight=30, softmax="classes_balanced"),
-    "pseudo_labels": Distill(temperature=1, weight=30, softmax="classes_balanced"),
+GAIN: Ways = {
+    BASELINE: (None, "stores"),
+    TWICE: (None, "stores"),
+    WEIGHTED: (None, "stores"),
+    "pixels": (PIXELS, "stores"),
+    "classes": (Distill(temperature=1, weight=30, softmax="classes"), "stores"),
+    "classes_balanced": (BALANCED, "stores"),
+    "pseudo_labels": (BALANCED, "pseudo_labels"),
+}
+# What the paper does not do, beside what the default is.
+BEYOND: Ways = {
+    BASELINE: (None, "stores"),
+    "classes_balanced": (BALANCED, "stores"),
+    "trusted teachers": (BALANCED, "trusted"),
+    "and pixels": (BALANCED, "with_pixels"),
+    "other organs apart": (BALANCED, "apart"),
 }
 LABELLED_ONLY = "classes_balanced, labelled frames"
 CLEAR = 5.0  # Dice that a teacher must be above the baseline for its anatomy to count in the gap
+Dice = dict[str, float | None]  # percent per anatomy, and "mean"
+# What is told of each run: on the test surgeries, and on those that choose settings.
+WHERE = {"dice": "test", "validation": "validation"}
 
 
-def run(students: Sequence[str], seeds: int, epochs: int, jobs: int, output: Path, machine: Machine) -> None:
+def run(
+    name: str,
+    students: Sequence[str],
+    ways: Sequence[str],
+    seeds: int,
+    epochs: int,
+    jobs: int,
+    output: Path,
+    machine: Machine,
+) -> None:
     """Train what is missing, print the tables and write them.
 
     Args:
+        name: of the study, ``gain`` or ``beyond``.
         students: architectures.
+        ways: which of the study's ways; the baseline is always among them.
         seeds: 1 .. seeds, of the students.
         epochs: of each student; the second baseline has twice as many.
         jobs: runs at the same time.
@@ -50,22 +78,29 @@ def run(students: Sequence[str], seeds: int, epochs: int, jobs: int, output: Pat
         machine: where.
 
     Raises:
-        MtkdError: the teachers were not evaluated yet.
+        MtkdError: a teacher or its store is missing, or a student or a way is not known.
     """
-    teachers = read(METRICS / "evaluate.json")["teachers"]["dice"]
-    # Where there are frames without labels, what they add is shown by leaving them out.
-    ways = [*WAYS, LABELLED_ONLY] if list_unlabelled(PREPARED_FRAMES) else list(WAYS)
-    cases = [_case(way, arch, seed, epochs) for arch in students for way in ways for seed in range(1, seeds + 1)]
+    known = {"gain": GAIN, "beyond": BEYOND}[name]
+    if LABELLED_ONLY not in known and name == "gain" and list_unlabelled(PREPARED_FRAMES):
+        # Where there are frames without labels, what they add is shown by leaving them out.
+        known = {**known, LABELLED_ONLY: (BALANCED, "stores")}
+    for chosen, option, choices in ((students, "--student", STUDENTS), (ways, "--way", known)):
+        for one in chosen:
+            if one not in choices:
+                raise MtkdError(f"{option} {one}: one of {', '.join(choices)}")
+    shown = [way for way in known if way == BASELINE or not ways or way in ways]
+    cases = [
+        _case(way, known[way], arch, seed, epochs) for seed in range(1, seeds + 1) for arch in students for way in shown
+    ]
     results = measure_all(cases, jobs, machine)
-    text = "\n".join(line for arch in students for line in _table(arch, ways, teachers, results))
+    teachers = _teachers(machine)
+    text = "\n".join(line for arch in students for line in _tables(arch, shown, teachers, results))
     write_atomically(output, text.encode())
     say(text)
     say(f"-> {output}")
 
 
-def _case(way: str, arch: str, seed: int, epochs: int) -> Case:
-    if arch not in STUDENTS:
-        raise MtkdError(f"--student {arch}: one of {', '.join(STUDENTS)}")
+def _case(way: str, how: tuple[Distill | None, Arm], arch: str, seed: int, epochs: int) -> Case:
     pretrained, rate, final = STUDENTS[arch]
     base = load_params().student
     student = Training.model_validate(
@@ -80,40 +115,64 @@ def _case(way: str, arch: str, seed: int, epochs: int) -> Case:
             "seed": seed,
         }
     )
-    if way == LABELLED_ONLY:
-        return Case(way, student, WAYS["classes_balanced"], unlabelled=False)
-    return Case(way, student, WAYS[way], "pseudo_labels" if way == "pseudo_labels" else "stores")
+    return Case(way, student, *how, unlabelled=way != LABELLED_ONLY)
 
 
-def _table(
-    arch: str, ways: Sequence[str], teachers: dict[str, float | None], results: Sequence[dict[str, Any]]
-) -> list[str]:
+def _teachers(machine: Machine) -> dict[str, Dice]:
+    """The teachers' Dice, each on its own anatomy's frames: test, and validation as its stage noted it."""
+    params = load_params()
+    anatomies = params.data.anatomies
+    here = [anatomy for anatomy in anatomies if not is_elsewhere(teacher_checkpoint(anatomy))]
+    results, validation = [], dict.fromkeys(anatomies)
+    for anatomy in here:
+        teacher, _ = load_checkpoint(teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")
+        results += list(
+            evaluate(teacher, frames_of("test", [anatomy]), [anatomy], params.evaluate.batch_size, None, machine)
+        )
+        validation[anatomy] = read(METRICS / "teachers" / f"{anatomy}.json")["val_dice"]["mean"]
+    return {
+        "dice": summarise(results, anatomies)["dice"],
+        "validation": {"mean": _mean(list(validation.values())), **validation},
+    }
+
+
+def _tables(arch: str, ways: Sequence[str], teachers: dict[str, Dice], results: Sequence[dict[str, Any]]) -> list[str]:
     """One architecture: Dice per anatomy, the mean over seeds; below, the share of the gap that is closed, per seed."""
     own = {way: [r for r in results if r["arch"] == arch and r["name"] == way] for way in ways}
-    means = {way: {key: _mean([r["dice"][key] for r in runs]) for key in teachers} for way, runs in own.items()}
+    lines = [f"### {arch}", ""]
+    for key, where in WHERE.items():
+        lines += [*_table(key, where, own, teachers[key], whole=key == "dice"), ""]
+    return lines
+
+
+def _table(key: str, where: str, own: dict[str, list[dict[str, Any]]], teachers: Dice, *, whole: bool) -> list[str]:
+    means = {way: {name: _mean([r[key].get(name) for r in runs]) for name in teachers} for way, runs in own.items()}
     counted = [a for a in teachers if a != "mean" and _lead(teachers[a], means[BASELINE][a]) >= CLEAR]
-    lines = [f"### {arch}", "", f"| Dice (%) | teachers | {' | '.join(ways)} |", f"|---|{'---:|' * (len(ways) + 1)}"]
-    for key in teachers:
-        cells = [_cell(teachers[key]), *(_cell(means[way][key]) for way in ways)]
-        lines.append(f"| {key.replace('_', ' ')}{' *' if key in counted else ''} | {' | '.join(cells)} |")
-    spans = [f"{min(found):.1f} .. {max(found):.1f}" for found in ([r["dice"]["mean"] for r in own[w]] for w in ways)]
+    lines = [f"| Dice (%), {where} | teachers | {' | '.join(own)} |", f"|---|{'---:|' * (len(own) + 1)}"]
+    for name in teachers if whole else ["mean"]:
+        cells = [number(teachers[name]), *(number(means[way][name]) for way in own)]
+        lines.append(f"| {name.replace('_', ' ')}{' *' if name in counted else ''} | {' | '.join(cells)} |")
+    spans = [f"{min(found):.1f} .. {max(found):.1f}" for found in ([r[key]["mean"] for r in own[w]] for w in own)]
     lines.append(f"| mean, lowest and highest seed | | {' | '.join(spans)} |")
-    closed = [" ".join(f"{_closed(r, own[BASELINE], teachers, counted):.0f}" for r in own[way]) for way in ways]
-    lines.append(f"| gap closed (%), per seed, over * | 100 | {' | '.join(closed)} |")
-    seconds = [f"{mean(r['seconds_per_epoch'] for r in own[way]):.1f}" for way in ways]
-    lines.append(f"| seconds per epoch | | {' | '.join(seconds)} |")
-    best = [" ".join(f"{_last_gain(r):+.1f}" for r in own[way]) for way in ways]
-    lines.append(f"| validation Dice of the last quarter over the one before | | {' | '.join(best)} |")
-    return [*lines, ""]
+    closed = [[_closed(key, r, own[BASELINE], teachers, counted) for r in runs] for runs in own.values()]
+    cells = [f"**{mean(seeds):.0f}** ({' '.join(f'{seed:.0f}' for seed in seeds)})" for seeds in closed]
+    lines.append(f"| gap closed (%), mean (per seed), over {len(counted)} anatomies * | 100 | {' | '.join(cells)} |")
+    if whole:
+        seconds = [f"{mean(r['seconds_per_epoch'] for r in runs):.1f}" for runs in own.values()]
+        lines.append(f"| seconds per epoch | | {' | '.join(seconds)} |")
+    else:
+        rises = [" ".join(f"{_last_gain(r):+.1f}" for r in runs) for runs in own.values()]
+        lines.append(f"| last quarter of the epochs minus the one before | | {' | '.join(rises)} |")
+    return lines
 
 
 def _closed(
-    run: dict[str, Any], baselines: Sequence[dict[str, Any]], teachers: dict[str, Any], counted: Sequence[str]
+    key: str, run: dict[str, Any], baselines: Sequence[dict[str, Any]], teachers: Dice, counted: Sequence[str]
 ) -> float:
     """(run - baseline) / (teachers - baseline) in percent, against the baseline of the same seed."""
     (base,) = [b for b in baselines if b["seed"] == run["seed"]]
-    gained = sum(run["dice"][a] - base["dice"][a] for a in counted)
-    gap = sum(teachers[a] - base["dice"][a] for a in counted)
+    gained = sum(run[key][a] - base[key][a] for a in counted)
+    gap = sum((teachers[a] or 0.0) - base[key][a] for a in counted)
     return 100 * gained / gap if gap else float("nan")
 
 
@@ -130,7 +189,3 @@ def _lead(teacher: float | None, baseline: float | None) -> float:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return mean(known) if known else None
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"

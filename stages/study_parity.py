@@ -17,7 +17,8 @@ from stages.console import say
 from stages.layout import RESULTS, store, teacher_checkpoint
 from stages.params import PARAMS, load_params
 from stages.store_identity import expected_parts
-from stages.study import Case, measure_all
+from stages.study import measure_all
+from stages.study_arms import Case
 
 OUTPUT = RESULTS / "study_parity.md"
 VIEWS = Path("scratch/study/views")

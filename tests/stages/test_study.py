@@ -1,15 +1,21 @@
 """Studies: what their arms are, and that one which was stopped goes on."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import mtkd
+from torch.utils.data import default_collate
 
 from pipeline.machine import Machine
 from stages import study_parity
 from stages.params import load_params
-from stages.study import Case, _measure
+from stages.study import _measure
+from stages.study_arms import Case, lesson
 from stages.study_gain import _closed
+from stages.summary import read
 
 
 def test_live_teachers_and_replayed_views_teach_the_same(run):
@@ -53,4 +59,45 @@ def test_a_study_keeps_its_runs(run):
 def test_the_gap_is_closed_against_the_baseline_of_the_same_seed():
     base = [{"seed": s, "dice": {"a": 20.0 * s, "b": 50.0}} for s in (1, 2)]
     distilled = {"seed": 2, "dice": {"a": 60.0, "b": 0.0}}
-    assert _closed(distilled, base, {"a": 80.0, "b": 51.0}, ["a"]) == 50
+    assert _closed("dice", distilled, base, {"a": 80.0, "b": 51.0}, ["a"]) == 50
+
+
+def test_ways_that_the_paper_does_not_know(run):
+    params = load_params()
+    machine = Machine("cpu")
+    losses = {}
+    for arm in ("no teachers", "stores", "trusted", "with_pixels", "apart"):
+        case = Case(arm, params.student, None if arm == "no teachers" else params.distill, arm)
+        objective, data = lesson(case, params, machine)
+        batch = default_collate([data[0, position] for position in (0, 1, len(data) - 1)])
+        logits = torch.randn(3, 2, 2, 16, 24, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        terms = objective.terms(logits, batch)
+        loss = sum(weight * terms[name].sum() for name, weight in objective.weights.items())
+        losses[arm] = loss.item(), torch.autograd.grad(loss, logits)[0], terms, batch
+    stores, trusted, added, apart = (losses[arm][2] for arm in list(losses)[1:])
+    trust = [read(Path(f"metrics/teachers/{a}.json"))["val_dice"]["mean"] for a in params.data.anatomies]
+    share = torch.tensor(trust) / np.mean(trust)
+    torch.testing.assert_close(trusted["kl_divergence"], stores["kl_divergence"] * share)
+    assert losses["with_pixels"][0] == pytest.approx(losses["stores"][0] + 3 * added["kl_pixels"].sum().item())
+    # The teacher of the one organ is silent where the other one is labelled, and speaks everywhere else.
+    assert (apart["kl_divergence"] < stores["kl_divergence"]).all()
+    batch = losses["apart"][3]
+    label = torch.nn.functional.adaptive_avg_pool2d((batch["label"] == 1).float(), (16, 24)) == 1
+    other = label[0] & batch["valid"][0]
+    assert other.any()
+    of_other = 1 - int(batch["anatomy"][0])
+    kl_alone = losses["apart"][1][0, of_other] - losses["no teachers"][1][0, of_other]
+    assert kl_alone[:, other].abs().max() < 1e-7
+
+
+def test_gain_and_beyond_share_their_runs(run):
+    arguments = ["--student", "mininetv2", "--seeds", "1", "--epochs", "1"]
+    said = mtkd("study", "gain", *arguments, "--way", "classes_balanced")
+    assert "0 of 2 runs are there, 2 to go" in said
+    page = (run / "results/study_gain.md").read_text()
+    assert "| Dice (%), test | teachers | baseline | classes_balanced |" in page
+    assert "| Dice (%), validation | teachers | baseline | classes_balanced |" in page
+    assert "2 of 3 runs are there, 1 to go" in mtkd(
+        "study", "beyond", *arguments, "--way", "classes_balanced", "--way", "trusted teachers"
+    )
+    assert "--way nothing: one of baseline" in mtkd("study", "gain", *arguments, "--way", "nothing", code=1)
