@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import MtkdError
 from pipeline.models.network import Network, normalise
+from pipeline.signal_stack import own_signal_stack
 
 KEY = "mtkd"
 # A pixel whose logits are closer than this may fall to either side: runtimes add up in another order.
@@ -132,7 +133,8 @@ def _quantised(onnx_path: Path, tensors: Sequence[NDArray[Any]]) -> Any:
 
     nncf.set_log_level(logging.ERROR)
     model = openvino.convert_model(onnx_path)
-    return nncf.quantize(model, nncf.Dataset(list(tensors)), subset_size=len(tensors))
+    with own_signal_stack():
+        return nncf.quantize(model, nncf.Dataset(list(tensors)), subset_size=len(tensors))
 
 
 def load_exported(path: Path) -> tuple[Run, Label]:
@@ -196,7 +198,8 @@ def open_openvino(path: Path, precision: str = "float32", threads: int | None = 
     properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
-    return openvino.Core().compile_model(path, "CPU", properties)
+    with own_signal_stack():
+        return openvino.Core().compile_model(path, "CPU", properties)
 
 
 def disagreement(segmenter: Segmenter, run: Run, frames: Sequence[NDArray[np.uint8]]) -> int:

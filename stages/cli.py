@@ -31,7 +31,8 @@ class _Group(TyperGroup):
 def _can_be_mended(error: Exception) -> bool:
     from cache import StoreError
 
-    return isinstance(error, MtkdError | StoreError | OSError)
+    # A reader such as `head` that has gone is no error; click ends quietly.
+    return isinstance(error, MtkdError | StoreError | OSError) and not isinstance(error, BrokenPipeError)
 
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)

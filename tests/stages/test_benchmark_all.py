@@ -8,17 +8,14 @@ import pytest
 from pipeline.latency import available
 from pipeline.machine import Machine
 from stages import benchmark_all
+from stages.summary import read
 
 
-@pytest.fixture
-def rows(run):
+def test_every_runtime_in_both_forms_and_they_agree(run):
     benchmark_all.run(
         ["mininetv2"], ["PyTorch", "ONNX Runtime", "OpenVINO"], 2, (64, 96), 2, Path("all.json"), Machine("cpu")
     )
-    return json.loads(Path("all.json").read_text())["rows"]
-
-
-def test_every_runtime_is_measured_in_both_forms(rows):
+    rows = json.loads(Path("all.json").read_text())["rows"]
     ways = {(row["form"], row["runtime"], row["precision"], row["decoding"]) for row in rows}
     assert len(ways) == len(rows)
     for runtime in ("PyTorch", "ONNX Runtime", "OpenVINO"):
@@ -31,11 +28,6 @@ def test_every_runtime_is_measured_in_both_forms(rows):
         assert row["network_milliseconds"] > 0
         assert row["multiply_adds"] > 0
         assert row["paper_ms_rtx3090"] is None  # published for eleven anatomies
-
-
-def test_runtimes_agree_and_their_dice_is_this_runs_students(rows):
-    from stages.summary import read
-
     expected = read(Path("metrics/evaluate.json"))["mtkd"]["dice"]["mean"]
     for row in rows:
         if row["precision"] == "float32":

@@ -1,7 +1,9 @@
 """From a checkpoint to files for the operating room, and anatomy drawn on frames and videos."""
 
+import gc
 import json
 import re
+import sys
 from fractions import Fraction
 
 import av
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 from conftest import mtkd, write_png
 
-from pipeline.export import load_exported
+from pipeline.export import load_exported, open_openvino
 from pipeline.palette import colours_of
+from pipeline.signal_stack import signal_stack
 from pipeline.video import read_video
 
 CHECKPOINT = "checkpoints/students/mtkd.safetensors"
@@ -64,6 +67,16 @@ def test_int8_is_calibrated_and_its_cost_is_told(run):
     shown = frame(size=(64, 96))
     assert (segment(shown) == float32(shown)).mean() > 0.8
     assert b"i8" in (run / "exported" / "mtkd_int8.xml").read_bytes()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the signal stack of Linux")
+def test_deleted_models_leave_the_signal_stack(exported):
+    before = signal_stack()
+    models = [open_openvino(exported / "mtkd.xml") for _ in range(2)]
+    while models:
+        del models[0]
+        gc.collect()
+        assert (signal_stack().pointer, signal_stack().size) == (before.pointer, before.size)
 
 
 @pytest.mark.parametrize("arch", ["segformer_b0", "deeplabv3_efficientnet_lite0"])
