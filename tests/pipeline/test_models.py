@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.errors import MtkdError
 from pipeline.models import ARCHITECTURES, create_model
-from pipeline.models.dropout import Dropout
+from pipeline.models.dropout import Dropout, draw
+from pipeline.models.segformer_head import Head
 
 # Millions: one decoder times 11, and one encoder with 11 decoders. The paper's own figures are in brackets in the docs.
 LEDGER = {
@@ -168,15 +170,33 @@ def test_bfloat16_inference_is_close(name):
     assert float((exact - rounded).abs().max()) < 0.05 * float(exact.abs().max()) + 0.02
 
 
-def test_mininet_decoders_are_independent():
-    """The N decoders run as groups of one convolution: a gradient through decoder 1 reaches nothing of decoder 0."""
-    network = create_model("mininetv2", 2).eval()
-    network(torch.rand(1, 3, 32, 32))[:, 1].sum().backward()
-    heads = network.heads
-    for weight in (heads.classifier.weight, heads.refine[0].pointwise[0].weight, heads.upsample[1].weight):
-        own = weight.grad.chunk(2)
-        assert (own[0] == 0).all()
-        assert (own[1] != 0).any()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_decoders_are_independent(name):
+    """A gradient through decoder 1 reaches nothing of decoder 0."""
+    network = create_model(name, 2).eval()
+    network(torch.rand(2, 3, 32, 32))[:, 1].sum().backward()
+    other, own = ([p.grad for p in head.parameters()] for head in network.heads)
+    assert not any(gradient is not None and gradient.any() for gradient in other)
+    assert any(gradient.any() for gradient in own)
+
+
+def test_segformers_classifier_drops_and_differentiates_as_layers_do():
+    torch.manual_seed(0)
+    head = scrambled(Head((8, 16), 32)).train()
+    stages = [torch.randn(3, 8, 12, 10, requires_grad=True), torch.randn(3, 16, 6, 5, requires_grad=True)]
+    wanted = [*stages, *head.parameters()]
+    layers = {}
+    head.norm.register_forward_hook(lambda _, given, out: layers.update(normed=out))
+    torch.manual_seed(1)
+    logits = head(stages)
+    values = F.relu(layers["normed"].permute(0, 2, 3, 1))
+    torch.manual_seed(1)
+    dropped, scale = draw(values.shape, 0.1)
+    plain = head.classifier((values.masked_fill(dropped, 0) * scale).permute(0, 3, 1, 2))
+    torch.testing.assert_close(logits, plain)
+    upstream = torch.randn_like(logits)
+    expected = torch.autograd.grad(plain, wanted, upstream, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(logits, wanted, upstream), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("last", [True, False])
