@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import MtkdError
-from pipeline.phantom_scene import ANATOMIES, REGIONS, Patient, Scene, instrument, light, look, patient, scope, textures
+from pipeline.phantom.optics import instrument, light, scope
+from pipeline.phantom.patient import ANATOMIES, REGIONS, Patient, look, patient
+from pipeline.phantom.scene import Scene
+from pipeline.phantom.textures import textures
 
 # Least visible share of a frame for the anatomy that it is filed under; thin structures need less.
 LEAST = {
