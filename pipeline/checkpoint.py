@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -70,7 +71,7 @@ def load_checkpoint(path: Path, made_by: str) -> tuple[Network, Card]:
         network = create_model(card.architecture, len(card.anatomies))
         network.load_state_dict(tensors)
     except (MtkdError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = shorten(str(error), 160, placeholder=" ...")
         raise MtkdError(f"{path} is no whole checkpoint ({reason}): run `dvc repro -f {made_by}`") from error
     network.anatomies, network.mean, network.std = card.anatomies, card.mean, card.std
     return network.eval().to(memory_format=channels_last), card
