@@ -1,6 +1,7 @@
 """Where to compute: settings that change the time a result takes and not the result."""
 
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -63,6 +64,8 @@ def make_fabric(machine: Machine, precision: str) -> "Fabric":
         MtkdError: there are not so many devices.
     """
     from lightning_fabric import Fabric  # takes seconds, which inference does not need to spend
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
     devices, nodes = machine.devices, 1
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
