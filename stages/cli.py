@@ -50,7 +50,7 @@ Workers = Annotated[
         show_default="0 on a CPU, else the processor's cores, at most 8",
     ),
 ]
-Threads = Annotated[int, typer.Option(envvar="MTKD_WORKERS", min=1, help="How many work side by side.")]
+Threads = Annotated[int, typer.Option(envvar="MTKD_WORKERS", min=0, help="How many work side by side; 0 is one.")]
 Devices = Annotated[
     int,
     typer.Option(envvar="MTKD_DEVICES", min=1, help="Train on so many devices, which share every batch (DDP)."),
@@ -92,7 +92,7 @@ def phantom(workers: Threads = 2) -> None:
     """Write the embedded data set to data/phantom: a procedural laparoscopic phantom in the layout of DSAD."""
     from stages import phantom
 
-    phantom.run(workers)
+    phantom.run(max(1, workers))
 
 
 @app.command()
@@ -100,7 +100,7 @@ def prepare(workers: Threads = 2) -> None:
     """Check the whole data set, report every problem together, and write frames and labels at data.image_size."""
     from stages import prepare
 
-    prepare.run(workers)
+    prepare.run(max(1, workers))
 
 
 @app.command()
