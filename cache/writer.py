@@ -209,7 +209,7 @@ class StoreWriter:
         except OSError as error:
             raise NotWrittenError(
                 f"{self.path} cannot be written after {self._done} of {self.total} frames "
-                f"({error.strerror or error}): when there is room, start again: it goes on after these"
+                f"({error.strerror or error}): make room, or mend that, and start again: it goes on after these"
             ) from error
 
     def _half(self, frame: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
@@ -275,7 +275,7 @@ class StoreWriter:
         if not self.path.exists():
             return 0
         if not self._open_scratch():
-            if begun_attributes(self.path).get("complete") is True:
+            if "seal" in begun_attributes(self.path):
                 raise OccupiedError(
                     f"{self.path} is a complete store of something else and would be lost: begin in another folder, "
                     "or remove it"
