@@ -19,12 +19,16 @@ from cache.errors import (
     IncompleteError,
     IntegrityError,
     MissingStoreError,
+    NotWrittenError,
+    OccupiedError,
     StoreBusyError,
     StoreError,
     UnstorableError,
 )
 from cache.identity import file_sha256, identity_of
 from cache.inspect import estimate, stats, verify
+from cache.layout import begun_attributes, is_logit_store
+from cache.lock import ScratchLock, is_being_written
 from cache.store import Store, open_store
 from cache.writer import StoreWriter, create_store
 
@@ -34,15 +38,21 @@ __all__ = [
     "IncompleteError",
     "IntegrityError",
     "MissingStoreError",
+    "NotWrittenError",
+    "OccupiedError",
+    "ScratchLock",
     "Store",
     "StoreBusyError",
     "StoreError",
     "StoreWriter",
     "UnstorableError",
+    "begun_attributes",
     "create_store",
     "estimate",
     "file_sha256",
     "identity_of",
+    "is_being_written",
+    "is_logit_store",
     "open_store",
     "stats",
     "verify",

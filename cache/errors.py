@@ -34,3 +34,11 @@ class UnstorableError(StoreError, ValueError):
 
 class StoreBusyError(StoreError, BlockingIOError):
     """Another process is writing this store."""
+
+
+class OccupiedError(StoreError, FileExistsError):
+    """What lies where a store would be begun or put is not a writer's to discard."""
+
+
+class NotWrittenError(StoreError, OSError):
+    """The system refused to write, as on a full disk."""

@@ -8,20 +8,17 @@ from cache.layout import CHANNELS
 from cache.store import open_store
 
 
-def verify(path: str | Path) -> list[str]:
-    """What is wrong with a store, one line each; empty if every frame reads as it was written."""
+def verify(path: str | Path, *, remedy: str | None = None) -> list[str]:
+    """What is wrong with a store, one line each; empty if every frame reads as it was written.
+
+    Args:
+        path: the folder.
+        remedy: as for :func:`cache.open_store`.
+    """
     try:
-        store = open_store(path)
+        return open_store(path, remedy=remedy).faults()
     except StoreError as error:
         return [str(error)]
-    problems = []
-    for view in range(store.shape[0]):
-        for position in range(store.shape[1]):
-            try:
-                store.read(position, view)
-            except StoreError as error:
-                problems.append(str(error))
-    return problems
 
 
 def estimate(frames: int, views: int, grid: tuple[int, int]) -> int:
@@ -30,8 +27,12 @@ def estimate(frames: int, views: int, grid: tuple[int, int]) -> int:
     return 2 * views * frames * len(CHANNELS) * height * width
 
 
-def stats(path: str | Path) -> dict[str, Any]:
+def stats(path: str | Path, *, remedy: str | None = None) -> dict[str, Any]:
     """Size of a store.
+
+    Args:
+        path: the folder.
+        remedy: as for :func:`cache.open_store`.
 
     Returns:
         ``frames``, ``views``, ``bytes`` on disk, ``bytes_per_frame`` (and view), and how many times larger the same
@@ -40,7 +41,7 @@ def stats(path: str | Path) -> dict[str, Any]:
     Raises:
         StoreError: there is no complete store.
     """
-    store = open_store(path)
+    store = open_store(path, remedy=remedy)
     views, frames, _, height, width = store.shape
     size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
     return {

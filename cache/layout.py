@@ -12,6 +12,7 @@ and attributes that say everything else. Two hashes guard it: ``identity`` cover
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ DIMENSIONS = ("view", "frame", "channel", "y", "x")
 TABLES = ("pixels", "checksum")
 CHANNELS = ("background", "anatomy")
 GEOMETRY = "align_corners=False; native resolution, pixel centres aligned: cell i spans [i, i + 1] / n of the frame"
+
+# The files that a writer creates, and Zarr's own partial ones: by them a store is known that lost its attributes.
+_FILES = re.compile(
+    r"((logits|pixels|checksum)/)?zarr\.(json|[0-9a-f]+\.partial)|(logits|pixels|checksum)/c/[0-9/]+(\.[0-9a-f]+\.partial)?"
+)
 
 # Attributes that the identity cannot cover: itself, and what only the content decides.
 RESULTS = ("identity", "codec", "complete", "seal")
@@ -68,6 +74,27 @@ def seal_of(path: Path) -> dict[str, str]:
     files = [path / "logits/zarr.json", *sorted(file for name in TABLES for file in (path / name).rglob("*"))]
     hashes = {file.relative_to(path).as_posix(): file_sha256(file) for file in files if file.is_file()}
     return {"zarr.json": identity_of(document), **hashes}
+
+
+def begun_attributes(path: str | Path) -> dict[str, Any]:
+    """What a folder's zarr.json says of it, unchecked; empty if it says nothing that can be read."""
+    try:
+        return dict(json.loads((Path(path) / "zarr.json").read_text())["attributes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def is_logit_store(path: str | Path) -> bool:
+    """Whether a folder is a logit store, be it whole, begun or damaged, or an empty one."""
+    path = Path(path)
+    if not path.is_dir():
+        return False
+    if attributes := begun_attributes(path):
+        return attributes.get("format") == FORMAT
+    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()]
+    # A writer creates the tables before it writes the first shard.
+    has_tables = all((path / name).is_dir() for name in TABLES)
+    return all(_FILES.fullmatch(name) and (has_tables or "/c/" not in name) for name in names)
 
 
 def shard_name(view: int, position: int, shard_frames: int) -> str:

@@ -4,15 +4,14 @@ A shard counts as written once its checksums are on disk and match, which they c
 that was killed goes on after the last such shard and ends with the same bytes as one that was not.
 """
 
-import fcntl
 import logging
-import os
+import operator
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
-from weakref import WeakSet
+from typing import Any
 
 import numpy as np
 import zarr
@@ -20,9 +19,19 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from cache import compression
-from cache.errors import IncompleteError, StoreBusyError, UnstorableError
-from cache.identity import frame_checksum
-from cache.layout import CHANNELS, DIMENSIONS, TABLES, describe, seal_of, shard_name
+from cache.errors import IncompleteError, NotWrittenError, OccupiedError, UnstorableError
+from cache.identity import frame_checksum, identity_of
+from cache.layout import (
+    CHANNELS,
+    DIMENSIONS,
+    TABLES,
+    begun_attributes,
+    describe,
+    is_logit_store,
+    seal_of,
+    shard_name,
+)
+from cache.lock import ScratchLock
 
 log = logging.getLogger(__name__)
 LARGEST = float(np.finfo(np.float16).max)
@@ -44,8 +53,8 @@ def create_store(
     """Begin a store, or go on with one of the same identity that was begun here.
 
     Args:
-        path: scratch folder to grow it in, on the file system where it will end; what another identity left there is
-            discarded.
+        path: scratch folder to grow it in, on the file system where it will end; what was begun there for another
+            identity is discarded.
         anatomy: whose teacher.
         frames: frame ids, in the order in which logits will come.
         grid: (h, w) of the logits.
@@ -57,16 +66,41 @@ def create_store(
 
     Raises:
         StoreBusyError: another process is writing there.
+        OccupiedError: a complete store of another identity lies there, or what is none.
+        TypeError: an argument is of another type, or holds what is no JSON; named in the message.
         ValueError: no frames, or a frame twice; no view; an empty grid or shard.
     """
+    if isinstance(frames, str) or not all(isinstance(frame, str) for frame in [anatomy, *frames]):
+        raise TypeError("anatomy is a str and frames a list of str")
     if not frames or len(set(frames)) != len(frames):
         raise ValueError("a store needs frames, each once")
-    if not views or min(*grid, shard_frames) < 1:
-        raise ValueError(f"{len(views)} views, grid {grid}, {shard_frames} frames to a shard: each must be at least 1")
-    if keep_bits is not None and not 1 <= keep_bits <= 9:
+    grid, image_size = _size("grid", grid), _size("image_size", image_size)
+    if not views or operator.index(shard_frames) < 1:
+        raise ValueError(f"{len(views)} views, {shard_frames} frames to a shard: each must be at least 1")
+    if keep_bits is not None and not 1 <= operator.index(keep_bits) <= 9:
         raise ValueError(f"keep_bits {keep_bits}: 1 to 9, or None")
+    for name, value in (("identity_parts", identity_parts), ("views", views)):
+        _require_json(name, value)
     attributes = describe(anatomy, frames, grid, image_size, views, identity_parts, shard_frames, keep_bits)
     return StoreWriter(Path(path), attributes)
+
+
+def _size(name: str, size: Sequence[int]) -> tuple[int, int]:
+    """Two positive whole numbers, NumPy's too."""
+    try:
+        height, width = (operator.index(n) for n in size)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} {size!r}: two whole numbers, rows and columns") from None
+    if min(height, width) < 1:
+        raise ValueError(f"{name} {size!r}: rows and columns must be at least 1")
+    return height, width
+
+
+def _require_json(name: str, value: Any) -> None:
+    try:
+        identity_of({name: value})
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must hold JSON values: {error}") from error
 
 
 class StoreWriter:
@@ -86,8 +120,12 @@ class StoreWriter:
         self._tables = {name: np.zeros(self._shape[:2], np.uint32) for name in TABLES}
         self._group: Any = None
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path)
-        self._done = self._resume()
+        self._lock = ScratchLock(path)
+        try:
+            self._done = self._resume()
+        except BaseException:
+            self._lock.let_go()
+            raise
 
     @property
     def next(self) -> int:
@@ -112,7 +150,8 @@ class StoreWriter:
             pixels: n checksums (crc32c) of the uint8 frames that the teacher was shown.
 
         Raises:
-            UnstorableError: a value is not finite or beyond float16; names the frame.
+            UnstorableError: a value is not finite, not real or beyond float16; names the frame.
+            NotWrittenError: the disk is full; what whole shards hold is safe.
             ValueError: the shape is not that of this store, or there are more frames than it holds.
         """
         if logits.shape[1:] != self._shape[2:] or len(pixels) != len(logits):
@@ -125,27 +164,34 @@ class StoreWriter:
             self._logits.append(self._half(frame))
             self._pixels.append(int(shown))
             if len(self._logits) == self._shard_length():
-                self._write_shard()
+                with self._writing():
+                    self._write_shard()
 
     def finish(self, path: str | Path) -> None:
         """Mark the store complete and move it into place; what was there is replaced.
 
         Raises:
             IncompleteError: frames are missing.
+            OccupiedError: what lies there is no logit store.
+            NotWrittenError: the disk is full.
         """
+        target, old = Path(path), self.path.with_name(f"{self.path.name}.old")
         if self.next != self.total:
             raise IncompleteError(f"{self.path} has {self.next} of {self.total} frames: append the rest first")
-        attributes = {**self.attributes, "codec": self._group.attrs["codec"], "complete": True}
-        self._group.attrs.put(attributes)
-        self._group.attrs.put({**attributes, "seal": seal_of(self.path)})
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        old = self.path.with_name(f"{self.path.name}.old")
-        if target.exists():
-            target.replace(old)
-        self.path.replace(target)
+        if target.resolve() == self.path.resolve():
+            raise ValueError(f"{target} is where the store grows: it ends at another path")
+        _require_logit_store(target)
+        _discard(old)  # of a writer that was killed below
+        with self._writing():
+            attributes = {**self.attributes, "codec": self._group.attrs["codec"], "complete": True}
+            self._group.attrs.put(attributes)
+            self._group.attrs.put({**attributes, "seal": seal_of(self.path)})
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.replace(old)
+            self.path.replace(target)
         shutil.rmtree(old, ignore_errors=True)
-        self._let_go(remove=True)
+        self._lock.let_go()
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -153,9 +199,24 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._let_go()
+        self._lock.let_go()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say which store was not written, and that the work before is not lost."""
+        try:
+            yield
+        except OSError as error:
+            raise NotWrittenError(
+                f"{self.path} cannot be written after {self._done} of {self.total} frames "
+                f"({error.strerror or error}): make room, or mend that, and start again: it goes on after these"
+            ) from error
 
     def _half(self, frame: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
+        if frame.dtype.kind not in "fiu":
+            raise UnstorableError(
+                f"the teacher of {self.attributes['anatomy']} answers {frame.dtype}: give real numbers"
+            )
         largest = float(np.abs(frame).max())
         if not largest <= LARGEST:  # so written, NaN is refused too
             name = self.attributes["frames"][self.next % self._shape[1]]
@@ -214,8 +275,14 @@ class StoreWriter:
         if not self.path.exists():
             return 0
         if not self._open_scratch():
+            if "seal" in begun_attributes(self.path):
+                raise OccupiedError(
+                    f"{self.path} is a complete store of something else and would be lost: begin in another folder, "
+                    "or remove it"
+                )
+            _require_logit_store(self.path)
             log.warning("%s was begun for something else, or is damaged: it starts anew", self.path)
-            shutil.rmtree(self.path)
+            _discard(self.path)
             return 0
         done = 0
         while done < self.total and (length := self._whole_shard(done)):
@@ -256,30 +323,16 @@ class StoreWriter:
             if file.is_file() and (unfinished or file.suffix == ".partial"):
                 file.unlink()
 
-    def _let_go(self, *, remove: bool = False) -> None:
-        if self._lock.closed:
-            return
-        if remove:
-            Path(self._lock.name).unlink(missing_ok=True)
-        self._lock.close()
+
+def _require_logit_store(path: Path) -> None:
+    """Refuse to replace what is none; nothing at all may be replaced."""
+    if path.exists() and not is_logit_store(path):
+        raise OccupiedError(f"{path} is no logit store and would be lost: give another path, or remove it")
 
 
-# A forked loader worker that outlives its killed parent must not hold the lock on.
-_locks: WeakSet[IO[str]] = WeakSet()
-os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
-
-
-def _lock(scratch: Path) -> IO[str]:
-    """Hold the scratch folder for this process; the kernel lets go when the process ends, however it does."""
-    file = scratch.with_name(f"{scratch.name}.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Who held it may have removed it since it was opened here; then it no longer keeps others out.
-        held = os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
-    except (BlockingIOError, FileNotFoundError):
-        held = False
-    if not held:
-        file.close()
-        raise StoreBusyError(f"{scratch} is being written by another process: wait for it, or stop it")
-    _locks.add(file)
-    return file
+def _discard(store: Path) -> None:
+    _require_logit_store(store)
+    if store.is_symlink():
+        store.unlink()
+    elif store.exists():
+        shutil.rmtree(store)

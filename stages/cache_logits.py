@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from time import perf_counter
 
 import cache
@@ -17,7 +18,7 @@ from pipeline.models.network import Network
 from pipeline.prepared import Frame, frames_digest
 from pipeline.settings import Params
 from pipeline.stopwatch import Stopwatch
-from stages.console import progress, say
+from stages.console import progress, readable, say
 from stages.elsewhere import is_elsewhere
 from stages.layout import METRICS, SCRATCH, STORES, store, taught_frames, teacher_checkpoint
 from stages.params import load_params
@@ -47,15 +48,22 @@ class Plan:
         """The teacher, in eval mode.
 
         Raises:
-            MtkdError: there is none, or it was trained at another size, or only its answers were imported.
+            MtkdError: there is none, or it is another anatomy's, or was trained at another size, or only its answers
+                were imported.
         """
         checkpoint = teacher_checkpoint(self.anatomy)
         if is_elsewhere(checkpoint):
             raise MtkdError(
-                f"{checkpoint} holds no weights, {store(self.anatomy)} was imported: `mtkd import-teacher "
-                f"{self.anatomy} STORE` imports it anew, `dvc repro -f train_teacher@{self.anatomy}` trains one here"
+                f"{checkpoint} holds no weights, the answers of {self.anatomy}'s teacher were imported as "
+                f"{store(self.anatomy)}: `mtkd import-teacher {self.anatomy} STORE` imports them anew, "
+                f"`dvc repro -f train_teacher@{self.anatomy}` trains a teacher here"
             )
         network, card = load_checkpoint(checkpoint, f"train_teacher@{self.anatomy}")
+        if card.anatomies != (self.anatomy,):
+            raise MtkdError(
+                f"{checkpoint} holds the decoders {', '.join(card.anatomies)}, expected {self.anatomy} alone: "
+                f"run `dvc repro -f train_teacher@{self.anatomy}`"
+            )
         if card.image_size != self.params.data.image_size:
             raise MtkdError(
                 f"{checkpoint} was trained at {card.image_size}: run `dvc repro train_teacher@{self.anatomy}`"
@@ -74,8 +82,13 @@ class Plan:
         height, width = (-(-n // teacher.output_stride) for n in self.params.data.image_size)
         return height, width
 
-    def writer(self, grid: tuple[int, int]) -> cache.StoreWriter:
-        """The store to be, where an earlier run left it."""
+    def writer(self, grid: tuple[int, int], checkpoint: Path | None = None) -> cache.StoreWriter:
+        """The store to be, where an earlier run left it.
+
+        Args:
+            grid: rows and columns of the logits.
+            checkpoint: what it is bound to; by default the teacher in its place.
+        """
         settings = self.params.cache
         views = [{"view": v, "clean": False, "seed": settings.seed} for v in range(settings.views)]
         return cache.create_store(
@@ -84,19 +97,19 @@ class Plan:
             frames=[frame.id for frame in self.frames],
             grid=grid,
             image_size=self.params.data.image_size,
-            identity_parts=expected_parts(self.params, self.digest, teacher_checkpoint(self.anatomy)),
+            identity_parts=expected_parts(self.params, self.digest, checkpoint or teacher_checkpoint(self.anatomy)),
             views=views or [{"view": 0, "clean": True}],
             shard_frames=settings.shard_frames,
             keep_bits=settings.keep_bits,
         )
 
     def raw_bytes(self, grid: tuple[int, int]) -> int:
-        """Raw size of the store; compression makes it smaller."""
+        """Raw size of the store, before compression."""
         return cache.estimate(len(self.frames), max(1, self.params.cache.views), grid)
 
 
 def run(anatomies: list[str], machine: Machine, *, estimate: bool = False, scheduler: str | None = None) -> None:
-    """Write the stores of some anatomies' teachers, of all if none is named.
+    """Write the stores of some anatomies' teachers, of all that are here if none is named.
 
     Args:
         anatomies: whose teachers.
@@ -105,6 +118,8 @@ def run(anatomies: list[str], machine: Machine, *, estimate: bool = False, sched
         scheduler: address of a dask.distributed scheduler whose workers compute instead.
     """
     plans = make_plans(anatomies, load_params())
+    if not anatomies:
+        plans = [plan for plan in plans if not _was_imported(plan)]
     if estimate:
         _estimate(plans, machine)
     elif scheduler is not None:
@@ -130,6 +145,14 @@ def make_plans(anatomies: list[str], params: Params) -> list[Plan]:
     return [Plan(anatomy, frames, digest, params) for anatomy in anatomies or params.data.anatomies]
 
 
+def _was_imported(plan: Plan) -> bool:
+    """Whether there is no teacher to ask; said then."""
+    imported = is_elsewhere(teacher_checkpoint(plan.anatomy))
+    if imported:
+        say(f"{plan.anatomy}: its teacher's answers were imported, {store(plan.anatomy)} is left as it is")
+    return imported
+
+
 def _write_store(plan: Plan, machine: Machine) -> None:
     teacher, questions = plan.teacher(), plan.questions()
     grid, settings, stopwatch = plan.grid(teacher), plan.params.cache, Stopwatch()
@@ -147,7 +170,7 @@ def _write_store(plan: Plan, machine: Machine) -> None:
                         behind.result()
                 behind = writing.submit(writer.append, logits[:, 0], pixels)
                 done += len(pixels)
-                bar(done, len(questions), f"{writer.bytes_written / 2**20:.1f} MiB written")
+                bar(done, len(questions), f"{readable(writer.bytes_written)} written")
             if behind is not None:
                 behind.result()
         writer.finish(store(plan.anatomy))
@@ -164,7 +187,7 @@ def finish(plan: Plan, teacher: Network, machine: Machine) -> None:
         stats |= rounding_error(teacher, plan.frames, plan.params, machine)
     write_json(METRICS / "cache" / f"{plan.anatomy}.json", stats)
     answered = stats["frames"] * stats["views"]
-    say(f"{plan.anatomy}: {answered} answers -> {store(plan.anatomy)}, {stats['bytes'] / 2**20:.1f} MiB")
+    say(f"{plan.anatomy}: {answered} answers -> {store(plan.anatomy)}, {readable(stats['bytes'])}")
 
 
 def _estimate(plans: Sequence[Plan], machine: Machine) -> None:
@@ -181,10 +204,10 @@ def _estimate(plans: Sequence[Plan], machine: Machine) -> None:
         total += size
         say(
             f"{plan.anatomy}: {count} answers at {rate:.1f} frames/s, {_duration(count / rate)}; "
-            f"at most {size / 2**20:.1f} MiB, less with compression"
+            f"{readable(size)} before compression"
         )
     require_space(total)
-    say(f"all: at most {total / 2**20:.1f} MiB; free: {_free() / 2**20:.0f} MiB")
+    say(f"all: {readable(total)} before compression; free: {readable(_free())}")
 
 
 def _duration(seconds: float) -> str:
@@ -205,7 +228,7 @@ def require_space(needed: int) -> None:
     """
     if _free() < needed:
         raise MtkdError(
-            f"{STORES} needs at most {needed / 2**20:.1f} MiB, the disk has {_free() / 2**20:.1f} MiB free: make room, "
+            f"{STORES} needs {readable(needed)} before compression, the disk has {readable(_free())} free: make room, "
             "lower cache.views, or set cache.keep_bits"
         )
 

@@ -150,9 +150,25 @@ def cache_logits(
 
     A run that was stopped goes on after its last whole shard.
     """
+    if estimate and scheduler is not None:
+        raise typer.BadParameter("--estimate measures this machine: it does not go together with --scheduler")
+    if scheduler is not None:
+        _require_address(scheduler)
     from stages import cache_logits
 
     cache_logits.run(anatomies or [], _machine(device, workers), estimate=estimate, scheduler=scheduler)
+
+
+def _require_address(scheduler: str) -> None:
+    from urllib.parse import urlsplit
+
+    try:
+        address = urlsplit(scheduler if "://" in scheduler else f"tcp://{scheduler}")
+        sound = bool(address.hostname and address.port)
+    except ValueError:
+        sound = False
+    if not sound:
+        raise typer.BadParameter(f"'{scheduler}' is no address such as tcp://HOST:8786", param_hint="--scheduler")
 
 
 @app.command()
@@ -174,7 +190,10 @@ def import_teacher(
 
 stores = typer.Typer(cls=TyperGroup, no_args_is_help=True, help="Look at the logit stores, check and clear them.")
 app.add_typer(stores, name="cache")
-Whose = Annotated[list[str] | None, typer.Argument(help="Whose stores; all if none is named.")]
+Whose = Annotated[
+    list[str] | None,
+    typer.Argument(help="Anatomies, or any store's path, which ends in .zarr; all anatomies if none is named."),
+]
 
 
 @stores.command("ls")
@@ -202,8 +221,14 @@ def stores_verify(
     ] = 2e-3,
     device: Device = "auto",
 ) -> None:
-    """Check structure, completeness and checksums of stores; exit 1 with a list of what is wrong."""
+    """Check structure, completeness, checksums, and what stores were written for; exit 1 with what is wrong.
+
+    Of a store that is named by its path, whatever it was written for is right.
+    """
     from stages import store_tools
+
+    if recompute and any(store_tools.is_path(name) for name in anatomies or []):
+        raise typer.BadParameter("--recompute asks teachers: name anatomies, no paths")
 
     store_tools.verify(anatomies or [], recompute, tolerance, _machine(device, 0))
 
@@ -212,7 +237,7 @@ def stores_verify(
 def stores_prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
-    """Remove unfinished stores, and those that no run with the current params.yaml and teachers can use."""
+    """Remove stores, whole or begun, that no run with the current params.yaml, frames and teachers can use."""
     from stages import store_tools
 
     store_tools.prune(dry_run)

@@ -20,7 +20,7 @@ from pipeline.errors import MtkdError
 from pipeline.inference import Question, answers
 from pipeline.machine import Machine, keep_freed_memory
 from stages.cache_logits import Plan, finish, make_batches, require_space
-from stages.console import progress, say
+from stages.console import progress, readable, say
 from stages.layout import store, teacher_checkpoint
 
 Answer = tuple[NDArray[np.float32], list[int]]
@@ -36,6 +36,8 @@ def write_stores(plans: Sequence[Plan], scheduler: str, machine: Machine) -> Non
     """
     try:
         client = Client(scheduler, timeout="10s")
+    except ValueError as error:
+        raise MtkdError(f"--scheduler {scheduler} is no address such as tcp://HOST:8786: {error}") from error
     except (OSError, TimeoutError) as error:
         raise MtkdError(f"--scheduler {scheduler} does not answer: start one with `dask scheduler`") from error
     with client:
@@ -55,7 +57,7 @@ def _write_store(plan: Plan, client: Client, machine: Machine) -> None:
         shards = _shards(plan, len(questions), writer.next)
         for logits, pixels in _in_order(client, plan, questions, shards):
             writer.append(logits, pixels)
-            bar(writer.next, len(questions), f"{writer.bytes_written / 2**20:.1f} MiB written")
+            bar(writer.next, len(questions), f"{readable(writer.bytes_written)} written")
         writer.finish(store(plan.anatomy))
     finish(plan, teacher, machine)
 

@@ -33,6 +33,12 @@ def say(message: str) -> None:
     console.print(message, markup=False)
 
 
+def readable(size: float) -> str:
+    """A number of bytes in the unit in which it is short."""
+    power = next((n for n in range(3) if size < 1024 ** (n + 1)), 3)
+    return f"{size / 1024**power:.{min(power, 1)}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+
+
 def hush(quiet: bool) -> None:
     """Let one process of several do the talking."""
     console.quiet = quiet

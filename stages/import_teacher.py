@@ -17,13 +17,15 @@ from pipeline.prepared import load_frame
 from pipeline.settings import Params
 from stages.cache_logits import Plan, make_plans
 from stages.console import progress, say
-from stages.elsewhere import write_stand_in
-from stages.layout import METRICS, RESULTS, store, teacher_checkpoint
+from stages.elsewhere import REMEDY, write_stand_in
+from stages.layout import METRICS, RESULTS, SCRATCH, store, teacher_checkpoint
 from stages.params import load_params
 
 
 def run(anatomy: str, source: Path) -> None:
     """Import a teacher or its answers, and have DVC take the stages that would make them for done.
+
+    Nothing is replaced before everything was checked.
 
     Args:
         anatomy: one of data.anatomies.
@@ -37,6 +39,7 @@ def run(anatomy: str, source: Path) -> None:
     params = load_params()
     if anatomy not in params.data.anatomies:
         raise MtkdError(f"'{anatomy}' is not in data.anatomies: {', '.join(params.data.anatomies)}")
+    _require_dvc()
     if source.is_dir():
         _import_store(anatomy, source, params)
     elif source.is_file():
@@ -45,20 +48,28 @@ def run(anatomy: str, source: Path) -> None:
         raise MtkdError(f"{source} is not there: give a checkpoint (.safetensors) of this project, or a store (.zarr)")
 
 
+def _require_dvc() -> None:
+    """Refuse where DVC could not be told."""
+    here = Path.cwd()
+    if not Path("dvc.yaml").is_file() or not any((folder / ".dvc").is_dir() for folder in (here, *here.parents)):
+        raise MtkdError(f"{here} is no project of DVC, with .dvc and dvc.yaml: run this in the project's checkout")
+
+
 def _import_checkpoint(anatomy: str, source: Path, params: Params) -> None:
     try:
         network, card = load_checkpoint(source, f"train_teacher@{anatomy}")
     except MtkdError as error:
         expected = "expected a .safetensors file that this project wrote, or a .zarr store"
         raise MtkdError(f"{source} cannot be imported, it is missing or no whole checkpoint: {expected}") from error
-    if network.decoders != 1 or card.image_size != params.data.image_size:
-        raise MtkdError(
-            f"{source} has {network.decoders} decoders and was trained at {card.image_size}; "
-            f"a teacher has one, and data.image_size is {params.data.image_size}"
-        )
+    problems = []
+    if network.decoders != 1:
+        problems.append(f"has {network.decoders} decoders, a teacher has one")
+    if card.image_size != params.data.image_size:
+        problems.append(f"was trained at {card.image_size}, data.image_size is {params.data.image_size}")
+    if problems:
+        raise MtkdError(f"{source} {' and '.join(problems)}: give a teacher that was trained for this project")
     network.anatomies = (anatomy,)
     target = teacher_checkpoint(anatomy)
-    target.unlink(missing_ok=True)  # DVC may have linked it to its own copy
     save_checkpoint(target, network, card.image_size)
     _take_training_for_done(anatomy, source)
     say(f"{target}: imported from {source}; next: `dvc repro`, which asks it and trains the student, but not it")
@@ -67,14 +78,22 @@ def _import_checkpoint(anatomy: str, source: Path, params: Params) -> None:
 def _import_store(anatomy: str, source: Path, params: Params) -> None:
     """Copy the answers, each checked, into a store that belongs to this project's frames and settings."""
     (plan,) = make_plans([anatomy], params)
-    given = cache.open_store(source)
+    given = cache.open_store(source, remedy=REMEDY)
     _require_fit(given, plan)
-    write_stand_in(teacher_checkpoint(anatomy), given.identity)
-    with plan.writer((given.shape[-2], given.shape[-1])) as writer, progress(f"{anatomy}: frames copied") as bar:
+    if damaged := given.faults():
+        raise MtkdError("\n".join(damaged))
+    target, stand_in = teacher_checkpoint(anatomy), SCRATCH / teacher_checkpoint(anatomy)
+    write_stand_in(stand_in, given.identity)
+    with (
+        plan.writer((given.shape[-2], given.shape[-1]), stand_in) as writer,
+        progress(f"{anatomy}: frames copied") as bar,
+    ):
         for frame in plan.frames[writer.next :]:
             writer.append(given.read(frame.id)[None], [given.pixels(frame.id)])
             bar(writer.next, writer.total)
         writer.finish(store(anatomy))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stand_in.replace(target)
     write_json(METRICS / "cache" / f"{anatomy}.json", cache.stats(store(anatomy)))
     _take_training_for_done(anatomy, source)
     _commit(f"cache_logits@{anatomy}")
@@ -82,22 +101,39 @@ def _import_store(anatomy: str, source: Path, params: Params) -> None:
 
 
 def _require_fit(given: cache.Store, plan: Plan) -> None:
-    """Refuse answers to other frames than those that the student will see.
+    """Refuse answers of another teacher, to other frames than the student will see, or on a grid of their own.
 
     Raises:
         MtkdError: says what differs.
     """
+    if given.anatomy != plan.anatomy:
+        raise MtkdError(f"{given.path} holds the answers of a teacher of {given.anatomy}, expected {plan.anatomy}")
     if plan.params.cache.views:
         raise MtkdError(f"{given.path} answers clean frames, and cache.views is {plan.params.cache.views}: set it to 0")
     missing = [frame.id for frame in plan.frames if frame.id not in given.frames]
     if missing:
         raise MtkdError(f"{given.path} lacks {len(missing)} of {len(plan.frames)} training frames, {missing[0]} first")
+    _require_same_grid(given, plan)
     other = [f.id for f in plan.frames if given.pixels(f.id) != fingerprint(load_frame(f.image))]
     if other:
         raise MtkdError(
             f"{given.path} answers other pixels of {len(other)} of {len(plan.frames)} training frames, {other[0]} "
             "first: show the model the frames under data/prepared/frames/train"
         )
+
+
+def _require_same_grid(given: cache.Store, plan: Plan) -> None:
+    """A student reads all stores on one grid."""
+    for anatomy in plan.params.data.anatomies:
+        try:
+            one = cache.open_store(store(anatomy))
+        except cache.StoreError:
+            continue
+        if anatomy != plan.anatomy and one.shape[-2:] != given.shape[-2:]:
+            raise MtkdError(
+                f"{given.path} has the grid {given.shape[-2:]}, {one.path} has {one.shape[-2:]}, and a student needs "
+                "one: write it on that grid, or remove the other stores if all will be replaced"
+            )
 
 
 def _take_training_for_done(anatomy: str, source: Path) -> None:

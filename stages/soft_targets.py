@@ -1,7 +1,6 @@
 """The stores of N teachers as one reader, checked against what is on disk now."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +9,8 @@ from cache import Store, open_store
 from pipeline.errors import MtkdError
 from pipeline.prepared import frames_digest
 from pipeline.settings import Params
-from stages.layout import store, taught_frames, teacher_checkpoint
-from stages.store_identity import expected_parts
+from stages.layout import store, taught_frames
+from stages.store_identity import expected_parts, known_checkpoint, misfit_line
 
 
 class Stores:
@@ -45,25 +44,13 @@ def open_stores(params: Params) -> Stores:
     anatomies = params.data.anatomies
     digest = frames_digest(taught_frames(anatomies))
     stores = [open_store(store(anatomy)) for anatomy in anatomies]
-    for anatomy, one in zip(anatomies, stores, strict=True):
-        expected = expected_parts(params, digest, _known_checkpoint(anatomy))
-        _refuse_others(anatomy, one, expected)
+    lines = [
+        misfit_line(one, anatomy, expected_parts(params, digest, known_checkpoint(anatomy)))
+        for anatomy, one in zip(anatomies, stores, strict=True)
+    ]
+    if any(lines):
+        raise MtkdError("\n".join(filter(None, lines)))
     grids = {one.shape[-2:] for one in stores}
     if len(grids) > 1:
         raise MtkdError(f"the stores have different grids {sorted(grids)}: run `dvc repro cache_logits`")
     return Stores(stores, params.cache.views, params.cache.seed)
-
-
-def _known_checkpoint(anatomy: str) -> Path | None:
-    """The teacher's checkpoint if it is here; who was given stores only has none."""
-    path = teacher_checkpoint(anatomy)
-    return path if path.is_file() else None
-
-
-def _refuse_others(anatomy: str, one: Store, expected: dict[str, object]) -> None:
-    for part, value in expected.items():
-        if one.identity_parts.get(part) != value:
-            raise MtkdError(
-                f"{one.path} does not fit: its {part} is {one.identity_parts.get(part)}, expected {value}; "
-                f"run `dvc repro cache_logits@{anatomy}`"
-            )

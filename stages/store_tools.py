@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +12,24 @@ import cache
 from pipeline.errors import MtkdError
 from pipeline.inference import answers
 from pipeline.machine import Machine
+from pipeline.prepared import frames_digest
+from pipeline.settings import Params
 from stages.cache_logits import Plan, make_plans
-from stages.console import console, progress, say
-from stages.layout import SCRATCH, STORES, store, teacher_checkpoint
+from stages.console import console, progress, readable, say
+from stages.elsewhere import REMEDY
+from stages.layout import SCRATCH, STORES, store, taught_frames
 from stages.params import load_params
+from stages.store_identity import expected_parts, known_checkpoint, misfit_line, misfits
+
+Wanted = Mapping[str, Mapping[str, object]]  # anatomy -> parts of the identity
 
 
 def list_stores() -> None:
-    """Every store, whole or begun."""
+    """Every store, whole or begun, and what was put aside when a run was stopped."""
     table = Table(title="Logit stores")
     for column in ("store", "state"):
         table.add_column(column)
-    for column in ("frames", "views", "grid", "MiB", "identity"):
+    for column in ("frames", "views", "grid", "size", "identity"):
         table.add_column(column, justify="right")
     for path in _stores(STORES):
         try:
@@ -32,23 +38,34 @@ def list_stores() -> None:
             table.add_row(str(path), f"unusable: {error}", *[""] * 5)
             continue
         views, frames, _, height, width = one.shape
-        size = f"{cache.stats(path)['bytes'] / 2**20:.1f}"
+        size = readable(cache.stats(path)["bytes"])
         table.add_row(str(path), "complete", str(frames), str(views), f"{height}x{width}", size, one.identity[:12])
-    for path in _stores(SCRATCH / STORES):
-        table.add_row(str(path), "begun: `mtkd cache-logits` goes on with it", *[""] * 5)
+    if begun := _scratch():
+        wanted = _wanted(load_params())
+        for path in begun:
+            table.add_row(str(path), _state(path, wanted), *[""] * 5)
     console.print(table)
 
 
-def show_stats(anatomies: list[str]) -> None:
-    """Sizes of stores as JSON, by anatomy."""
-    print(json.dumps({anatomy: cache.stats(store(anatomy)) for anatomy in _chosen(anatomies)}, indent=2))
+def _state(path: Path, wanted: Wanted) -> str:
+    """Of what lies in scratch."""
+    if cache.is_being_written(_writers(path)):
+        return "being written"
+    reason = _useless(path, wanted)
+    return f"{reason}: `mtkd cache prune` removes it" if reason else "begun: `mtkd cache-logits` goes on with it"
 
 
-def verify(anatomies: list[str], recompute: int, tolerance: float, machine: Machine) -> None:
-    """Read every frame of stores, and ask their teachers again on some.
+def show_stats(whose: list[str]) -> None:
+    """Sizes of stores as JSON, by anatomy or path."""
+    sizes = {name: cache.stats(path, remedy=_remedy(name)) for name, path in _chosen(whose).items()}
+    print(json.dumps(sizes, indent=2))
+
+
+def verify(whose: list[str], recompute: int, tolerance: float, machine: Machine) -> None:
+    """Read every frame of stores, compare what they are for with what is wanted, and ask teachers again on some.
 
     Args:
-        anatomies: whose stores; all if none is named.
+        whose: anatomies, or paths of stores; all anatomies if none is named.
         recompute: number of random frames on which the teacher is asked again.
         tolerance: largest difference of a logit that counts as the same answer.
         machine: where teachers compute.
@@ -56,30 +73,36 @@ def verify(anatomies: list[str], recompute: int, tolerance: float, machine: Mach
     Raises:
         MtkdError: something is wrong; one line for each problem.
     """
+    chosen = _chosen(whose)
+    anatomies = [name for name in chosen if not is_path(name)]
+    wanted = _wanted(load_params()) if anatomies else {}
+    plans = {plan.anatomy: plan for plan in make_plans(anatomies, load_params())} if recompute else {}
     problems = []
-    for anatomy in _chosen(anatomies):
-        found = cache.verify(store(anatomy))
-        if recompute and not found:
-            found = _recomputed(anatomy, recompute, tolerance, machine)
-        say(f"{store(anatomy)}: {_problems(found) if found else 'whole'}")
+    for name, path in chosen.items():
+        found = cache.verify(path, remedy=_remedy(name))
+        if not found and name in wanted:
+            line = misfit_line(cache.open_store(path), name, wanted[name])
+            found = [line] if line else []
+        if not found and recompute:
+            found = _recomputed(plans[name], recompute, tolerance, machine)
+        say(f"{path}: {_problems(found) if found else 'whole'}")
         problems += found
     if problems:
         raise MtkdError("\n".join([f"{_problems(problems)}:", *problems]))
 
 
-def _recomputed(anatomy: str, count: int, tolerance: float, machine: Machine) -> list[str]:
-    """Where a teacher does not answer what its store says."""
-    (plan,) = make_plans([anatomy], load_params())
-    one, path = cache.open_store(store(anatomy)), teacher_checkpoint(anatomy)
-    network = plan.teacher()
-    if one.identity_parts.get("teacher") != cache.file_sha256(path):
-        return [f"{one.path} was written by another teacher than {path}: run `dvc repro cache_logits@{anatomy}`"]
-    questions = plan.questions()
+def _recomputed(plan: Plan, count: int, tolerance: float, machine: Machine) -> list[str]:
+    """Where a teacher does not answer what its store says; that there is none to ask counts too."""
+    try:
+        network = plan.teacher()
+    except MtkdError as error:
+        return [str(error)]
+    one, questions = cache.open_store(store(plan.anatomy)), plan.questions()
     chosen = np.random.default_rng().choice(len(questions), min(count, len(questions)), replace=False)
     asked = [questions[i] for i in chosen]
     problems = []
     single = [range(i, i + 1) for i in range(len(asked))]
-    with progress(f"{anatomy}: teacher asked again") as bar:
+    with progress(f"{plan.anatomy}: teacher asked again") as bar:
         answered = answers(network, asked, single, plan.params.cache.precision, machine)
         for number, (position, (logits, _)) in enumerate(zip(chosen, answered, strict=True), start=1):
             view, frame = divmod(int(position), len(plan.frames))
@@ -89,7 +112,7 @@ def _recomputed(anatomy: str, count: int, tolerance: float, machine: Machine) ->
                 worst = float(np.abs(logits[0, 0] - stored).max())
                 problems.append(
                     f"{one.path}: frame {one.frames[frame]} (view {view}): the teacher now answers otherwise, by up to "
-                    f"{worst:.3g}: run `dvc repro -f cache_logits@{anatomy}`"
+                    f"{worst:.3g}: run `dvc repro -f cache_logits@{plan.anatomy}`"
                 )
             bar(number, len(asked))
     return problems
@@ -101,47 +124,98 @@ def _rounding(plan: Plan) -> float:
 
 
 def prune(dry_run: bool) -> None:
-    """Remove stores and unfinished stores that no current setting can use."""
-    params = load_params()
-    wanted = {plan.anatomy: plan for plan in make_plans([], params)}
-    stale = [(path, reason) for path in _stores(STORES) if (reason := _useless(path, wanted))]
-    stale += [(path, "unfinished") for path in _stores(SCRATCH / STORES)]
-    for path, reason in stale:
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        say(f"{'would remove' if dry_run else 'removed'} {path}: {reason}, {size / 2**20:.1f} MiB")
-        if not dry_run:
-            shutil.rmtree(path)
-    if not stale:
+    """Remove stores and begun stores that no current setting can use; what is being written stays."""
+    wanted, removed = _wanted(load_params()), 0
+    for path in [*_stores(STORES), *_scratch()]:
+        scratch = _writers(path)
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with cache.ScratchLock(scratch):
+                removed += _prune_one(path, wanted, dry_run)
+        except cache.StoreBusyError as error:
+            say(f"left {path}: {error}")
+    if not removed:
         say("nothing to remove")
 
 
-def _useless(path: Path, wanted: dict[str, Plan]) -> str:
-    """Why no run with the current settings could read a store; empty if one could."""
-    from stages.store_identity import expected_parts
+def _prune_one(path: Path, wanted: Wanted, dry_run: bool) -> bool:
+    """Whether a store was useless, and so removed."""
+    reason = _useless(path, wanted)
+    if not reason:
+        return False
+    if not cache.is_logit_store(path):
+        say(f"left {path}: it is no logit store")
+        return False
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    say(f"{'would remove' if dry_run else 'removed'} {path}: {reason}, {readable(size)}")
+    if not dry_run:
+        shutil.rmtree(path)
+    return True
 
-    if path.stem not in wanted:
-        return f"{path.stem} is not in data.anatomies"
-    try:
-        one = cache.open_store(path)
-    except cache.StoreError as error:
-        return str(error)
-    plan, checkpoint = wanted[path.stem], teacher_checkpoint(path.stem)
-    expected = expected_parts(plan.params, plan.digest, checkpoint if checkpoint.is_file() else None)
-    other = [part for part, value in expected.items() if one.identity_parts.get(part) != value]
+
+def _useless(path: Path, wanted: Wanted) -> str:
+    """Why no run with the current settings could read a store, or go on with it; empty if one could."""
+    anatomy = _writers(path).stem
+    if path.suffix == ".old":
+        return "put aside by a run that was stopped"
+    if anatomy not in wanted:
+        return f"{anatomy} is not in data.anatomies"
+    expected = dict(wanted[anatomy])
+    if path.is_relative_to(SCRATCH):
+        attributes = cache.begun_attributes(path)
+        expected["shard_frames"] = load_params().cache.shard_frames
+    else:
+        try:
+            attributes = cache.open_store(path).attributes
+        except cache.StoreError as error:
+            return str(error)
+    other = misfits(attributes, anatomy, expected)
     return f"written for another {', '.join(other)}" if other else ""
+
+
+def _wanted(params: Params) -> Wanted:
+    """What each anatomy's store must be for, as far as it can be known here."""
+    anatomies = params.data.anatomies
+    try:
+        digest = frames_digest(taught_frames(anatomies))
+    except MtkdError:  # nothing is prepared
+        digest = None
+    return {anatomy: expected_parts(params, digest, known_checkpoint(anatomy)) for anatomy in anatomies}
 
 
 def _stores(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.zarr") if path.is_dir())
 
 
-def _chosen(anatomies: list[str]) -> list[str]:
-    """Anatomies that were named, or all of params.yaml."""
+def _scratch() -> list[Path]:
+    """What was begun, and what was put aside for a store that took its place."""
+    return sorted([*_stores(SCRATCH / STORES), *(SCRATCH / STORES).glob("*.zarr.old")])
+
+
+def _writers(path: Path) -> Path:
+    """The scratch folder of the writer whose store lies, or lay, at a path."""
+    return SCRATCH / STORES / path.name.removesuffix(".old")
+
+
+def is_path(name: str) -> bool:
+    """Whether a store is named by its path and not by its anatomy."""
+    return name.endswith(".zarr")
+
+
+def _chosen(whose: list[str]) -> dict[str, Path]:
+    """Path of each store that was named, or of all anatomies of params.yaml."""
+    if whose and all(is_path(name) for name in whose):
+        return {name: Path(name) for name in whose}
     known = load_params().data.anatomies
-    unknown = sorted(set(anatomies) - set(known))
+    unknown = sorted({name for name in whose if not is_path(name)} - set(known))
     if unknown:
         raise MtkdError(f"not in data.anatomies: {', '.join(unknown)}; there: {', '.join(known)}")
-    return anatomies or known
+    return {name: Path(name) if is_path(name) else store(name) for name in whose or known}
+
+
+def _remedy(name: str) -> str | None:
+    """What to do about a store that no stage of this project writes."""
+    return REMEDY if is_path(name) and Path(name).parent != STORES else None
 
 
 def _problems(found: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Whatever happens to the files of a store, it is refused or read right: never are other values handed out."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -37,7 +38,7 @@ def test_edited_metadata_is_refused(tmp_path, key):
 
 
 def unreadable(path):
-    """Problems that verify and every read report; a store that can't be opened has one for all."""
+    """Problems that verify reports, one for the frames of a shard, or for all if the store can't be opened."""
     problems = cache.verify(path)
     try:
         store = cache.open_store(path)
@@ -45,13 +46,14 @@ def unreadable(path):
         assert len(problems) == 1
         return problems
     bad = 0
+    counts = [int(many[1]) if (many := re.search(r": (\d+) frames", line)) else 1 for line in problems]
     for frame, expected in enumerate(logits(10).astype(np.float16)):
         try:
             np.testing.assert_array_equal(store.read(frame), expected)
         except cache.IntegrityError as error:
-            assert str(error) in problems
+            assert any(line.startswith(str(error).split(": ")[0]) for line in problems)
             bad += 1
-    assert bad == len(problems)
+    assert bad == sum(counts)
     return problems
 
 
@@ -59,8 +61,8 @@ def test_a_missing_shard_is_never_read_as_data(tmp_path):
     path = write(tmp_path)
     (path / "logits/c/0/1/0/0/0").unlink()
     problems = unreadable(path)
-    assert len(problems) == 4
-    assert "logits/c/0/1/0/0/0" in problems[0]
+    assert len(problems) == 1
+    assert "logits/c/0/1/0/0/0: 4 frames, liver/01/image04 first, (view 0)" in problems[0]
     assert "shard is missing" in problems[0]
     assert "dvc repro -f cache_logits@liver" in problems[0]
 
@@ -69,7 +71,7 @@ def test_a_truncated_shard_is_never_read_as_data(tmp_path):
     path = write(tmp_path)
     shard = path / "logits/c/0/0/0/0/0"
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    assert len(unreadable(path)) == 4
+    assert "4 frames" in unreadable(path)[0]
 
 
 def test_shards_of_another_store_or_place_are_never_read_as_data(tmp_path):
@@ -83,11 +85,36 @@ def test_shards_of_another_store_or_place_are_never_read_as_data(tmp_path):
     third = write(tmp_path / "c", seed=1)
     shutil.copy(one / "checksum/c/0/0", swapped / "checksum/c/0/0")
     shutil.copy(third / "logits/c/0/0/0/0/0", swapped / "logits/c/0/0/0/0/0")
-    assert len(unreadable(swapped)) == 4
+    assert "4 frames" in unreadable(swapped)[0]
     moved = tmp_path / "moved.zarr"
     shutil.copytree(one, moved)
     shutil.copy(one / "logits/c/0/0/0/0/0", moved / "logits/c/0/1/0/0/0")
-    assert len(unreadable(moved)) == 4
+    assert "4 frames" in unreadable(moved)[0]
+
+
+@pytest.mark.parametrize("seal", ["text", ["zarr.json"], 7, None])
+def test_a_seal_of_another_type_is_refused(tmp_path, seal):
+    path = write(tmp_path)
+    content = json.loads((path / "zarr.json").read_text())
+    content["attributes"]["seal"] = seal
+    (path / "zarr.json").write_text(json.dumps(content))
+    assert "not as it was written" in unreadable(path)[0]
+
+
+def test_an_attribute_that_is_no_json_is_refused(tmp_path):
+    path = write(tmp_path)
+    content = json.loads((path / "zarr.json").read_text())
+    content["attributes"]["identity_parts"]["teacher"] = float("nan")
+    (path / "zarr.json").write_text(json.dumps(content))
+    assert "zarr.json is damaged" in unreadable(path)[0]
+
+
+def test_errors_of_a_store_from_elsewhere_name_the_readers_remedy(tmp_path):
+    path = write(tmp_path)
+    (path / "logits/c/0/1/0/0/0").unlink()
+    for line in (*cache.verify(path, remedy="write it again"), *cache.verify("no.zarr", remedy="write it again")):
+        assert line.endswith(": write it again")
+        assert "dvc" not in line
 
 
 @pytest.mark.parametrize("table", ["checksum", "pixels"])

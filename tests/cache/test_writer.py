@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 import example_stores
 import numpy as np
 import pytest
+import zarr
 from example_stores import begin, files, logits, resume, write
 from zarr.storage import LocalStore
 
@@ -46,6 +49,106 @@ def test_another_identity_starts_anew(tmp_path, caplog):
     with begin(tmp_path, parts={"teacher": "other"}) as writer:
         assert writer.next == 0
     assert "starts anew" in caplog.text
+
+
+def test_a_store_that_was_only_half_begun_starts_anew(tmp_path, monkeypatch):
+    put = LocalStore.set
+    for stop_at in range(1, 6):
+        left = stop_at
+
+        async def stopping(self, key, value, *args, **options):
+            nonlocal left
+            left -= 1
+            if not left:
+                raise Stopped
+            await put(self, key, value, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStore, "set", stopping)
+            with begin(tmp_path) as writer, pytest.raises(Stopped):
+                writer.append(logits(10)[:4], range(4))
+        with begin(tmp_path, parts={"teacher": "other"}) as writer:
+            assert writer.next == 0
+
+
+def test_what_is_no_begun_store_is_not_discarded(tmp_path):
+    """The user's folder, another Zarr, a complete store: none is begun over."""
+    mine = tmp_path / "scratch" / "liver.zarr"
+    (mine / "logits").mkdir(parents=True)
+    (mine / "logits" / "frame0.npy").write_bytes(b"mine")
+    with pytest.raises(cache.OccupiedError, match="is no logit store and would be lost"):
+        begin(tmp_path)
+    shutil.rmtree(mine)
+    zarr.create_group(mine).create_array("logits", shape=(2,), dtype="f2")[:] = 1
+    with pytest.raises(cache.OccupiedError, match="is no logit store"):
+        begin(tmp_path)
+    shutil.rmtree(mine)
+    whole = files(write(tmp_path))
+    (tmp_path / "stores").rename(tmp_path / "scratch2")
+    mine.parent.rmdir()
+    (tmp_path / "scratch2").rename(mine.parent)
+    with pytest.raises(cache.OccupiedError, match="is a complete store of something else"):
+        begin(tmp_path, parts={"teacher": "other"})
+    assert files(mine) == whole
+
+
+def test_what_is_no_store_is_not_replaced(tmp_path):
+    for name, make in (("folder", Path.mkdir), ("file", Path.touch)):
+        make(tmp_path / name)
+        inside = tmp_path / name / "notes.txt" if name == "folder" else tmp_path / name
+        inside.write_text("mine")
+        with begin(tmp_path) as writer:
+            if writer.next < 10:
+                writer.append(logits(10), range(10))
+            with pytest.raises(cache.OccupiedError, match="is no logit store and would be lost"):
+                writer.finish(tmp_path / name)
+        assert inside.read_text() == "mine"
+    with begin(tmp_path) as writer:
+        with pytest.raises(ValueError, match="ends at another path"):
+            writer.finish(writer.path)
+        writer.finish(tmp_path / "stores" / "liver.zarr")
+
+
+def test_a_damaged_store_is_replaced_and_what_a_killed_writer_put_aside_is_cleared(tmp_path):
+    target = write(tmp_path)
+    shutil.copytree(target, tmp_path / "scratch" / "liver.zarr.old")
+    (target / "zarr.json").write_text("{")
+    (target / "logits" / "zarr.json").unlink()
+    assert cache.verify(write(tmp_path, seed=1)) == []
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("frames", "abc", "frames a list of str"),
+        ("frames", ["a", 1], "frames a list of str"),
+        ("anatomy", None, "anatomy is a str"),
+        ("grid", (2,), "grid"),
+        ("grid", (2.5, 2), "grid"),
+        ("grid", (0, 2), "grid"),
+        ("image_size", 7, "image_size"),
+        ("identity_parts", {"teacher": Path("x")}, "identity_parts"),
+        ("identity_parts", {"scale": float("nan")}, "identity_parts"),
+        ("views", [{"view": {1}}], "views"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_begun(tmp_path, argument, value, error):
+    sound = {"anatomy": "liver", "frames": ["a"], "grid": (2, 2), "image_size": (8, 8), "identity_parts": {}}
+    with pytest.raises((TypeError, ValueError), match=error):
+        cache.create_store(tmp_path / "s.zarr", **(sound | {argument: value}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_logits_that_are_not_real_are_refused(tmp_path):
+    with begin(tmp_path) as writer, pytest.raises(cache.UnstorableError, match="complex128"):
+        writer.append(logits(10).astype(complex), range(10))
+
+
+def test_a_live_writer_is_seen(tmp_path):
+    with begin(tmp_path) as writer:
+        assert cache.is_being_written(writer.path)
+    assert not cache.is_being_written(writer.path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65520.0, -1e9])
@@ -175,6 +278,9 @@ def test_a_full_disk_loses_no_whole_shard(tmp_path):
         [sys.executable, "-c", code, tmp_path / "full", str(largest - 1)], env=env, capture_output=True
     )
     assert done.returncode == 1
-    assert b"File too large" in done.stderr
+    said = done.stderr.decode().splitlines()[-1]
+    assert "cache.errors.NotWrittenError" in said
+    assert re.search(r"full/scratch/liver.zarr cannot be written after \d+ of 60 frames \(File too large\)", said)
+    assert "start again: it goes on after these" in said
     assert not (tmp_path / "full" / "stores" / "liver.zarr").exists()
     assert files(resume(tmp_path / "full", 30, views=2, grid=(64, 80))) == whole

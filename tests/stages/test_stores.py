@@ -23,6 +23,7 @@ from pipeline.distillation import distilled
 from pipeline.models.network import normalise, resize
 from pipeline.prepared import load_frame
 from pipeline.training import supervised
+from stages.cache_logits import make_plans
 from stages.layout import frames_of, taught_frames
 from stages.params import load_params
 from stages.soft_targets import open_stores
@@ -50,7 +51,7 @@ def test_an_estimate_writes_nothing(run):
     shutil.rmtree("stores")
     output = mtkd("cache-logits", "--estimate")
     assert "liver: 6 answers at" in output
-    assert "all: at most" in output
+    assert "all: 18.0 KiB before compression" in output
     assert not (run / "stores").exists()
     assert not (run / "scratch/stores/liver.zarr").exists()
 
@@ -58,7 +59,7 @@ def test_an_estimate_writes_nothing(run):
 def test_a_disk_that_is_too_small_is_told_before_work_begins(run, monkeypatch):
     monkeypatch.setattr("stages.cache_logits._free", lambda: 1000)
     for arguments in (["cache-logits", "--estimate"], ["cache-logits"]):
-        assert "the disk has 0.0 MiB free" in mtkd(*arguments, code=1)
+        assert "before compression, the disk has 1000 B free" in mtkd(*arguments, code=1)
 
 
 def test_stores_are_listed_and_measured(run):
@@ -78,7 +79,8 @@ def test_verify_lists_what_is_wrong_and_exits_1(run):
     shard.write_bytes(shard.read_bytes()[:-1])
     output = mtkd("cache", "verify", code=1)
     assert "stores/liver.zarr: whole" in output
-    assert "4 problems" in output
+    assert "1 problem:" in output
+    assert "4 frames, " in output
     assert "dvc repro -f cache_logits@colon" in output
 
 
@@ -86,20 +88,88 @@ def test_verify_asks_the_teacher_again(run):
     assert mtkd("cache", "verify", "--recompute", "3").count("whole") == 2
     assert "answers otherwise" in mtkd("cache", "verify", "--recompute", "6", "--tolerance", "0", code=1)
     shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
-    assert "written by another teacher" in mtkd("cache", "verify", "liver", "--recompute", "1", code=1)
+    assert "its teacher is" in mtkd("cache", "verify", "liver", "--recompute", "1", code=1)
+
+
+def test_verify_asks_every_teacher_that_it_can_and_reports_all_together(run):
+    (run / "checkpoints/teachers/liver.safetensors").unlink()
+    output = mtkd("cache", "verify", "--recompute", "2", code=1)
+    assert "1 problem:\ncheckpoints/teachers/liver.safetensors is missing" in output
+    assert "stores/colon.zarr: whole" in output
+    change(run, data__image_size=[16, 24], cache__seed=9)
+    output = mtkd("cache", "verify", "--recompute", "2", code=1)
+    assert "2 problems:" in output
+    assert "its view_seed is 1, expected 9; run `dvc repro cache_logits@colon`" in output
+    assert "answers otherwise" not in output
+
+
+def change(run, **values):
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    for key, value in values.items():
+        section, _, name = key.partition("__")
+        params[section][name] = value
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def test_another_anatomys_store_is_not_read_as_data(run):
+    """Whole and sound, and in the wrong place; with or without the teachers beside it."""
+    shutil.rmtree("stores/liver.zarr")
+    shutil.copytree("stores/colon.zarr", "stores/liver.zarr")
+    for _ in range(2):
+        for command in (["train-student", "mtkd"], ["cache", "verify"]):
+            assert "its anatomy is colon, expected liver" in mtkd(*command, code=1)
+        assert "would remove stores/liver.zarr: written for another" in mtkd("cache", "prune", "--dry-run")
+        shutil.rmtree("checkpoints", ignore_errors=True)
+
+
+def test_another_anatomys_teacher_is_not_asked(run):
+    shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
+    assert "holds the decoders colon, expected liver alone" in mtkd("cache-logits", "liver", code=1)
+
+
+def test_a_store_anywhere_is_checked_by_its_path(run, monkeypatch, tmp_path):
+    shutil.copytree("stores/liver.zarr", tmp_path / "alone/mine.zarr")
+    assert mtkd("cache", "verify", "stores/liver.zarr", "colon").count("whole") == 2
+    monkeypatch.chdir(tmp_path / "alone")
+    assert "mine.zarr: whole" in mtkd("cache", "verify", "mine.zarr")
+    assert json.loads(mtkd("cache", "stats", "mine.zarr"))["mine.zarr"]["frames"] == 6
+    (tmp_path / "alone/mine.zarr/logits/c/0/0/0/0/0").unlink()
+    for line in (mtkd("cache", "verify", "mine.zarr", code=1), mtkd("cache", "stats", "no.zarr", code=1)):
+        assert "write it again, or take a whole copy" in line
+    assert "name anatomies, no paths" in mtkd("cache", "verify", "mine.zarr", "--recompute", "1", code=2)
 
 
 def test_prune_removes_what_no_run_can_use(run):
     assert "nothing to remove" in mtkd("cache", "prune")
     shutil.copytree("stores/liver.zarr", "stores/spleen.zarr")
-    shutil.copytree("stores/liver.zarr", "scratch/stores/liver.zarr")
+    shutil.copytree("stores/colon.zarr", "scratch/stores/colon.zarr")
+    shutil.copytree("stores/colon.zarr", "scratch/stores/colon.zarr.old")
+    (run / "stores/notes.zarr").mkdir()
+    (run / "stores/notes.zarr/mine.txt").touch()
     shutil.copy("checkpoints/teachers/liver.safetensors", "checkpoints/teachers/colon.safetensors")
+    assert "written for another teacher" in mtkd("cache", "ls")
     output = mtkd("cache", "prune", "--dry-run")
     assert "would remove stores/spleen.zarr: spleen is not in data.anatomies" in output
     assert "stores/colon.zarr: written for another teacher" in output
+    assert "left stores/notes.zarr: it is no logit store" in output
     mtkd("cache", "prune")
-    assert [p.name for p in (run / "stores").iterdir()] == ["liver.zarr"]
-    assert not (run / "scratch/stores/liver.zarr").exists()
+    assert sorted(p.name for p in (run / "stores").iterdir()) == ["liver.zarr", "notes.zarr"]
+    assert not list((run / "scratch/stores").iterdir())
+
+
+def test_prune_leaves_what_a_run_goes_on_with_or_is_writing(run):
+    (plan,) = make_plans(["liver"], load_params())
+    with plan.writer((16, 24)) as writer:
+        writer.append(np.zeros((4, 2, 16, 24)), range(4))
+        assert "being written" in mtkd("cache", "ls")
+        change(run, cache__precision="bf16-mixed")
+        assert "left scratch/stores/liver.zarr" in mtkd("cache", "prune")
+        assert writer.path.exists()
+    change(run, cache__precision="32-true")
+    assert "`mtkd cache-logits` goes on with it" in mtkd("cache", "ls")
+    assert "nothing to remove" in mtkd("cache", "prune")
+    change(run, cache__shard_frames=3)
+    assert "removed scratch/stores/liver.zarr: written for another shard_frames" in mtkd("cache", "prune")
 
 
 def test_rounded_stores_are_smaller_and_say_what_it_costs(run):
@@ -162,16 +232,27 @@ def test_a_cluster_writes_the_same_stores_though_a_worker_dies(run, cluster):
 def test_a_scheduler_that_is_not_there_is_told(run):
     pytest.importorskip("distributed")
     assert "does not answer" in mtkd("cache-logits", "--scheduler", "tcp://127.0.0.1:1", code=1)
+    assert "is no address such as" in mtkd("cache-logits", "--scheduler", "other://127.0.0.1:1", code=1)
+    assert "is no address such as" in mtkd("cache-logits", "--scheduler", "nonsense", code=2)
+    assert "does not go together" in mtkd("cache-logits", "--estimate", "--scheduler", "tcp://127.0.0.1:1", code=2)
 
 
-def test_another_models_answers_teach_the_student(run, monkeypatch):
-    """What docs/store.md shows: NumPy in, a store out, imported in place of a teacher."""
+@pytest.fixture
+def dvc(run, monkeypatch):
+    """The finished folder as a project of DVC; gives the stages that were committed."""
+    (run / ".dvc").mkdir()
+    (run / "dvc.yaml").touch()
     committed = []
     monkeypatch.setattr("stages.import_teacher._commit", committed.append)
+    return committed
+
+
+def test_another_models_answers_teach_the_student(run, dvc):
+    """What docs/store.md shows: NumPy in, a store out, imported in place of a teacher."""
     frames = frames_of("train", ["liver", "colon"])
     _write_answers("mine/liver.zarr", reversed(frames))
     assert "imported from mine/liver.zarr" in mtkd("import-teacher", "liver", "mine/liver.zarr")
-    assert committed == ["train_teacher@liver", "cache_logits@liver"]
+    assert dvc == ["train_teacher@liver", "cache_logits@liver"]
     np.testing.assert_array_equal(
         cache.open_store("stores/liver.zarr").read(frames[2].id), _answer(load_frame(frames[2].image))
     )
@@ -182,9 +263,37 @@ def test_another_models_answers_teach_the_student(run, monkeypatch):
     assert dice["mean"] == dice["colon"]
     assert "holds no weights" in mtkd("cache-logits", "liver", code=1)
     assert "holds no weights" in mtkd("cache", "verify", "liver", "--recompute", "1", code=1)
+    before = files(run / "stores/liver.zarr")
+    assert "liver: its teacher's answers were imported" in mtkd("cache-logits", "--estimate")
+    assert "colon: 6 answers ->" in mtkd("cache-logits")
+    assert files(run / "stores/liver.zarr") == before
 
 
-def test_answers_to_other_frames_are_not_imported(run):
+def test_an_import_that_fails_replaces_nothing(run, dvc):
+    frames = frames_of("train", ["liver", "colon"])
+    _write_answers("liver.zarr", frames)
+    kept = files(run / "stores"), files(run / "checkpoints"), files(run / "metrics")
+    file = run / "liver.zarr/logits/c/0/0/0/0/0"
+    sound = bytearray(file.read_bytes())
+    file.write_bytes(sound[:40] + bytes([sound[40] ^ 1]) + sound[41:])
+    output = mtkd("import-teacher", "liver", "liver.zarr", code=1)
+    assert f"frame {frames[0].id} (view 0) is damaged, its checksum does not match: write it again" in output
+    file.write_bytes(sound)
+    assert "holds the answers of a teacher of liver" in mtkd("import-teacher", "colon", "liver.zarr", code=1)
+    _write_answers("fine.zarr", frames, grid=(32, 48))
+    output = mtkd("import-teacher", "liver", "fine.zarr", code=1)
+    assert "fine.zarr has the grid (32, 48), stores/colon.zarr has (16, 24)" in output
+    output = mtkd("import-teacher", "liver", "checkpoints/students/mtkd.safetensors", code=1)
+    assert "has 2 decoders, a teacher has one: " in output
+    assert "image_size" not in output
+    (run / ".dvc").rmdir()
+    for source in ("liver.zarr", "checkpoints/teachers/colon.safetensors"):
+        assert "is no project of DVC" in mtkd("import-teacher", "liver", source, code=1)
+    assert (files(run / "stores"), files(run / "checkpoints"), files(run / "metrics")) == kept
+    assert dvc == []
+
+
+def test_answers_to_other_frames_are_not_imported(run, dvc):
     before = files(run / "stores/liver.zarr")
     frames = frames_of("train", ["liver", "colon"])
     _write_answers("few.zarr", frames[1:])
@@ -196,24 +305,24 @@ def test_answers_to_other_frames_are_not_imported(run):
     assert files(run / "stores/liver.zarr") == before
 
 
-def _answer(pixels):
-    lead = pixels[::2, ::2, 0].astype(np.float32) / 16 - 8
+def _answer(pixels, step=2):
+    lead = pixels[::step, ::step, 0].astype(np.float32) / 16 - 8
     return np.stack([np.zeros_like(lead), lead]).astype(np.float16)
 
 
-def _write_answers(path, frames, changed=lambda pixels: pixels):
+def _write_answers(path, frames, changed=lambda pixels: pixels, grid=(16, 24)):
     frames = list(frames)
     with cache.create_store(
         f"scratch/{path}",
         anatomy="liver",
         frames=[frame.id for frame in frames],
-        grid=(16, 24),
+        grid=grid,
         image_size=(32, 48),
         identity_parts={"teacher": "another model"},
     ) as writer:
         for frame in frames:
             pixels = changed(load_frame(frame.image))
-            writer.append(_answer(pixels)[None], [google_crc32c.value(pixels.tobytes())])
+            writer.append(_answer(pixels, 32 // grid[0])[None], [google_crc32c.value(pixels.tobytes())])
         writer.finish(path)
 
 
