@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -51,7 +52,8 @@ def save_checkpoint(
     known = dict(trained_on or {})
     card = Card(network.architecture, network.anatomies, image_size, network.mean, network.std, known)
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    write_atomically(path, save(tensors, metadata={"mtkd": json.dumps(asdict(card))}))
+    metadata = {"mtkd": json.dumps(asdict(card)), "sha256": _digest(tensors)}
+    write_atomically(path, save(tensors, metadata=metadata))
 
 
 def load_checkpoint(path: Path, made_by: str) -> tuple[Network, Card]:
@@ -109,9 +111,20 @@ def start_from(network: Network, source: str) -> None:
 def _read(path: Path) -> tuple[Card, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            fields = json.loads((file.metadata() or {})["mtkd"])
+            metadata = file.metadata() or {}
+            fields = json.loads(metadata["mtkd"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        if _digest(tensors) != metadata["sha256"]:
+            raise ValueError("its weights are damaged: their checksum does not match")
         architecture, trained_on = str(fields.pop("architecture")), dict(fields.pop("trained_on", {}))
         return Card(architecture, **{k: tuple(v) for k, v in fields.items()}, trained_on=trained_on), tensors
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise MtkdError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names and values, whatever their order: a flipped bit leaves a file that can still be read."""
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + b"\0" + tensor.numpy().tobytes())
+    return digest.hexdigest()

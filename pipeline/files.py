@@ -1,5 +1,6 @@
 """Writing files so that a reader sees the old one or the whole new one, never a part."""
 
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -8,20 +9,29 @@ from typing import Any
 
 from pipeline.errors import MtkdError
 
+# No room: on the disk, for this user, or for a file of this size.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write beside the target, to the disk, and move into place; the folder is created.
 
     What a killed process left beside the target is overwritten by the next one, and never taken for a result.
+
+    Raises:
+        MtkdError: the file can't be written, as on a full disk; what was there before still is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        remedy = "make room, then start the same command again" if error.errno in FULL else "check the path"
+        raise MtkdError(f"{path} can't be written ({error.strerror}): {remedy}") from error
     finally:
         partial.unlink(missing_ok=True)
 

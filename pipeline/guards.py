@@ -35,7 +35,9 @@ def mendable() -> Iterator[None]:
             reason = "a loader process ended by itself, as when the kernel needs its memory"
             raise MtkdError(f"{reason}: start again, with fewer --workers if it happens again") from error
         if PEER_GONE.search(text):
-            raise MtkdError("another process of this run ended first: its own line says why") from error
+            raise MtkdError(
+                "another process of this run ended first: its own line says why, if it was not killed"
+            ) from error
         raise
     except Exception as error:
         # A loader process hands on its error with a traceback before the message.

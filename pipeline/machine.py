@@ -1,4 +1,8 @@
-"""Where to compute: settings that change the time a result takes and not the result."""
+"""Where to compute: settings that change the time a result takes and not what it means.
+
+Sharing a batch changes the last digits of sums, and what batch norm sees: a piece at a time, except on CUDA, where the
+processes compute its statistics together.
+"""
 
 import ctypes
 import logging

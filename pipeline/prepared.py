@@ -372,7 +372,7 @@ def load_label(path: Path) -> NDArray[np.uint8]:
 
 
 def _load(path: Path, flags: int) -> NDArray[np.uint8]:
-    pixels = cv2.imread(str(path), flags)
+    pixels = cv2.imread(str(path), flags) if path.is_file() else None
     if pixels is None:
         raise MtkdError(f"{path} is missing or damaged: run `dvc repro -f prepare`")
     return np.asarray(pixels)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.files import write_atomically
 
 State = dict[str, Any]
+DIGEST = 32  # bytes of the sha256 in front of the state
 
 
 class Resume:
@@ -31,9 +32,12 @@ class Resume:
         """What :meth:`save` was given last, tensors on the CPU; or None, and why it can't be used (or nothing)."""
         if not self.path.is_file():
             return None, ""
+        content = self.path.read_bytes()
+        if content[:DIGEST] != sha256(content[DIGEST:]).digest():
+            return None, f"{self.path} is damaged"
         try:
             # weights_only: tensors and plain values, no code.
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            state = torch.load(BytesIO(content[DIGEST:]), map_location="cpu", weights_only=True)
             known = state.pop("identity")
         except (OSError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, ValueError, pickle.PickleError):
             return None, f"{self.path} is damaged"
@@ -45,7 +49,7 @@ class Resume:
         """Replace what was saved; a crash leaves the one or the other."""
         content = BytesIO()  # torch hides why a file can't be written
         torch.save({"identity": self.identity, **state}, content)
-        write_atomically(self.path, content.getbuffer())
+        write_atomically(self.path, sha256(content.getbuffer()).digest() + content.getbuffer())
 
     def done(self) -> None:
         """Forget: the run's results are in place."""

@@ -24,7 +24,8 @@ class _Group(TyperGroup):
         except Exception as error:
             if ctx.params.get("debug") or not _can_be_mended(error):
                 raise
-            typer.echo(f"error: {error}", err=True)
+            full = ": make room, then start the same command again" if _is_full(error) else ""
+            typer.echo(f"error: {error}{full}", err=True)
             raise typer.Exit(1) from None
 
 
@@ -33,6 +34,12 @@ def _can_be_mended(error: Exception) -> bool:
 
     # A reader such as `head` that has gone is no error; click ends quietly.
     return isinstance(error, MtkdError | StoreError | OSError) and not isinstance(error, BrokenPipeError)
+
+
+def _is_full(error: Exception) -> bool:
+    from pipeline.files import FULL
+
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)

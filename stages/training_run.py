@@ -92,7 +92,9 @@ def train_run(
     train = FrameDataset(frames, anatomies, settings.seed, soft_targets)
     val = FrameDataset(frames_of("val", anatomies), anatomies)
     network = seeded_network(settings, anatomies)
-    known = {"settings": settings.model_dump(), **_digests(train.frames, val.frames), **(taught or {})}
+    # Batch norm sees a piece at a time, so that pieces are part of what determines the weights.
+    shared = {"processes": fabric.world_size, "accumulate": machine.accumulate}
+    known = {"settings": settings.model_dump(), **shared, **_digests(train.frames, val.frames), **(taught or {})}
     place = SCRATCH / "training" / checkpoint.parent.name / checkpoint.stem
     resume = Resume(place.with_name(f"{place.name}.pt"), run_identity(known, network.state_dict()))
     height, width = load_frame(train.frames[0].image).shape[:2]

@@ -174,7 +174,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(killed):
     last = (folder / "output.txt").read_text().splitlines()[-1]
     assert process.exitcode == 1
     assert last.startswith("error: ")
-    assert "File too large" in last
+    assert f"{run}.pt can't be written (File too large): make room" in last
     assert leftovers(folder) == []
     finish(folder, run)
     assert results(folder, run) == whole
@@ -194,7 +194,7 @@ def test_a_state_that_does_not_fit_is_not_used(killed, what):
     (folder / "params.yaml").write_text(params)
     if what == "damaged":
         content = bytearray(state.read_bytes())
-        content[len(content) // 2 :] = b"x" * 100
+        content[len(content) // 2] ^= 1
         state.write_bytes(content)
     said = finish(folder, run)
     assert "begins anew, scratch/training/" in said
@@ -273,3 +273,13 @@ def test_a_checkpoint_says_what_it_was_trained_on(run):
     assert card.trained_on["distill"]["softmax"] == "classes_balanced"
     assert len(card.trained_on["stores"]) == 2
     assert len(card.trained_on["frames"]) == 64
+    assert card.trained_on["processes"] == card.trained_on["accumulate"] == 1
+
+
+def test_one_flipped_bit_in_a_checkpoint_is_refused(run):
+    path = run / "checkpoints/students/mtkd.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    assert "mtkd.safetensors is no whole checkpoint (its weights are damaged" in mtkd("evaluate", code=1)
