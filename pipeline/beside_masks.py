@@ -1,11 +1,11 @@
 """What DSAD tells beside its masks: which organs a frame shows at all, and what each single annotator drew.
 
-Both concern evaluation alone, so a file that is broken is a warning and its content is left out.
+Both concern evaluation alone, so a file that is broken or speaks of nothing here is a warning and is left out.
 """
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,37 +47,65 @@ class Annotation:
 def read_weak_labels(path: Path, folders: Sequence[str]) -> dict[int, dict[str, bool]]:
     """Which anatomies each frame shows, by the frame's number.
 
-    A first row that does not hold only 0 and 1 names the columns. Without one they are the data set's anatomies in
-    alphabetical order, or DSAD's twelve. A frame's number are the last digits of its file's name (DSAD writes
-    ``images007.png`` for ``image07.png``).
+    A first row of words names the columns, in any case and with spaces for underscores. Without one they are the data
+    set's anatomies in alphabetical order, or DSAD's twelve. A frame's number are the last digits of its file's name
+    (DSAD writes ``images007.png`` for ``image07.png``).
 
     Args:
         path: the file.
         folders: the anatomies of the whole data set.
 
     Raises:
-        DataError: the file cannot be read, or a row is not as expected.
+        DataError: the file cannot be read or is empty, no column is one of the anatomies, or a row is not as expected.
     """
-    try:
-        rows = [row for row in csv.reader(path.read_text().splitlines()) if row]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError([f"{path}: cannot be read ({error})"]) from error
-    columns: Sequence[str] = sorted(folders)
-    if rows and len(rows[0]) == len(DSAD_COLUMNS) + 1:
-        columns = DSAD_COLUMNS
-    if rows and not _is_binary(rows[0][1:]):
-        columns, rows = [name.strip() for name in rows[0][1:]], rows[1:]
-    found = {}
-    for line, row in enumerate(rows, start=1):
+    rows = _numbered_rows(path)
+    first = rows[0][1][1:]
+    columns = _implied_columns(len(first), folders)
+    if not any(re.fullmatch(r"[\d.+-]*", cell.strip()) for cell in first):
+        columns, rows = _matched(first, folders), rows[1:]
+    if not set(columns) & set(folders):
+        raise DataError([f"{path}: its columns ({', '.join(columns)}) name none of {', '.join(sorted(folders))}"])
+    if len(set(columns)) < len(columns):
+        raise DataError([f"{path}: its first row names a column twice"])
+    found: dict[int, dict[str, bool]] = {}
+    for line, row in rows:
         number = re.search(r"(\d+)$", Path(row[0].strip()).stem)
-        if number is None or len(row) != len(columns) + 1 or not _is_binary(row[1:]):
+        if number is None or len(row) != len(columns) + 1 or any(cell.strip() not in ("0", "1") for cell in row[1:]):
             raise DataError([f"{path}: row {line} is no file name and {len(columns)} times 0 or 1"])
-        found[int(number[1])] = {name: value.strip() == "1" for name, value in zip(columns, row[1:], strict=True)}
+        if int(number[1]) in found:
+            raise DataError([f"{path}: row {line} is another one of frame {number[1]}"])
+        found[int(number[1])] = {name: cell.strip() == "1" for name, cell in zip(columns, row[1:], strict=True)}
     return found
 
 
-def _is_binary(cells: Sequence[str]) -> bool:
-    return bool(cells) and all(cell.strip() in ("0", "1") for cell in cells)
+def _numbered_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """The rows that are not blank, each with its number in the file."""
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError([f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"]) from error
+    numbered = [(line, row) for line, row in enumerate(rows, start=1) if row]
+    if not numbered:
+        raise DataError([f"{path}: is empty"])
+    return numbered
+
+
+def _implied_columns(number: int, folders: Sequence[str]) -> Sequence[str]:
+    others = not set(folders) <= set(DSAD_COLUMNS)
+    if number == len(DSAD_COLUMNS) and not (others and number == len(folders)):
+        return DSAD_COLUMNS
+    return sorted(folders)
+
+
+def _matched(names: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """Names as the folders spell them."""
+    spelt = {spelling(folder): folder for folder in folders}
+    return [spelt.get(spelling(name), name.strip()) for name in names]
+
+
+def spelling(name: str) -> str:
+    """What is left of a name where case, and spaces for underscores, do not matter."""
+    return "_".join(name.lower().split())
 
 
 def write_beside(sources: Sequence[Source], folder: Path, image_size: tuple[int, int]) -> list[str]:
@@ -102,44 +130,57 @@ def write_beside(sources: Sequence[Source], folder: Path, image_size: tuple[int,
 def _write_presence(sources: Sequence[Source], path: Path, warnings: list[str]) -> None:
     rows: list[dict[str, object]] = []
     root = sources[0].image.parents[2]
-    folders = [p.name for p in root.iterdir() if p.is_dir() and p.name not in OTHER_FOLDERS]
+    folders = [p.name for p in root.iterdir() if p.is_dir() and p.name not in OTHER_FOLDERS and p.name[0] != "."]
     for surgery in dict.fromkeys(source.image.parent for source in sources):
         file = surgery / "weak_labels.csv"
-        if not file.is_file():
+        if not file.exists():
             continue
         try:
             known = read_weak_labels(file, folders)
         except DataError as error:
             warnings.append(f"{error}; it is left out")
             continue
-        for source in (s for s in sources if s.image.parent == surgery):
-            number = int(re.sub(r"\D", "", source.name))
-            if number in known:
-                rows.append({"frame": source.id} | {name: int(there) for name, there in known[number].items()})
+        own = [s for s in sources if s.image.parent == surgery]
+        told = {s: known[number] for s in own if (number := int(re.sub(r"\D", "", s.name))) in known}
+        if not told:
+            warnings.append(f"{file}: has no row for any frame here")
+        for source in _denied(told):
+            warnings.append(f"{file}: says that {source.name} shows no {source.anatomy}, and {source.mask} does")
+            told[source] = {name: there for name, there in told[source].items() if name != source.anatomy}
+        rows += [{"frame": s.id} | {name: int(there) for name, there in shows.items()} for s, shows in told.items()]
     if rows:
         names = list(dict.fromkeys(name for row in rows for name in row))
         _write(path, names, [[row.get(name, "") for name in names] for row in rows])
+
+
+def _denied(told: Mapping[Source, Mapping[str, bool]]) -> list[Source]:
+    """Frames that are said not to show what their own mask shows."""
+    absent = [source for source, shows in told.items() if shows.get(source.anatomy) is False]
+    return [source for source in absent if source.mask is not None and read_mask(source.mask)[0].any()]
 
 
 def _write_annotators(sources: Sequence[Source], path: Path, size: tuple[int, int], warnings: list[str]) -> None:
     rows = []
     for source in sources:
         for folder in sorted(source.image.parent.glob("anno_*")):
-            if source.mask is None or not (folder / source.mask.name).is_file():
+            if source.mask is None or not (drawn := folder / source.mask.name).is_file():
                 continue
             try:
-                own, consensus = _small(folder / source.mask.name, size), _small(source.mask, size)
+                own, consensus = read_mask(drawn)[0], read_mask(source.mask)[0]
             except DataError as error:
                 warnings.append(f"{error}; it is left out")
                 continue
-            c = count_masks(own, consensus)
+            if own.shape != consensus.shape:
+                sizes = " and ".join(f"{w}x{h}" for h, w in (own.shape, consensus.shape))
+                warnings.append(f"{drawn}: this mask and the consensus have different sizes, {sizes}; it is left out")
+                continue
+            c = count_masks(_small(own, size), _small(consensus, size))
             rows.append([source.id, folder.name, c.tp, c.fp, c.fn, c.tn])
     if rows:
         _write(path, ["frame", "annotator", "tp", "fp", "fn", "tn"], rows)
 
 
-def _small(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
-    mask, _ = read_mask(path)
+def _small(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
     return cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline import metrics
 from pipeline.calibration import Calibration, calibration
 from pipeline.counts import Counts, count_masks
+from pipeline.dsad import surgery_id
 from pipeline.inference import answers, clean_questions
 from pipeline.machine import Machine
 from pipeline.models.network import Network, resize
@@ -39,6 +40,11 @@ class Result:
     inside: tuple[int, ...]
     claimed: tuple[int, ...]
     claimants: tuple[int, int, int]
+
+    @property
+    def surgery(self) -> str | int:
+        """The id of its surgery, whose folder may be 3 under one anatomy and 03 under another."""
+        return surgery_id(self.frame.surgery)
 
     def value(self, metric: str) -> float:
         """A metric by its name, see ``METRICS``; NaN where it has none."""

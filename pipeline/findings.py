@@ -17,7 +17,7 @@ TOO_FEW = "too few"
 
 
 def intervals(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str, Any]:
-    """Per metric and anatomy (and ``mean``): mean, low and high end of the 95 % interval."""
+    """Per metric and anatomy (and ``mean``): mean, ends of the 95 % interval, number of surgeries behind them."""
     return {metric: _table(estimates(_values(results, metric), anatomies), metric) for metric in METRICS}
 
 
@@ -35,13 +35,14 @@ def difference(new: Sequence[Result], old: Sequence[Result], anatomies: Sequence
 
 
 def _values(results: Sequence[Result], metric: str) -> list[Value]:
-    return [Value(r.frame.surgery, r.frame.anatomy, r.value(metric)) for r in results]
+    return [Value(r.surgery, r.frame.anatomy, r.value(metric)) for r in results]
 
 
 def _table(found: Mapping[str, Estimate], metric: str) -> dict[str, dict[str, float | None]]:
     unit = 1 if metric == "hd95" else 100
     return {
         name: {key: _rounded(unit * getattr(one, key)) for key in ("mean", "low", "high")}
+        | {"surgeries": one.surgeries}
         for name, one in found.items()
     }
 
@@ -49,11 +50,15 @@ def _table(found: Mapping[str, Estimate], metric: str) -> dict[str, dict[str, fl
 def per_surgery(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One row per surgery and anatomy: frames, and the mean of every metric."""
     rows = []
-    for surgery, anatomy in sorted({(r.frame.surgery, r.frame.anatomy) for r in results}):
-        own = [r for r in results if (r.frame.surgery, r.frame.anatomy) == (surgery, anatomy)]
+    for surgery, anatomy in sorted({(r.surgery, r.frame.anatomy) for r in results}, key=_numbers_first):
+        own = [r for r in results if (r.surgery, r.frame.anatomy) == (surgery, anatomy)]
         means = {m: metrics.mean([r.value(m) for r in own]) for m in METRICS}
         rows.append({"surgery": surgery, "anatomy": anatomy, "frames": len(own), **means})
     return rows
+
+
+def _numbers_first(surgery_and_anatomy: tuple[str | int, str]) -> tuple[bool, tuple[str | int, str]]:
+    return isinstance(surgery_and_anatomy[0], str), surgery_and_anatomy
 
 
 def false_alarms(

@@ -75,11 +75,13 @@ class Summary:
         counts: number of frames by split and anatomy.
         unlabelled: number of frames without a label.
         warnings: what is legal and suspicious, one line each.
+        beside: those of them that concern what lies beside the masks.
     """
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     unlabelled: int = 0
     warnings: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def prepare(
     summary = _summary(checked, anatomies, splits, surgery_ids(root))
     summary.unlabelled = len(unlabelled)
     summary.warnings += beside
+    summary.beside = beside
     return summary
 
 

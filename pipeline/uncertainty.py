@@ -8,25 +8,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
-FEWEST = 6  # surgeries for a test of significance
+FEWEST = 6  # surgeries for a test of significance; an interval over fewer is too narrow
 
 
 @dataclass(frozen=True)
 class Value:
     """One frame's value of a metric; NaN where it has none."""
 
-    surgery: str
+    surgery: str | int
     anatomy: str
     value: float
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and the 2.5 and 97.5 percentiles of its bootstrap distribution; NaN without a value."""
+    """A mean and the 2.5 and 97.5 percentiles of its bootstrap distribution; NaN without a value.
+
+    One surgery has a mean and no interval.
+    """
 
     mean: float
     low: float
     high: float
+    surgeries: int
 
 
 def estimates(values: Sequence[Value], anatomies: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
@@ -37,12 +41,15 @@ def estimates(values: Sequence[Value], anatomies: Sequence[str], seed: int = 0) 
     sums, counts = _per_surgery(values, anatomies)
     surgeries = len(sums)
     if not surgeries:
-        return dict.fromkeys(("mean", *anatomies), Estimate(nan, nan, nan))
+        return dict.fromkeys(("mean", *anatomies), Estimate(nan, nan, nan, 0))
     ones = np.ones((1, surgeries))
     weights = np.random.default_rng(seed).multinomial(surgeries, np.full(surgeries, 1 / surgeries), RESAMPLES)
     exact, resampled = (_means(w.astype(np.float64), sums, counts) for w in (ones, weights))
+    behind = (surgeries, *np.count_nonzero(counts, axis=0).tolist())
     return {
-        name: Estimate(float(exact[0, i]), *_percentiles(resampled[:, i]))
+        name: Estimate(
+            float(exact[0, i]), *(_percentiles(resampled[:, i]) if behind[i] > 1 else (nan, nan)), surgeries=behind[i]
+        )
         for i, name in enumerate(("mean", *anatomies))
     }
 
@@ -63,7 +70,7 @@ def significance(differences: Sequence[Value]) -> float | None:
     return float(wilcoxon(list(per_surgery.values())).pvalue) if any(per_surgery.values()) else 1.0
 
 
-def surgery_means(values: Sequence[Value]) -> dict[str, float]:
+def surgery_means(values: Sequence[Value]) -> dict[str | int, float]:
     """Mean over each surgery's frames; surgeries without a value are left out."""
     known = [v for v in values if not isnan(v.value)]
     names = dict.fromkeys(v.surgery for v in known)

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from pipeline import findings
 from pipeline.beside_masks import read_annotations, read_presence
 from pipeline.checkpoint import load_checkpoint
+from pipeline.errors import MtkdError
 from pipeline.evaluation import Result, evaluate, own_masks, summarise
 from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models.network import Network
 from pipeline.overlay import strip, write_png
-from pipeline.prepared import Frame, frames_digest, load_frame, load_label
+from pipeline.prepared import Frame, frames_digest, labels_digest, load_frame, load_label
 from pipeline.settings import Params
 from stages.console import progress, say
 from stages.elsewhere import is_elsewhere
@@ -31,6 +32,7 @@ def run(machine: Machine) -> None:
     """Write metrics/evaluate.json, tables, what plots and report need, and pictures."""
     params = load_params()
     anatomies, frames = params.data.anatomies, frames_of("test", params.data.anatomies)
+    _require_fit(params)
     results, masks = {}, {}
     for name in STUDENTS:
         results[name] = list(_evaluated(name, _student(name), frames, anatomies, params, machine))
@@ -49,9 +51,40 @@ def run(machine: Machine) -> None:
     write_json(RESULTS / "evaluation.json", _findings(results, params))
     _write_plots(results, tables, anatomies)
     _draw(chosen, [masks[name] for name in order])
-    counted = len({row.frame.anatomy for row in results["mtkd"]})
     for name, table in tables.items():
-        say(f"{name:>8}: Dice {table['dice']['mean']} over {counted} of {len(anatomies)} anatomies")
+        say(f"{name:>8}: {_told(table['dice'], anatomies)}")
+
+
+def _told(dice: Mapping[str, float | None], anatomies: Sequence[str]) -> str:
+    counted = sum(dice[anatomy] is not None for anatomy in anatomies)
+    return f"Dice {dice['mean']} over {counted} of {len(anatomies)} anatomies" if counted else "nothing to measure"
+
+
+def _require_fit(params: Params) -> None:
+    """Before anything is measured: decoders are told apart by their place, and a size is not seen in the weights.
+
+    Raises:
+        MtkdError: checkpoints that were trained for other anatomies, in another order, or at another size, together.
+    """
+    anatomies = params.data.anatomies
+    files = [(student_checkpoint(name), f"train_student@{name}", anatomies) for name in STUDENTS]
+    files += [(teacher_checkpoint(a), f"train_teacher@{a}", [a]) for a in anatomies]
+    problems = []
+    for path, made_by, own in files:
+        if is_elsewhere(path):
+            continue
+        _, card = load_checkpoint(path, made_by)
+        found, expected = (list(card.anatomies), card.image_size), (own, params.data.image_size)
+        if found != expected:
+            pairs = zip(("anatomies", "image_size"), found, expected, strict=True)
+            what = "; ".join(f"{key} {_listed(a)}, params.yaml asks for {_listed(b)}" for key, a, b in pairs if a != b)
+            problems.append(f"{path} was trained for {what}: run `dvc repro {made_by}`")
+    if problems:
+        raise MtkdError("\n  ".join(problems))
+
+
+def _listed(values: Sequence[object]) -> str:
+    return f"[{', '.join(map(str, values))}]"
 
 
 def _student(name: str) -> Network:
@@ -96,11 +129,13 @@ def _gain(new: dict[str, dict[str, float | None]], old: dict[str, dict[str, floa
 
 def _findings(results: Mapping[str, list[Result]], params: Params) -> dict[str, object]:
     anatomies, beside = params.data.anatomies, [PREPARED_LABELS / "test" / a for a in params.data.anatomies]
+    frames = frames_of("test", anatomies)
     presence = {frame: shows for folder in beside for frame, shows in read_presence(folder).items()}
     students = {name: results[name] for name in STUDENTS}
     return {
-        "test_frames": frames_digest(frames_of("test", anatomies)),
-        "surgeries": len({r.frame.surgery for r in results["mtkd"]}),
+        "test_frames": frames_digest(frames),
+        "test_labels": labels_digest(frames),
+        "surgeries": len({r.surgery for r in results["mtkd"]}),
         "tolerance": params.evaluate.tolerance,
         "intervals": {name: findings.intervals(rows, anatomies) for name, rows in results.items()},
         "difference": findings.difference(results["mtkd"], results["baseline"], anatomies),

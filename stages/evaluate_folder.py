@@ -1,25 +1,28 @@
 """``mtkd evaluate --checkpoint``: any checkpoint of this project on any data set, without DVC and params.yaml."""
 
-import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
+from typing import Any
 
-import cv2
-import numpy as np
 from rich.table import Table
 
 from pipeline import findings
-from pipeline.beside_masks import read_presence
+from pipeline.beside_masks import Annotation, read_annotations, read_presence
 from pipeline.checkpoint import Card, load_checkpoint
-from pipeline.dsad import DataError, Splits, read_mask, surgery_ids
+from pipeline.dsad import Splits, surgery_ids
 from pipeline.errors import MtkdError
 from pipeline.evaluation import METRICS, evaluate
 from pipeline.files import write_json
 from pipeline.machine import Machine
+from pipeline.models.network import Network
 from pipeline.prepared import Frame, list_frames, prepare
+from pipeline.uncertainty import FEWEST
 from stages.console import console, progress, say
 from stages.evaluation_tables import write_per_frame, write_per_surgery
+from stages.label_maps import has_label_maps, unfold
 
 BATCH, TOLERANCE = 16, 2.0
 
@@ -36,95 +39,118 @@ def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
         machine: where.
 
     Raises:
-        MtkdError: no checkpoint, or nothing in the data that it could be measured on.
+        MtkdError: no checkpoint, nothing in the data that it could be measured on, or no place for the output.
     """
-    network, card = load_checkpoint(checkpoint, "train_student")
+    _require_folders(data, output)
+    network, card = _loaded(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
-        frames, presence = _prepared(data, card, Path(folder))
+        there = _prepared(data, card, Path(folder))
         results = []
         with progress("frames evaluated") as bar:
-            for result in evaluate(network, frames, card.anatomies, BATCH, TOLERANCE, machine):
+            for result in evaluate(network, there.frames, card.anatomies, BATCH, TOLERANCE, machine):
                 results.append(result)
-                bar(len(results), len(frames))
+                bar(len(results), len(there.frames))
     name = checkpoint.stem
     write_per_frame(output / "per_frame.csv", {name: results})
     write_per_surgery(output / "per_surgery.csv", {name: results})
-    intervals = findings.intervals(results, card.anatomies)
-    write_json(
-        output / "evaluation.json",
-        {
-            "checkpoint": str(checkpoint),
-            "data": str(data),
-            "image_size": list(card.image_size),
-            "surgeries": len({r.frame.surgery for r in results}),
-            "tolerance": TOLERANCE,
-            "intervals": intervals,
-            "false_alarms": findings.false_alarms(results, card.anatomies, presence),
-            "confusion": findings.confusion(results, card.anatomies),
-            "claimants": findings.claimants(results),
-            "calibration": findings.calibrated(results, card.anatomies),
-        },
-    )
-    _print(intervals, f"{checkpoint} on {len(frames)} frames of {data}")
+    found = {
+        "intervals": findings.intervals(results, card.anatomies),
+        "false_alarms": findings.false_alarms(results, card.anatomies, there.presence),
+        "confusion": findings.confusion(results, card.anatomies),
+        "claimants": findings.claimants(results),
+        "calibration": findings.calibrated(results, card.anatomies),
+        "annotators": {a: findings.annotators(own) for a, own in there.annotations.items()},
+    }
+    about = {
+        "checkpoint": str(checkpoint),
+        "data": str(data),
+        "image_size": list(card.image_size),
+        "surgeries": len({r.surgery for r in results}),
+        "tolerance": TOLERANCE,
+    }
+    write_json(output / "evaluation.json", about | found)
+    _print(found, f"{checkpoint} on {len(there.frames)} frames of {data}")
     say(f"-> {output}")
 
 
-def _prepared(data: Path, card: Card, folder: Path) -> tuple[list[Frame], dict[str, dict[str, bool]]]:
-    root = data
-    if data.is_dir() and any(data.glob("*/label*.png")):
-        root = _unfolded(data, card, folder / "masks")
-    there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+def _require_folders(data: Path, output: Path) -> None:
+    """Before anything is measured."""
+    if not data.is_dir():
+        raise MtkdError(
+            f"--data {data} {'is no folder' if data.exists() else 'does not exist'}: name a folder of frames"
+        )
+    there = next(p for p in (output, *output.parents) if p.exists())
+    if not there.is_dir():
+        raise MtkdError(f"--output {output}: {there} is a file; name a folder")
+
+
+def _loaded(checkpoint: Path) -> tuple[Network, Card]:
+    wanted = "name a .safetensors file that `mtkd train-teacher` or `mtkd train-student` wrote"
+    if not checkpoint.is_file():
+        raise MtkdError(f"--checkpoint {checkpoint} is missing: {wanted}")
+    try:
+        return load_checkpoint(checkpoint, "train_student")
+    except MtkdError as error:
+        reason = shorten(str(error.__cause__), 160, placeholder=" ...")
+        raise MtkdError(f"--checkpoint {checkpoint} is no whole checkpoint ({reason}): {wanted}") from error
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Frames to measure on, and what is known beside their masks: by a frame's id, and by anatomy."""
+
+    frames: list[Frame]
+    presence: dict[str, dict[str, bool]]
+    annotations: dict[str, list[Annotation]]
+
+
+def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
+    root, presence = data, {}
+    if has_label_maps(data):
+        root = folder / "masks"
+        presence = unfold(data, card.anatomies, root)
+    there = sorted(p.name for p in root.iterdir() if p.is_dir())
     own = [anatomy for anatomy in card.anatomies if anatomy in there]
     if not own:
         raise MtkdError(f"{data} holds none of the checkpoint's anatomies ({', '.join(card.anatomies)})")
     everyone = Splits(val=(), test=tuple(surgery_ids(root)))
     frames, labels = folder / "frames", folder / "labels"
     with progress("frames checked and resized") as bar:
-        prepare(root, own, everyone, card.image_size, frames, labels, workers=2, progress=bar, least_training=0)
-    presence = {k: v for a in own for k, v in read_presence(labels / "test" / a).items()}
-    return list_frames(frames, labels, "test", own), presence
+        summary = prepare(
+            root, own, everyone, card.image_size, frames, labels, workers=2, progress=bar, least_training=0
+        )
+    for warning in summary.beside:
+        say(f"warning: {warning}")
+    found = list_frames(frames, labels, "test", own)
+    if not found:
+        raise MtkdError(f"{data} holds no frames: expected <surgery>/imageMM.png and maskMM.png under {', '.join(own)}")
+    beside = {anatomy: labels / "test" / anatomy for anatomy in own}
+    for place in beside.values():
+        presence |= read_presence(place)
+    return _Prepared(found, presence, {anatomy: read_annotations(place) for anatomy, place in beside.items()})
 
 
-def _unfolded(data: Path, card: Card, root: Path) -> Path:
-    """Complete label maps as a data set in DSAD's layout: every frame stands in every anatomy's folder."""
-    names = _map_names(data, card.anatomies)
-    for path in sorted(data.glob("*/label*.png")):
-        number = re.sub(r"\D", "", path.stem)
-        image = path.with_name(f"image{number}.png")
-        if not image.is_file():
-            raise DataError([f"{path}: its frame {image.name} is missing"])
-        read_mask(path)  # refuses what is no whole PNG
-        values = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        for i, anatomy in enumerate(names, start=1):
-            if anatomy not in card.anatomies:
-                continue
-            place = root / anatomy / path.parent.name
-            place.mkdir(parents=True, exist_ok=True)
-            (place / image.name).symlink_to(image.resolve())
-            cv2.imwrite(str(place / f"mask{number}.png"), np.where(values == i, 255, 0).astype(np.uint8))
-    return root
-
-
-def _map_names(data: Path, default: Sequence[str]) -> Sequence[str]:
-    for folder in (data, data.resolve().parent):
-        file = folder / "anatomies.txt"
-        if file.is_file():
-            return file.read_text().split()
-    return default
-
-
-def _print(intervals: dict[str, dict[str, dict[str, float | None]]], title: str) -> None:
+def _print(found: Mapping[str, Any], title: str) -> None:
     table = Table(title=f"{title}: percent (hd95: pixels), 95 % interval of Dice over surgeries")
     table.add_column("")
-    for metric in METRICS:
-        table.add_column(metric, justify="right")
-    for name, dice in intervals["dice"].items():
-        if dice["mean"] is None:
+    ceiling = any(found["annotators"].values())
+    for column in (*METRICS, *(["annotators' dice"] if ceiling else [])):
+        table.add_column(column, justify="right")
+    few = False
+    for name, dice in found["intervals"]["dice"].items():
+        if not dice["surgeries"] and found["intervals"]["specificity"][name]["mean"] is None:
             continue
-        cells = [_number(intervals[metric][name]["mean"]) for metric in METRICS]
-        cells[0] += f" ({_number(dice['low'])} .. {_number(dice['high'])})"
+        cells = [_number(found["intervals"][metric][name]["mean"]) for metric in METRICS]
+        if dice["low"] is not None:
+            cells[0] += f" ({_number(dice['low'])} .. {_number(dice['high'])})"
+        if dice["surgeries"] < FEWEST:
+            cells[0], few = f"{cells[0]}*", True
+        if ceiling:
+            cells.append(" / ".join(map(_number, found["annotators"].get(name, {}).values())) or "-")
         table.add_row(name.replace("_", " "), *cells)
     console.print(table)
+    if few:
+        say(f"* too few surgeries: an interval over fewer than {FEWEST} is too narrow, and one surgery has none")
 
 
 def _number(value: float | None) -> str:

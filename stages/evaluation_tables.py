@@ -20,7 +20,7 @@ def write_per_frame(path: Path, results: Mapping[str, Sequence[Result]]) -> None
         for r in own:
             counts = (getattr(r.counts, c) for c in COUNTS)
             values = (_cell(r.value(m)) for m in METRICS)
-            rows.append((name, r.frame.anatomy, r.frame.surgery, r.frame.id, *counts, *values))
+            rows.append((name, r.frame.anatomy, r.surgery, r.frame.id, *counts, *values))
     write_csv(path, ("network", "anatomy", "surgery", "frame", *COUNTS, *METRICS), rows)
 
 

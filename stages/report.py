@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import json
 import subprocess
 from importlib.resources import files
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 import jinja2
 
+from pipeline.errors import MtkdError
 from pipeline.files import write_atomically
 from pipeline.settings import Params
+from pipeline.uncertainty import FEWEST
 from stages import report_charts, summary
-from stages.layout import METRICS, REPORT, RESULTS
+from stages.layout import REPORT, RESULTS
 from stages.paper_tables import table
 from stages.params import PARAMS, load_params
 
@@ -25,15 +26,16 @@ PAPER_TEST, PAPER_ANATOMIES = {2, 7, 11, 13, 14, 18, 20, 32}, 11
 
 def run() -> None:
     """Write the page and print the table of results."""
-    params, rows = load_params(), summary.results()
+    params, rows, dice = load_params(), summary.results(), _dice_of_frames()
     template = (files("stages") / "templates" / "report.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"plain": lambda name: name.replace("_", " ")}
     page = environment.from_string(template).render(
         rows=rows,
-        found=_read(RESULTS / "evaluation.json"),
-        gain=summary.read(METRICS / "evaluate.json")["gain"],
-        benchmark=summary.read(RESULTS / "benchmark.json"),
+        same_anatomies=summary.same_anatomies(rows),
+        found=summary.read(RESULTS / "evaluation.json", "evaluate"),
+        fewest=FEWEST,
+        benchmark=summary.read(RESULTS / "benchmark.json", "benchmark"),
         data=params.data,
         settings=PARAMS.read_text(),
         number=summary.number,
@@ -43,16 +45,12 @@ def run() -> None:
         charts={
             "curves": report_charts.curves(_curves()),
             "speed": report_charts.accuracy_and_speed(rows, table(1) if _is_papers_data(params) else {}),
-            "frames": report_charts.dice_of_frames(_dice_of_frames(), params.data.anatomies),
+            "frames": report_charts.dice_of_frames(dice, params.data.anatomies),
         },
-        pictures=_pictures(params.data.anatomies),
+        pictures=_pictures([anatomy for anatomy in params.data.anatomies if ("mtkd", anatomy) in dice]),
     )
     write_atomically(REPORT, page.encode())
     summary.run()
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def _commit() -> str:
@@ -97,15 +95,17 @@ def _paper(params: Params) -> list[dict[str, Any]]:
 def _pictures(anatomies: list[str]) -> dict[str, dict[str, str]]:
     """By anatomy and rule, the picture as a data URL."""
     folder = RESULTS / "qualitative"
-    return {
-        anatomy: {rule: _embedded(folder / f"{anatomy}-{rule}.png") for rule in RULES}
-        for anatomy in anatomies
-        if (folder / f"{anatomy}-{RULES[0]}.png").is_file()
-    }
+    return {anatomy: {rule: _embedded(folder / f"{anatomy}-{rule}.png") for rule in RULES} for anatomy in anatomies}
 
 
 def _embedded(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(_content(path)).decode()}"
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise MtkdError(f"{path} is missing: run `dvc repro -f evaluate`")
+    return path.read_bytes()
 
 
 def _curves() -> dict[str, list[float]]:
@@ -119,10 +119,17 @@ def _curves() -> dict[str, list[float]]:
 
 
 def _dice_of_frames() -> dict[tuple[str, str], list[float]]:
-    """Dice in percent of every frame, by network and anatomy."""
+    """Dice in percent of every frame that has one, by network and anatomy that were measured."""
+    path = RESULTS / "per_frame.csv"
     found: dict[tuple[str, str], list[float]] = {}
-    with (RESULTS / "per_frame.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["dice"]:
-                found.setdefault((row["network"], row["anatomy"]), []).append(100 * float(row["dice"]))
+    broken = MtkdError(f"{path} is no whole table of frames: run `dvc repro -f evaluate`")
+    try:
+        text = _content(path).decode()
+        for row in csv.DictReader(text.splitlines()):
+            own = found.setdefault((row["network"], row["anatomy"]), [])
+            own += [100 * float(row["dice"])] if row["dice"] else []
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise broken from error
+    if not text.startswith("network,anatomy,") or not text.endswith("\n"):
+        raise broken
     return found

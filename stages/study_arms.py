@@ -110,7 +110,7 @@ def _trusted(objective: Objective, trust: Sequence[float]) -> Objective:
 
 
 def _validation_dice(anatomy: str) -> float:
-    return read(METRICS / "teachers" / f"{anatomy}.json")["val_dice"]["mean"] or 0.0
+    return read(METRICS / "teachers" / f"{anatomy}.json", f"train_teacher@{anatomy}")["val_dice"]["mean"] or 0.0
 
 
 def _added(objective: Objective, other: Objective) -> Objective:

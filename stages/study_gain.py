@@ -129,7 +129,9 @@ def _teachers(machine: Machine) -> dict[str, Dice]:
         results += list(
             evaluate(teacher, frames_of("test", [anatomy]), [anatomy], params.evaluate.batch_size, None, machine)
         )
-        validation[anatomy] = read(METRICS / "teachers" / f"{anatomy}.json")["val_dice"]["mean"]
+        validation[anatomy] = read(METRICS / "teachers" / f"{anatomy}.json", f"train_teacher@{anatomy}")["val_dice"][
+            "mean"
+        ]
     return {
         "dice": summarise(results, anatomies)["dice"],
         "validation": {"mean": _mean(list(validation.values())), **validation},

@@ -13,31 +13,57 @@ from stages.layout import METRICS, REPORT, RESULTS
 ROWS = {"teachers": "teachers", "baseline": "student, baseline", "mtkd": "student, distilled"}
 
 
-def read(path: Path) -> Any:
-    """A metrics file of the last run.
+class _Record(dict[str, Any]):
+    """An object of a JSON file, in which every key that is asked for has to be."""
+
+    def __init__(self, path: Path, made_by: str, content: dict[str, Any]) -> None:
+        super().__init__(content)
+        self._path, self._made_by = path, made_by
+
+    def __missing__(self, key: str) -> Any:
+        raise MtkdError(f"{self._path} holds no '{key}': run `dvc repro -f {self._made_by}`")
+
+
+def read(path: Path, made_by: str) -> Any:
+    """A JSON file of the last run, whose missing keys are errors of the file.
 
     Raises:
-        MtkdError: there is none.
+        MtkdError: there is none, or it is broken.
     """
     if not path.is_file():
-        raise MtkdError(f"{path} is missing: run `dvc repro`")
-    return json.loads(path.read_text())
+        raise MtkdError(f"{path} is missing: run `dvc repro {made_by}`")
+    try:
+        content = json.loads(path.read_text(), object_hook=lambda found: _Record(path, made_by, found))
+    except ValueError as error:
+        raise MtkdError(f"{path} is no whole JSON ({error}): run `dvc repro -f {made_by}`") from error
+    if not isinstance(content, _Record):
+        raise MtkdError(f"{path} holds no JSON object: run `dvc repro -f {made_by}`")
+    return content
 
 
 def results() -> list[dict[str, Any]]:
-    """One row per network: name, arch, Dice per anatomy and mean in percent, parameters, milliseconds, frames/s."""
-    evaluation = read(METRICS / "evaluate.json")
-    counts, times = read(METRICS / "benchmark.json"), read(RESULTS / "benchmark.json")
+    """One row per network: name, arch, Dice per anatomy and mean in percent, parameters, milliseconds, frames/s.
+
+    ``measured``: over how many anatomies the mean is.
+    """
+    evaluation = read(METRICS / "evaluate.json", "evaluate")
+    counts, times = read(METRICS / "benchmark.json", "benchmark"), read(RESULTS / "benchmark.json", "benchmark")
     return [
         {
             "name": title,
             "dice": evaluation[key]["dice"],
             "iou": evaluation[key]["iou"],
+            "measured": sum(value is not None for name, value in evaluation[key]["dice"].items() if name != "mean"),
             **counts["teachers" if key == "teachers" else "student"],
             **times["teachers" if key == "teachers" else "student"],
         }
         for key, title in ROWS.items()
     ]
+
+
+def same_anatomies(rows: list[dict[str, Any]]) -> bool:
+    """Whether the means are over as many anatomies each: a teacher that is not here is not measured."""
+    return len({row["measured"] for row in rows}) == 1
 
 
 def number(value: float | None) -> str:
@@ -48,7 +74,7 @@ def number(value: float | None) -> str:
 def run() -> None:
     """Print it."""
     rows = results()
-    height, width = read(RESULTS / "benchmark.json")["image_size"]
+    height, width = read(RESULTS / "benchmark.json", "benchmark")["image_size"]
     table = Table(title=f"Dice (%) on the test surgeries; time for one {width}x{height} frame on this run's machine")
     table.add_column("")
     for row in rows:
@@ -56,6 +82,8 @@ def run() -> None:
     for anatomy in rows[0]["dice"]:
         style = "bold" if anatomy == "mean" else None
         table.add_row(anatomy.replace("_", " "), *(number(row["dice"][anatomy]) for row in rows), style=style)
+    if not same_anatomies(rows):
+        table.add_row("anatomies in the mean", *(str(row["measured"]) for row in rows))
     table.add_section()
     table.add_row("network", *(row["arch"] for row in rows))
     table.add_row("parameters (M)", *(f"{row['parameters'] / 1e6:.2f}" for row in rows))

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from conftest import REAL_DATA, write_dataset
+from conftest import REAL_DATA, write_dataset, write_png
 
 from pipeline.beside_masks import DSAD_COLUMNS, read_annotations, read_presence, read_weak_labels
 from pipeline.dsad import DataError, Splits
@@ -23,12 +23,40 @@ def prepared(root, out):
         ("image,liver,gall\nimage00.png,1,0\n", {0: {"liver": True, "gall": False}}),
         ("image07.png,0,1\n", {7: {"colon": False, "liver": True}}),
         (f"images012.png,{','.join('010000000001')}\n", {12: DSAD_ROW}),
-        ("", {}),
+        ("\ufeffimage, Colon ,SMALL bowel\nimage00.png,1,0\n", {0: {"colon": True, "SMALL bowel": False}}),
     ],
 )  # fmt: skip
 def test_columns_are_named_by_the_header_the_folders_or_dsad(tmp_path, text, expected):
     (tmp_path / "weak_labels.csv").write_text(text)
     assert read_weak_labels(tmp_path / "weak_labels.csv", ["liver", "colon"]) == expected
+
+
+def test_spaces_in_the_header_are_underscores(tmp_path):
+    (tmp_path / "weak_labels.csv").write_text("image,Abdominal wall\nimage00.png,1\n")
+    assert read_weak_labels(tmp_path / "weak_labels.csv", ["abdominal_wall"]) == {0: {"abdominal_wall": True}}
+
+
+def test_twelve_columns_are_the_data_sets_if_it_has_twelve_of_its_own(tmp_path):
+    folders = [f"organ{i:02d}" for i in range(12)]
+    (tmp_path / "weak_labels.csv").write_text(f"image00.png,{','.join('010000000001')}\n")
+    (shows,) = read_weak_labels(tmp_path / "weak_labels.csv", folders).values()
+    assert [name for name, there in shows.items() if there] == ["organ01", "organ11"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image00.png,x,0\nimage01.png,1,0\n", "row 1 is no file name and 2 times 0 or 1"),
+        ("image,Kolon,Leber\nimage00.png,1,0\n", r"its columns \(Kolon, Leber\) name none of colon, liver"),
+        ("image00.png,1,0\nimage0.png,1,1\n", "row 2 is another one of frame 0"),
+        ("image,colon,Colon\nimage00.png,1,0\n", "names a column twice"),
+        ("\n", "is empty"),
+    ],
+)
+def test_what_would_be_misread_is_refused(tmp_path, text, message):
+    (tmp_path / "weak_labels.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_weak_labels(tmp_path / "weak_labels.csv", ["liver", "colon"])
 
 
 @pytest.mark.parametrize("text", ["image00.png,1\n", "image00.png,1,2\n", "image.png,1,0\nimage00.png,1,0\n"])
@@ -42,6 +70,7 @@ def test_test_frames_keep_what_is_known_of_them(tmp_path):
     root = write_dataset(tmp_path / "dsad")
     for surgery in ("01", "03"):
         (root / "liver" / surgery / "weak_labels.csv").write_text("image00.png,0,1\nimage01.png,1,1\n")
+    (root / ".cache").mkdir()  # no anatomy
     summary = prepared(root, tmp_path)
     assert summary.warnings == []
     assert read_presence(tmp_path / "labels" / "test" / "liver") == {
@@ -49,6 +78,36 @@ def test_test_frames_keep_what_is_known_of_them(tmp_path):
     }  # fmt: skip
     assert read_presence(tmp_path / "labels" / "train" / "liver") == {}
     assert read_presence(tmp_path / "labels" / "test" / "colon") == {}
+
+
+def test_a_mask_is_believed_above_its_weak_label(tmp_path):
+    root = write_dataset(tmp_path / "dsad")
+    (root / "liver" / "03" / "weak_labels.csv").write_text("image00.png,0,0\nimage01.png,0,1\n")
+    (warning,) = prepared(root, tmp_path).warnings
+    assert "weak_labels.csv: says that image00 shows no liver, and" in warning
+    assert read_presence(tmp_path / "labels" / "test" / "liver") == {
+        "liver/03/image00": {"colon": False}, "liver/03/image01": {"colon": False, "liver": True},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["", "image77.png,0,1\n", None])
+def test_weak_labels_that_say_nothing_are_a_warning(tmp_path, content):
+    root = write_dataset(tmp_path / "dsad")
+    file = root / "liver" / "03" / "weak_labels.csv"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_text(content)
+    (warning,) = prepared(root, tmp_path).warnings
+    assert str(file) in warning
+
+
+def test_an_annotators_mask_of_another_size_is_a_warning(tmp_path):
+    root = write_dataset(tmp_path / "dsad")
+    write_png(root / "colon" / "03" / "anno_1" / "mask00.png", np.zeros((50, 64), np.uint8))
+    (warning,) = prepared(root, tmp_path).warnings
+    assert "different sizes, 64x50 and 64x48" in warning
+    assert read_annotations(tmp_path / "labels" / "test" / "colon") == []
 
 
 def test_annotators_are_compared_with_the_consensus(tmp_path):

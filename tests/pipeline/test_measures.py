@@ -1,13 +1,18 @@
 """What evaluation computes, each against a slow version written from its definition."""
 
+from dataclasses import astuple
 from math import hypot, isnan, nan, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.calibration import BINS, calibration, total
 from pipeline.counts import Counts, count_masks
-from pipeline.surface import compare_outlines
+from pipeline.evaluation import Result
+from pipeline.findings import intervals, per_surgery
+from pipeline.prepared import Frame
+from pipeline.surface import Surface, compare_outlines
 from pipeline.uncertainty import Value, estimates, paired, significance
 
 RNG = np.random.default_rng(0)
@@ -120,6 +125,26 @@ def test_significance_needs_six_surgeries():
     better = paired([Value(v.surgery, v.anatomy, v.value + 0.1 + int(v.surgery) / 99) for v in old], old)
     assert significance(better) < 0.05
     assert significance(paired(old, old)) == 1
+
+
+def test_one_surgery_has_no_interval():
+    found = estimates([*values(1), Value("9", "b", 2.0)], ["a", "b"])
+    assert [found[name].surgeries for name in ("mean", "a", "b")] == [2, 1, 2]
+    assert [isnan(found[name].low) for name in ("mean", "a", "b")] == [False, True, False]
+    alone = estimates(values(1), ["a", "b"])["mean"]
+    assert [isnan(x) for x in astuple(alone)] == [False, True, True, False]
+
+
+def test_a_surgery_is_one_however_its_folders_are_written():
+    def result(anatomy, surgery):
+        frame = Frame(f"{anatomy}/{surgery}/image00", anatomy, surgery, Path(), Path())
+        empty = calibration(np.zeros((1, 1), np.float32), np.zeros((1, 1), bool))
+        return Result(frame, Counts(1, 0, 0, 3), Surface(0, 1), empty, (1, 0), (1, 0), (3, 1, 0))
+
+    results = [result("a", "03"), result("b", "3"), result("b", "x")]
+    assert intervals(results, ["a", "b"])["dice"]["mean"]["surgeries"] == 2
+    rows = [(row["surgery"], row["anatomy"]) for row in per_surgery(results)]
+    assert rows == [(3, "a"), (3, "b"), ("x", "b")]
 
 
 def test_nothing_to_estimate():

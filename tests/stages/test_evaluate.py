@@ -9,7 +9,10 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import disc, mtkd, write_png
+from conftest import disc, mtkd, write_dataset, write_png
+
+from stages.elsewhere import write_stand_in
+from stages.layout import teacher_checkpoint
 
 METRICS = ("dice", "iou", "precision", "recall", "specificity", "nsd", "hd95")
 
@@ -58,6 +61,8 @@ def test_every_aggregate_comes_from_the_frames(run):
         expected = mean([number(x["nsd"]) for x in own])
         assert number(r["nsd"]) == pytest.approx(expected, abs=1e-5)
     assert findings["difference"]["dice"]["p"] == "too few"
+    one = findings["intervals"]["mtkd"]["dice"]["mean"]
+    assert (one["low"], one["high"], one["surgeries"]) == (None, None, 1)
     assert sqrt(32**2 + 48**2) + 1e-3 > max(number(r["hd95"]) or 0 for r in rows)
 
 
@@ -106,35 +111,125 @@ def test_any_checkpoint_on_any_folder(run, tmp_path, monkeypatch):
         shutil.copytree(f"{root}/{anatomy}/03", only_test / anatomy / "03")
     output = mtkd("evaluate", "--checkpoint", str(checkpoint), "--data", str(only_test), "--output", "out")
     assert "liver" in output
+    assert "too few surgeries" in output
     found = json.loads((tmp_path / "elsewhere/out/evaluation.json").read_text())
     assert found["intervals"]["dice"] == expected
     assert len(table(tmp_path / "elsewhere/out/per_frame.csv")) == 6
 
 
 def test_a_checkpoint_on_complete_label_maps(run, tmp_path):
-    maps = tmp_path / "labelmap"
+    maps = write_maps(tmp_path / "labelmap")
+    for path in maps.glob("*/label03.png"):
+        path.with_name("label_03.png").write_bytes(path.read_bytes())  # another file, that nobody asks for
+        path.with_name("label03_x.png").write_bytes(path.read_bytes())
+    (tmp_path / "anatomies.txt").write_text("the colon\nLiver\n")
+    measured(maps, tmp_path / "out")
+    rows = table(tmp_path / "out/per_frame.csv")
+    assert [r["frame"] for r in rows] == ["liver/04/image03", "liver/05/image03"]
+    assert all(int(r["tp"]) + int(r["fn"]) for r in rows)
+
+
+def test_complete_label_maps_know_what_is_absent(run, tmp_path):
+    maps = write_maps(tmp_path / "labelmap")
+    (tmp_path / "anatomies.txt").write_text("colon\nliver\n")
+    measured(maps, tmp_path / "out")
+    there = {r["anatomy"]: int(r["tp"]) + int(r["fn"]) for r in table(tmp_path / "out/per_frame.csv")}
+    assert there["colon"] == 0 < there["liver"]
+    alarms = json.loads((tmp_path / "out/evaluation.json").read_text())["false_alarms"]
+    assert {anatomy: alarm["frames"] for anatomy, alarm in alarms.items()} == {"colon": 2, "liver": 0}
+
+
+def write_maps(maps, dtype=np.uint8):
     for surgery in ("04", "05"):
         frame = np.full((40, 60, 3), 30, np.uint8)
         frame[disc((40, 60), (20, 20), 8)] = (220, 90, 30)
         write_png(maps / surgery / "image03.png", frame)
-        values = np.zeros((40, 60), np.uint8)
-        values[disc((40, 60), (20, 20), 8)] = 2
-        cv2.imwrite(str(maps / surgery / "label03.png"), values)
-    (tmp_path / "anatomies.txt").write_text("colon\nliver\n")
-    checkpoint = run / "checkpoints/students/mtkd.safetensors"
-    mtkd("evaluate", "--checkpoint", str(checkpoint), "--data", str(maps), "--output", str(tmp_path / "out"))
-    rows = table(tmp_path / "out/per_frame.csv")
-    there = {r["anatomy"]: int(r["tp"]) + int(r["fn"]) for r in rows}
-    assert len(rows) == 4
-    assert there["colon"] == 0 < there["liver"]
+        write_png(maps / surgery / "label03.png", disc((40, 60), (20, 20), 8).astype(dtype) * 2)
+    return maps
+
+
+def measured(data, output, code=0):
+    checkpoint = "checkpoints/students/mtkd.safetensors"
+    return mtkd("evaluate", "--checkpoint", checkpoint, "--data", str(data), "--output", str(output), code=code)
+
+
+def test_sixteen_bits_are_the_same_values(run, tmp_path):
+    for dtype in (np.uint8, np.uint16):
+        measured(write_maps(tmp_path / dtype.__name__, dtype), tmp_path / f"out_{dtype.__name__}")
+    assert table(tmp_path / "out_uint8/per_frame.csv") == table(tmp_path / "out_uint16/per_frame.csv")
+
+
+def test_label_maps_that_would_be_misread_are_refused_together(run, tmp_path):
+    maps = write_maps(tmp_path / "maps")
+    write_png(maps / "04/label03.png", np.full((40, 60), 7, np.uint16))
+    write_png(maps / "05/label03.png", np.zeros((40, 60, 3), np.uint8))
+    write_png(maps / "05/image04.png", np.zeros((40, 60, 3), np.uint8))
+    write_png(maps / "05/label04.png", np.zeros((40, 61), np.uint8))
+    write_png(maps / "05/label05.png", np.zeros((40, 60), np.uint8))
+    output = measured(maps, tmp_path / "out", code=1)
+    assert f"{maps}/04/label03.png: holds 7, and the checkpoint (there is no anatomies.txt) names only 1 to 2" in output
+    assert f"{maps}/05/label03.png: is a colour" in output
+    assert output.count("label04.png: frame and label have different sizes, 60x40 and 61x40") == 1
+    assert f"{maps}/05/label05.png: its frame image05.png is missing" in output
+    assert "4 problems" in output
+    (maps / "anatomies.txt").write_bytes("Gekröse\n".encode("latin1"))
+    assert "anatomies.txt: is no UTF-8 text" in measured(maps, tmp_path / "out", code=1)
+
+
+def test_annotators_stand_beside_the_checkpoint(run, tmp_path):
+    root = write_dataset(tmp_path / "annotated", surgeries=("03",), frames=1)
+    mask = root / "liver/03/mask00.png"
+    write_png(mask.parent / "anno_1/mask00.png", cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE))
+    (mask.parent / "weak_labels.csv").mkdir()
+    output = measured(root, tmp_path / "out")
+    assert "annotators" in output
+    assert f"warning: {mask.parent / 'weak_labels.csv'}: cannot be read (Is a directory)" in output
+    found = json.loads((tmp_path / "out/evaluation.json").read_text())["annotators"]
+    assert found == {"liver": {"anno_1": 100}, "colon": {}}
 
 
 def test_what_evaluate_refuses(run, tmp_path):
     checkpoint = "checkpoints/students/mtkd.safetensors"
     assert "go together" in mtkd("evaluate", "--checkpoint", checkpoint, code=2)
-    assert "holds none of the checkpoint's anatomies" in mtkd(
-        "evaluate", "--checkpoint", checkpoint, "--data", str(tmp_path), code=1
-    )
-    assert "nowhere.safetensors is missing" in mtkd(
-        "evaluate", "--checkpoint", "nowhere.safetensors", "--data", str(tmp_path), code=1
-    )
+    assert "holds none of the checkpoint's anatomies" in measured(tmp_path, "out", code=1)
+    assert "nosuch does not exist" in measured("nosuch", "out", code=1)
+    assert "params.yaml is no folder" in measured("params.yaml", "out", code=1)
+    assert "--output params.yaml: params.yaml is a file" in measured(tmp_path, "params.yaml", code=1)
+    (tmp_path / "hollow/liver/03").mkdir(parents=True)
+    assert "hollow holds no frames" in measured(tmp_path / "hollow", "out", code=1)
+    for name, what in (("nowhere.st", "is missing"), ("params.yaml", "is no whole checkpoint")):
+        output = mtkd("evaluate", "--checkpoint", name, "--data", str(tmp_path), code=1)
+        assert f"--checkpoint {name} {what}" in output
+        assert "dvc" not in output
+
+
+def test_checkpoints_of_other_settings_are_refused(run):
+    params = yaml.safe_load((run / "params.yaml").read_text())
+
+    def refused(**changes):
+        (run / "params.yaml").write_text(yaml.safe_dump(params | {"data": params["data"] | changes}))
+        return mtkd("evaluate", code=1)
+
+    students, teachers = run / "checkpoints/students", run / "checkpoints/teachers"
+    output = refused(anatomies=["colon", "liver"])
+    asked = "was trained for anatomies [liver, colon], params.yaml asks for [colon, liver]"
+    for name in ("baseline", "mtkd"):
+        assert f"{name}.safetensors {asked}: run `dvc repro train_student@{name}`" in output
+    output = refused(image_size=[64, 48])
+    assert output.count("was trained for image_size [32, 48], params.yaml asks for [64, 48]") == 4
+    shutil.copy(teachers / "colon.safetensors", teachers / "liver.safetensors")
+    shutil.copy(teachers / "colon.safetensors", students / "baseline.safetensors")
+    output = refused()
+    assert "liver.safetensors was trained for anatomies [colon], params.yaml asks for [liver]" in output
+    assert "baseline.safetensors was trained for anatomies [colon], params.yaml asks for [liver, colon]" in output
+
+
+def test_a_mean_says_over_how_many_anatomies_it_is(run):
+    write_stand_in(teacher_checkpoint("liver"), "a store")
+    output = mtkd("evaluate")
+    assert "over 1 of 2 anatomies" in output
+    assert output.count("over 2 of 2 anatomies") == 2
+    assert "anatomies in the mean" in mtkd("report")
+    page = (run / "report/index.html").read_text()
+    assert page.count("over 1 of 2") == 1
+    assert "cannot be compared" in page

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, mtkd
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 OPTIONS = (
@@ -31,7 +31,8 @@ document.getElementById("page").addEventListener("load", () => {{
     errors, before, up, down: column(),
     overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
     images: [...page.images].map(image => image.naturalWidth),
-    charts: [...page.querySelectorAll("svg")].map(chart => chart.getBoundingClientRect().width),
+    charts: [...page.querySelectorAll("svg")].map(chart => chart.parentElement.getBoundingClientRect().width),
+    letters: [...page.querySelectorAll("svg text")].map(text => text.getBoundingClientRect().height),
     requests: view.performance.getEntriesByType("resource").map(entry => entry.name),
   }});
 }});
@@ -55,7 +56,10 @@ def test_the_page_tells_what_it_is_of(page):
     text = page.read_text()
     for part in (
         "fingerprint of the test frames",
+        "of their labels",
         "too few surgeries",
+        "Too few surgeries: an interval over fewer than 6",
+        "with pixels (%)",
         "Not comparable",
         "mininetv2",
         "Settings",
@@ -100,3 +104,43 @@ def test_the_page_in_a_browser(page, tmp_path, width):
     assert min(found["images"]) > 0
     assert len(found["charts"]) == 3
     assert max(found["charts"]) <= width
+    assert min(found["letters"]) >= 8  # pixels
+
+
+def test_annotators_stand_beside_the_networks(run):
+    path = run / "results/evaluation.json"
+    found = json.loads(path.read_text())
+    found["annotators"]["liver"] = {"anno_1": 91.25, "anno_2": 88.0}
+    path.write_text(json.dumps(found))
+    mtkd("report")
+    dice = (run / "report/index.html").read_text().split('id="dice"')[1].split("</table>")[0]
+    assert "single annotators" in dice
+    assert "91.2 / 88.0" in dice
+
+
+def test_the_commit_is_a_sentence_of_its_own(run, monkeypatch):
+    monkeypatch.setattr("stages.report._commit", lambda: "0123abcd with changes that are not committed")
+    mtkd("report")
+    assert "committed</code>. " in (run / "report/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "made_by"),
+    [
+        ("metrics/evaluate.json", "evaluate"),
+        ("results/evaluation.json", "evaluate"),
+        ("metrics/benchmark.json", "benchmark"),
+        ("results/benchmark.json", "benchmark"),
+        ("results/per_frame.csv", "evaluate"),
+        ("results/qualitative/liver-best.png", "evaluate"),
+    ],
+)
+def test_what_the_report_lacks_is_one_line(run, file, made_by):
+    path = run / file
+    whole = path.read_text(errors="replace")
+    contents = [None] if path.suffix == ".png" else ["{}", whole[: len(whole) // 2], None]
+    for content in contents:
+        path.unlink() if content is None else path.write_text(content)
+        (line,) = mtkd("report", code=1).splitlines()
+        assert line.startswith(f"error: {file}")
+        assert f"`dvc repro -f {made_by}`" in line or f"`dvc repro {made_by}`" in line
