@@ -59,7 +59,10 @@ def run(what: str, devices: Sequence[int], repeats: int, output: Path, machine: 
         machine: where to measure.
     """
     params, counts = _dsad() if what == "dsad" else _here()
-    say(f"measuring {params.teacher.arch} and {params.student.arch} at {_size(params)} on this machine")
+    say(
+        f"measuring {params.teacher.arch} and {params.student.arch} at {_size(params)} on this machine, "
+        f"{repeats + 1} calls of each: seconds on a GPU, minutes on a CPU"
+    )
     rates = _measure(params, len(counts["train"]), repeats, machine)
     plans = {str(n): hours(params, counts, rates, n) for n in devices}
     needs = disk(params, counts, rates)
