@@ -26,6 +26,12 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _legend(axes: Axes, **options: Any) -> None:
+    """Of what was drawn; without test frames that is nothing."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, **options)
+
+
 def _svg(figure: Figure, label: str) -> Markup:
     """The figure as an element; equal figures give equal text."""
     text = io.StringIO()
@@ -42,7 +48,7 @@ def curves(values: Mapping[str, Sequence[float]]) -> Markup:
     for name, line in values.items():
         axes.plot(range(1, len(line) + 1), line, color=COLOURS[name], label=TITLES[name], marker="o", markersize=3)
     axes.set(xlabel="epoch", ylabel="validation Dice (%)", ylim=(0, 100))
-    axes.legend(frameon=False)
+    _legend(axes)
     return _svg(figure, "validation Dice over epochs")
 
 
@@ -60,24 +66,25 @@ def accuracy_and_speed(
             x, y = [row["fps"] for row in own], [row["dice"] for row in own]
             axes.scatter(x, y, marker=marker, facecolors="none", edgecolors="#555", label=f"paper, RTX 3090: {form}")
     axes.set(xlabel="frames per second (logarithmic)", ylabel="Dice (%)", xscale="log", ylim=(0, 100))
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes, fontsize=8)
     return _svg(figure, "accuracy over speed")
 
 
 def dice_of_frames(values: Mapping[tuple[str, str], Sequence[float]], anatomies: Sequence[str]) -> Markup:
     """Every test frame's Dice as a dot, with the mean as a bar; one row per anatomy."""
     figure, axes = _figure(8, 0.6 * len(anatomies) + 1)
-    rng = np.random.default_rng(0)
+    rng, named = np.random.default_rng(0), set[str]()
     for i, anatomy in enumerate(anatomies):
         for k, name in enumerate(COLOURS):
             dice = values.get((name, anatomy), [])
             if dice:
                 height = i + 0.27 * (k - 1)
-                label = TITLES[name] if i == 0 else None
+                label = None if name in named else TITLES[name]
+                named.add(name)
                 jitter = rng.uniform(-0.07, 0.07, len(dice))
                 axes.scatter(dice, height + jitter, s=9, color=COLOURS[name], alpha=0.5, linewidths=0, label=label)
                 axes.plot([np.mean(dice)] * 2, [height - 0.12, height + 0.12], color=COLOURS[name], linewidth=2.5)
     axes.set(xlabel="Dice of a frame (%)", xlim=(-2, 102), ylim=(len(anatomies) - 0.5, -0.5))
     axes.set_yticks(range(len(anatomies)), [a.replace("_", " ") for a in anatomies])
-    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    _legend(axes, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return _svg(figure, "Dice of every test frame")

@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from conftest import ROOT, mtkd
 
+from stages.report_charts import dice_of_frames
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -118,10 +120,18 @@ def test_annotators_stand_beside_the_networks(run):
     assert "91.2 / 88.0" in dice
 
 
+def test_a_chart_names_every_network_that_it_shows(recwarn):
+    assert "distilled" in dice_of_frames({("mtkd", "colon"): [50.0]}, ["liver", "colon"])
+    assert "distilled" not in dice_of_frames({}, ["liver"])
+    assert not recwarn
+
+
 def test_the_commit_is_a_sentence_of_its_own(run, monkeypatch):
     monkeypatch.setattr("stages.report._commit", lambda: "0123abcd with changes that are not committed")
     mtkd("report")
-    assert "committed</code>. " in (run / "report/index.html").read_text()
+    text = re.sub(r"<[^>]*>", "", (run / "report/index.html").read_text().split("<h2>Cost")[0].split("<body>")[1])
+    assert "committed. " in text
+    assert re.findall(r"[a-z)][.;:,](?=[A-Z])", text) == []
 
 
 @pytest.mark.parametrize(
