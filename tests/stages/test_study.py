@@ -75,7 +75,10 @@ def test_ways_that_the_paper_does_not_know(run):
         loss = sum(weight * terms[name].sum() for name, weight in objective.weights.items())
         losses[arm] = loss.item(), torch.autograd.grad(loss, logits)[0], terms, batch
     stores, trusted, added, apart = (losses[arm][2] for arm in list(losses)[1:])
-    trust = [read(Path(f"metrics/teachers/{a}.json"))["val_dice"]["mean"] for a in params.data.anatomies]
+    trust = [
+        read(Path(f"metrics/teachers/{a}.json"), f"train_teacher@{a}")["val_dice"]["mean"]
+        for a in params.data.anatomies
+    ]
     share = torch.tensor(trust) / np.mean(trust)
     torch.testing.assert_close(trusted["kl_divergence"], stores["kl_divergence"] * share)
     assert losses["with_pixels"][0] == pytest.approx(losses["stores"][0] + 3 * added["kl_pixels"].sum().item())
