@@ -38,9 +38,9 @@ def add_legend(picture: NDArray[np.uint8], names: Sequence[str], colours: Sequen
     return picture
 
 
-def label_map(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """One value per pixel, (H, W): 0 = none, i = the i-th mask; where masks overlap, the last one."""
+def label_map(masks: NDArray[np.bool_], values: Sequence[int]) -> NDArray[np.uint8]:
+    """One value per pixel, (H, W): 0 = none, else the mask's value; where masks overlap, the last one's."""
     found = np.zeros(masks.shape[1:], np.uint8)
-    for i, mask in enumerate(masks, start=1):
-        found[mask] = i
+    for value, mask in zip(values, masks, strict=True):
+        found[mask] = value
     return found

@@ -2,10 +2,12 @@
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -85,7 +87,8 @@ def write_onnx(segmenter: Segmenter, label: Label, path: Path) -> None:
     frame = torch.zeros(1, 3, *segmenter.frame_size, dtype=torch.uint8)
     model = onnx.load(trace(segmenter.eval(), frame, path))
     onnx.helper.set_model_props(model, {KEY: json.dumps(asdict(label))})
-    onnx.save(model, path)
+    with _naming(path):
+        onnx.save(model, path)
 
 
 def trace(module: nn.Module, frame: Tensor, path: Path) -> Path:
@@ -93,9 +96,10 @@ def trace(module: nn.Module, frame: Tensor, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), torch.enable_grad():  # with gradients networks take their plain form
         warnings.simplefilter("ignore")  # that shapes become constants is what we want
-        torch.onnx.export(
-            module, (frame,), path, input_names=["frame"], output_names=["masks"], opset_version=18, dynamo=False
-        )
+        with _naming(path):
+            torch.onnx.export(
+                module, (frame,), path, input_names=["frame"], output_names=["masks"], opset_version=18, dynamo=False
+            )
     return path
 
 
@@ -114,15 +118,33 @@ def write_openvino(onnx_path: Path, label: Label, path: Path, calibration: Seque
         _quantised(onnx_path, [as_batch(f) for f in calibration]) if calibration else openvino.convert_model(onnx_path)
     )
     model.set_rt_info(json.dumps(asdict(label)), KEY)
-    openvino.save_model(model, path, compress_to_fp16=False)
+    _save_openvino(model, path)
 
 
 def write_int8(onnx_path: Path, path: Path, tensors: Sequence[NDArray[Any]]) -> Path:
     """An OpenVINO file in int8 from an ONNX file, calibrated on its own inputs."""
+    _save_openvino(_quantised(onnx_path, tensors), path)
+    return path
+
+
+def _save_openvino(model: Any, path: Path) -> None:
     import openvino
 
-    openvino.save_model(_quantised(onnx_path, tensors), path, compress_to_fp16=False)
-    return path
+    with _naming(path):
+        try:
+            openvino.save_model(model, path, compress_to_fp16=False)
+        except RuntimeError as error:  # its only class, also where the disk is full
+            raise OSError(str(error)) from error
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What the system says when a file can't be written, with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise MtkdError(f"{path} cannot be written ({reason}): make room, or choose another --output") from error
 
 
 def _quantised(onnx_path: Path, tensors: Sequence[NDArray[Any]]) -> Any:
@@ -143,8 +165,7 @@ def load_exported(path: Path) -> tuple[Run, Label]:
     Raises:
         MtkdError: no such file, or none that this project exported.
     """
-    if not path.is_file():
-        raise MtkdError(f"{path} is missing: `mtkd export` writes such files")
+    _check_file(path)
     try:
         found, run = (_open_onnx if path.suffix == ".onnx" else _open_openvino)(path)
         fields: dict[str, Any] = json.loads(found)
@@ -152,6 +173,32 @@ def load_exported(path: Path) -> tuple[Run, Label]:
         raise MtkdError(f"{path} is no file that `mtkd export` wrote ({str(error).splitlines()[0]})") from error
     values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
     return run, Label(**values)
+
+
+def _check_file(path: Path) -> None:
+    """What can be told without a runtime, whose own messages are long and name no file."""
+    if path.is_dir():
+        raise MtkdError(f"{path} is a folder: name the checkpoint or the exported file in it")
+    if path.suffix not in (".onnx", ".xml"):
+        raise MtkdError(f"{path}: expected a checkpoint (.safetensors) or what `mtkd export` wrote (.onnx, .xml)")
+    if not path.is_file():
+        raise MtkdError(f"{path} is missing: `mtkd export` writes such files")
+    if path.suffix == ".xml":
+        _check_weights(path, path.with_suffix(".bin"))
+
+
+def _check_weights(path: Path, weights: Path) -> None:
+    """An OpenVINO file says where in its ``.bin`` each constant is."""
+    try:
+        constants = [data.attrib for data in ElementTree.parse(path).iterfind(".//layer[@type='Const']/data")]
+    except ElementTree.ParseError as error:
+        raise MtkdError(f"{path} is no whole file that `mtkd export` wrote ({error})") from error
+    if not weights.is_file():
+        raise MtkdError(f"{weights} is missing: it holds the weights of {path}, put it beside")
+    expected = max((int(data["offset"]) + int(data["size"]) for data in constants), default=0)
+    if weights.stat().st_size < expected:
+        found = f"{weights.stat().st_size} of {expected} bytes"
+        raise MtkdError(f"{weights} is cut off, {found}: copy it again, or export again")
 
 
 def _open_onnx(path: Path) -> tuple[str, Run]:

@@ -1,6 +1,7 @@
 """Frames from files and videos, and back: reading, drawing and encoding each go on beside the network."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -69,8 +70,8 @@ def _read_image(path: Path) -> NDArray[np.uint8]:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def video_frames(path: Path) -> int:
-    """Number of frames as the container tells it; 0 if it doesn't.
+def video_frames(path: Path) -> tuple[int, bool]:
+    """Number of frames of a video, and whether the container counts them; else it is estimated, 0 if unknown.
 
     Raises:
         MtkdError: the file can't be opened, or holds no video.
@@ -78,9 +79,9 @@ def video_frames(path: Path) -> int:
     with _open(path) as container:
         stream = container.streams.video[0]
         if stream.frames:
-            return int(stream.frames)
+            return int(stream.frames), True
         rate, seconds = stream.average_rate, (container.duration or 0) / av.time_base
-        return int(rate * seconds) if rate else 0
+        return int(rate * seconds) if rate else 0, False
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -95,12 +96,21 @@ def _open(path: Path) -> av.container.InputContainer:
 
 
 def read_video(path: Path) -> Iterator[Shown]:
-    """The frames of a video, packet by packet; a packet that can't be decoded says so."""
+    """The frames of a video, packet by packet; a packet that can't be decoded or an early end says so."""
     with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        number = 0
-        for packet in container.demux(stream):
+        number, packets = 0, container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError as error:
+                yield Shown(
+                    f"{path} frame {number}", None, problem=f"{path}: it ends early, at frame {number} ({error})"
+                )
+                return
+            if packet is None:
+                return
             try:
                 decoded = packet.decode()
             except av.FFmpegError as error:
@@ -116,14 +126,31 @@ def read_video(path: Path) -> Iterator[Shown]:
 
 
 class VideoWriter:
-    """An H.264 video in fragments: what is written stays playable whatever stops the writing."""
+    """An H.264 video in fragments: what is written stays playable whatever stops the writing.
+
+    It is written beside its place and moved there when it is closed: until then an older video stays whole.
+
+    Attributes:
+        path: the video's place.
+        kept: whether it holds a frame and is in its place; None until it is closed.
+    """
 
     TIME_BASE = Fraction(1, 90_000)
 
     def __init__(self, path: Path, size: tuple[int, int], rate: Fraction) -> None:
+        self.path, self.size, self.rate = path, size, rate
+        self.kept: bool | None = None
+        self.written = 0
+        self.partial = path.with_name(f".{path.stem}.partial.mp4")
+        self.last: int | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
-        options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-        self.container = av.open(str(path), "w", format="mp4", options=options)
+        # The first fragment counts as a later one of a longer video: so its start is kept.
+        options = {
+            "movflags": "frag_keyframe+empty_moov+default_base_moof+frag_discont",
+            "avoid_negative_ts": "make_non_negative",
+        }
+        with _naming(path):
+            self.container = av.open(str(self.partial), "w", format="mp4", options=options)
         # Without frames that refer to later ones, times need no shift, which a fragmented file could not record.
         encoder = {"crf": "18", "preset": "veryfast", "g": "50", "bf": "0"}
         self.stream = self.container.add_stream("libx264", rate=rate, options=encoder)
@@ -131,23 +158,75 @@ class VideoWriter:
         # H.264 with halved colour needs even sizes: a last odd row or column is left out.
         self.stream.width, self.stream.height, self.stream.pix_fmt = width // 2 * 2, height // 2 * 2, "yuv420p"
         self.stream.codec_context.time_base = self.TIME_BASE
-        self.rate, self.written = rate, 0
 
     def write(self, pixels: NDArray[np.uint8], time: Fraction | None) -> None:
-        """Encode one frame (H, W, 3) at its time in seconds, or one frame after the last."""
+        """Encode one frame (H, W, 3) at its time in seconds.
+
+        One frame after the last if it has no time or, as in joined videos, an earlier one; at the first frame's size.
+
+        Raises:
+            MtkdError: the video can't be written.
+        """
+        if pixels.shape[:2] != self.size:
+            pixels = np.asarray(cv2.resize(pixels, self.size[::-1], interpolation=cv2.INTER_AREA))
         cut = np.ascontiguousarray(pixels[: self.stream.height, : self.stream.width])
         frame = av.VideoFrame.from_ndarray(cut, format="rgb24")
-        frame.time_base = self.TIME_BASE
-        frame.pts = round((self.written / self.rate if time is None else time) / self.TIME_BASE)
-        self.container.mux(self.stream.encode(frame))
+        frame.time_base, frame.pts = self.TIME_BASE, self._pts(time)
+        with _naming(self.path):
+            self.container.mux(self.stream.encode(frame))
         self.written += 1
 
+    def _pts(self, time: Fraction | None) -> int:
+        """The frame's time in units of the time base; times only go on."""
+        step = max(1, round(1 / self.rate / self.TIME_BASE))
+        earliest = 0 if self.last is None else self.last + step
+        pts = earliest if time is None else round(time / self.TIME_BASE)
+        self.last = pts if self.last is None or pts > self.last else earliest
+        return self.last
+
     def close(self) -> None:
-        """Write what the encoder still holds."""
+        """Write what the encoder still holds, and move the video into place if it shows anything.
+
+        Raises:
+            MtkdError: its end can't be written; what was written until then is in place.
+        """
+        if self.kept is not None:
+            return
+        try:
+            with _naming(self.path):
+                self._finish()
+        finally:
+            whole = _whole_packets(self.partial)
+            self.kept = whole > 0
+            if self.kept:
+                self.partial.replace(self.path)
+            self.partial.unlink(missing_ok=True)
+        if whole < self.written:  # FFmpeg tells of no error in what it writes while it closes a file
+            raise MtkdError(f"{self.path} holds {whole} of {self.written} frames: make room, or choose another place")
+
+    def _finish(self) -> None:
         try:
             self.container.mux(self.stream.encode())
         finally:
             self.container.close()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """FFmpeg's errors with the name of the file that it writes."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise MtkdError(f"{path} cannot be written ({error.strerror}): make room, or choose another place") from error
+
+
+def _whole_packets(path: Path) -> int:
+    """How many frames a video holds, without decoding them."""
+    count = 0
+    with suppress(MtkdError, av.FFmpegError), _open(path) as container:
+        for packet in container.demux(container.streams.video[0]):
+            count += packet.size > 0 and not packet.is_corrupt
+    return count
 
 
 def frame_rate(path: Path) -> Fraction:

@@ -525,15 +525,17 @@ def export(
         bool, typer.Option("--int8", help="Also quantise for OpenVINO; calibrates on training frames.")
     ] = False,
 ) -> None:
-    """Write a checkpoint as ONNX and OpenVINO files: from a frame in memory to all its masks in memory.
+    r"""Write a checkpoint as ONNX and OpenVINO files: from a frame in memory to all its masks in memory.
 
-    Each file is run and compared with the checkpoint before it is delivered. Needs `pip install "mtkd[deploy]"`.
+    Each file is run and compared with the checkpoint before it is delivered. Needs `pip install -e '.\[deploy]'`.
     """
     import re
 
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    match = re.fullmatch(r"(\d+)x(\d+)", size, re.ASCII)
     if match is None:
         raise typer.BadParameter(f"'{size}' is not WIDTHxHEIGHT, such as 1280x720", param_hint="--size")
+    if min(int(match[1]), int(match[2])) < 32:
+        raise typer.BadParameter(f"'{size}' is too small: at least 32x32", param_hint="--size")
     _require("deploy", "onnx", "onnxruntime", "openvino")
     if int8:
         _require("int8", "nncf")
@@ -554,13 +556,18 @@ def predict(
     opacity: Annotated[float, typer.Option(min=0, max=1, help="Of overlays.")] = 0.45,
     device: Device = "auto",
 ) -> None:
-    """Show anatomy on a frame, a folder of frames, or a video. Needs `pip install "mtkd[deploy]"`."""
+    r"""Show anatomy on a frame, a folder of frames, or a video. Needs `pip install -e '.\[deploy]'`."""
     if kind not in ("overlay", "labels", "masks"):
         raise typer.BadParameter(f"'{kind}' is none of overlay, labels, masks", param_hint="--as")
     _require("deploy", "av")
     from stages import predict
 
-    predict.run(source, output, model, anatomies or [], kind, opacity, _machine(device, 0))  # type: ignore[arg-type]
+    machine = _machine(device, 0)
+    try:
+        predict.run(source, output, model, anatomies or [], kind, opacity, machine)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        typer.echo("stopped: the same command begins anew", err=True)
+        raise typer.Exit(130) from None
 
 
 def _require(extra: str, *packages: str) -> None:

@@ -1,18 +1,20 @@
 """``mtkd export``: a checkpoint as ONNX and OpenVINO files, compared with it before they are delivered."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache import file_sha256
-from pipeline.checkpoint import load_checkpoint
 from pipeline.dsad import read_frame
 from pipeline.errors import MtkdError
 from pipeline.export import Label, Run, Segmenter, disagreement, load_exported, write_onnx, write_openvino
 from pipeline.prepared import load_frame
 from stages.console import say
+from stages.given_checkpoint import load_given
 from stages.layout import PREPARED_FRAMES, frames_of
 from stages.runtime_dice import resized, runtime_dice
 
@@ -30,23 +32,40 @@ def run(checkpoint: Path, output: Path, frame_size: tuple[int, int], frames: Pat
         int8: also quantise, calibrated on prepared training frames.
 
     Raises:
-        MtkdError: no frames to compare on, or a file whose masks differ, which is not delivered.
+        MtkdError: no frames to compare on, a file that can't be written, or one whose masks differ. Then nothing is
+            delivered, and files of an earlier export stay.
     """
-    network, card = load_checkpoint(checkpoint, "train_student")
+    network, card = load_given(checkpoint)
     shown = _frames(frames, frame_size)
     label = Label(
         card.architecture, card.anatomies, frame_size, card.image_size, card.mean, card.std, file_sha256(checkpoint)
     )
     segmenter = Segmenter(network, frame_size, card.image_size)
-    onnx_file, xml_file = (output / f"{checkpoint.stem}{suffix}" for suffix in (".onnx", ".xml"))
-    write_onnx(segmenter, label, onnx_file)
-    _deliver(onnx_file, segmenter, shown)
-    write_openvino(onnx_file, label, xml_file)
-    float32 = _deliver(xml_file, segmenter, shown)
-    if int8:
-        quantised = output / f"{checkpoint.stem}_int8.xml"
-        write_openvino(onnx_file, label, quantised, _calibration(card.anatomies, frame_size))
-        _say_cost(float32, load_exported(quantised)[0], label, quantised)
+    with _delivery(output, checkpoint.stem) as folder:
+        onnx_file, xml_file = (folder / f"{checkpoint.stem}{suffix}" for suffix in (".onnx", ".xml"))
+        write_onnx(segmenter, label, onnx_file)
+        _compare(onnx_file, segmenter, shown)
+        write_openvino(onnx_file, label, xml_file)
+        float32 = _compare(xml_file, segmenter, shown)
+        if int8:
+            quantised = folder / f"{checkpoint.stem}_int8.xml"
+            write_openvino(onnx_file, label, quantised, _calibration(card.anatomies, frame_size))
+            _say_cost(float32, load_exported(quantised)[0], label, quantised)
+    say(f"-> {output}")
+
+
+@contextmanager
+def _delivery(output: Path, stem: str) -> Iterator[Path]:
+    """A folder in the output whose files move there together when all are written and compared."""
+    folder = output / f".{stem}.partial"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for file in sorted(folder.iterdir()):
+            file.replace(output / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _frames(folder: Path | None, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
@@ -63,15 +82,13 @@ def _calibration(anatomies: Sequence[str], size: tuple[int, int]) -> list[NDArra
     return [resized(load_frame(frame.image), size) for frame in chosen]
 
 
-def _deliver(file: Path, segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]]) -> Run:
-    """Load the file and compare its masks with PyTorch's; it is removed if they differ."""
+def _compare(file: Path, segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]]) -> Run:
+    """Load the file and compare its masks with PyTorch's."""
     exported, _ = load_exported(file)
     wrong = disagreement(segmenter, exported, frames)
     if wrong:
-        for part in (file, file.with_suffix(".bin")):
-            part.unlink(missing_ok=True)
-        raise MtkdError(f"{file} is not delivered: its masks differ from the checkpoint's in {wrong} pixels")
-    say(f"{file}: same masks as the checkpoint on {len(frames)} frames, {file.stat().st_size / 2**20:.1f} MiB")
+        raise MtkdError(f"{file.name} is not delivered: its masks differ from the checkpoint's in {wrong} pixels")
+    say(f"{file.name}: same masks as the checkpoint on {len(frames)} frames, {file.stat().st_size / 2**20:.1f} MiB")
     return exported
 
 
@@ -80,4 +97,4 @@ def _say_cost(float32: Run, int8: Run, label: Label, file: Path) -> None:
     test = frames_of("test", label.anatomies)
     test = test[:: -(-len(test) // TESTED)]
     before, after = (runtime_dice(run, test, label.anatomies, label.frame_size) for run in (float32, int8))
-    say(f"{file}: Dice {after} instead of {before} in float32, on {len(test)} test frames")
+    say(f"{file.name}: Dice {after} instead of {before} in float32, on {len(test)} test frames")

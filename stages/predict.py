@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.checkpoint import load_checkpoint
 from pipeline.drawing import add_legend, draw, label_map
 from pipeline.errors import MtkdError
 from pipeline.export import Run, Segmenter, load_exported
@@ -32,6 +31,7 @@ from pipeline.video import (
     video_frames,
 )
 from stages.console import progress, say
+from stages.given_checkpoint import load_given
 
 Kind = Literal["overlay", "labels", "masks"]
 Write = Callable[[Shown, NDArray[np.bool_]], None]
@@ -42,23 +42,41 @@ class Drawing:
     """What is written.
 
     Attributes:
-        kind: ``overlay``, ``labels`` (0 = none, i = the i-th anatomy), or ``masks`` (one PNG of 0 and 255 each).
-        anatomies: which, in this order.
+        kind: ``overlay``, ``labels`` (0 = none, i = the model's i-th anatomy), or ``masks`` (a PNG of 0 and 255 each).
+        known: the model's anatomies; an anatomy's place among them gives its colour and its label.
+        anatomies: which of them, in the order of drawing.
         opacity: of overlays, 0..1.
     """
 
     kind: Kind
+    known: Sequence[str]
     anatomies: Sequence[str]
     opacity: float
 
     @property
+    def chosen(self) -> list[int]:
+        """The anatomies' places among the model's."""
+        return [self.known.index(anatomy) for anatomy in self.anatomies]
+
+    @property
+    def labels(self) -> list[int]:
+        """One per anatomy."""
+        return [place + 1 for place in self.chosen]
+
+    @property
     def colours(self) -> list[tuple[int, int, int]]:
         """One per anatomy."""
-        return [colour for _, colour in colours_of(self.anatomies).values()]
+        named = colours_of(self.known)
+        return [named[anatomy][1] for anatomy in self.anatomies]
 
     def picture(self, shown: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """The frame with masks and legend."""
         return add_legend(draw(shown, masks, self.colours, self.opacity), self.anatomies, self.colours)
+
+    def files(self, place: Path) -> list[Path]:
+        """What is written for a frame whose place is this, without a suffix."""
+        endings = [f"_{anatomy}" for anatomy in self.anatomies] if self.kind == "masks" else [""]
+        return [place.with_name(f"{place.name}{ending}.png") for ending in endings]
 
 
 def run(
@@ -76,49 +94,75 @@ def run(
         machine: where a checkpoint computes.
 
     Raises:
-        MtkdError: an input or model that isn't there or can't be read, an anatomy that the model doesn't know.
+        MtkdError: an input or model that isn't there or can't be read, an anatomy that the model doesn't know, an
+            output that is an input or that two frames share, or no frame that could be decoded.
     """
     segment, known = _model(model, machine)
     unknown = sorted(set(anatomies) - set(known))
     if unknown:
         raise MtkdError(f"{model} knows no {', '.join(unknown)}; it knows {', '.join(known)}")
-    drawing = Drawing(kind, list(anatomies) or list(known), opacity)
-    chosen = [known.index(anatomy) for anatomy in drawing.anatomies]
-    _say_colours(drawing)
+    drawing = Drawing(kind, known, list(dict.fromkeys(anatomies)) or known, opacity)
     video = is_video(source)
     images = [] if video else list_images(source)
-    total = video_frames(source) if video else len(images)
+    _check_outputs(_planned(source, images, output, drawing))
+    _say_colours(drawing)
+    total, counted = video_frames(source) if video else (len(images), False)
     frames = read_video(source) if video else read_images(images)
-    broken = []
+    written = broken = 0
     with _writer(source, output, drawing) as write, progress("frames") as bar, ThreadPoolExecutor(1) as writing:
         behind: Future[None] | None = None
-        for done, shown in enumerate(ahead(frames), start=1):
+        for shown in ahead(frames):
             if shown.pixels is None:
-                broken.append(shown.problem)
+                broken += 1
                 say(f"skipped: {shown.problem}")
                 continue
-            masks = segment(shown.pixels)[chosen]
+            masks = segment(shown.pixels)[drawing.chosen]
             if behind is not None:
                 behind.result()
             behind = writing.submit(write, shown, masks)
-            bar(done, max(total, done))
+            written += 1
+            bar(written + broken, max(total, written + broken))
         if behind is not None:
             behind.result()
-    say(f"-> {output}" + (f"; {len(broken)} broken frames were skipped" if broken else ""))
+    if not written:
+        raise MtkdError(f"{source}: no frame of it can be decoded, nothing is written")
+    if counted and written < total:
+        say(f"{source}: the file tells of {total} frames, {written} could be read")
+    say(f"-> {output}" + (f"; {broken} broken frames were skipped" if broken else ""))
+
+
+def _planned(source: Path, images: Sequence[Path], output: Path, drawing: Drawing) -> list[tuple[Path, Path]]:
+    """Each input with a file that will be written from it; not the numbered frames of a video, which meet no input."""
+    if is_video(source):
+        return [(source, output)]
+    return [(image, file) for image in images for file in drawing.files(_place(source, str(image), output))]
+
+
+def _check_outputs(planned: Sequence[tuple[Path, Path]]) -> None:
+    """Refuse what would destroy an input, or a frame's result by that of another."""
+    inputs, made_from = {source.resolve() for source, _ in planned}, dict[Path, Path]()
+    for source, file in planned:
+        target = file.resolve()
+        if target in inputs:
+            raise MtkdError(f"{file} is an input and would be overwritten: choose another --output")
+        other = made_from.setdefault(target, source)
+        if other != source:
+            raise MtkdError(f"{other} and {source} would both be written to {file}: rename one of them")
 
 
 def _say_colours(drawing: Drawing) -> None:
     if drawing.kind == "overlay":
-        named = colours_of(drawing.anatomies)
-        say(", ".join(f"{anatomy.replace('_', ' ')}: {name}" for anatomy, (name, _) in named.items()))
+        named = colours_of(drawing.known)
+        say(", ".join(f"{anatomy.replace('_', ' ')}: {named[anatomy][0]}" for anatomy in drawing.anatomies))
     elif drawing.kind == "labels":
-        say(", ".join(f"{i} = {name.replace('_', ' ')}" for i, name in enumerate(drawing.anatomies, start=1)))
+        pairs = zip(drawing.labels, drawing.anatomies, strict=True)
+        say(", ".join(f"{label} = {anatomy.replace('_', ' ')}" for label, anatomy in pairs))
 
 
 def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
     """A function from a frame of any size to its masks, and the anatomies that these are of."""
     if path.suffix == ".safetensors":
-        network, card = load_checkpoint(path, "train_student")
+        network, card = load_given(path)
         network = network.to(machine.torch_device)
 
         @torch.inference_mode()
@@ -144,9 +188,16 @@ def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
 
 @contextmanager
 def _writer(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
-    if not (is_video(source) and drawing.kind == "overlay"):
-        yield lambda shown, masks: _write_files(_place(source, shown, output), shown, masks, drawing)
+    if not is_video(source):
+        yield lambda shown, masks: _write_files(_place(source, shown.name, output), shown, masks, drawing)
         return
+    with (_one_video if drawing.kind == "overlay" else _numbered_frames)(source, output, drawing) as write:
+        yield write
+
+
+@contextmanager
+def _one_video(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
+    """A video of overlays; what stops it leaves what was written until then in place, and says so."""
     if output.suffix.lower() != ".mp4":
         raise MtkdError(f"--output {output}: overlays of a video are a video, expected a name that ends in .mp4")
     writers: list[VideoWriter] = []
@@ -159,27 +210,51 @@ def _writer(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
 
     try:
         yield write
-    finally:
         for writer in writers:
             writer.close()
+    except BaseException:
+        for writer in writers:
+            with suppress(MtkdError):  # what stopped it says more
+                writer.close()
+            if writer.kept:
+                say(f"{output} ends early: it holds what was written until then")
+        raise
 
 
-def _place(source: Path, shown: Shown, output: Path) -> Path:
+@contextmanager
+def _numbered_frames(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
+    """PNG files, and ``times.csv`` with the time of each."""
+    rows = ["frame,seconds"]
+
+    def write(shown: Shown, masks: NDArray[np.bool_]) -> None:
+        place = _place(source, shown.name, output)
+        _write_files(place, shown, masks, drawing)
+        rows.append(f"{place.name},{'' if shown.time is None else f'{float(shown.time):.6f}'}")
+
+    try:
+        yield write
+    finally:
+        if len(rows) > 1:
+            write_atomically(output / "times.csv", ("\n".join(rows) + "\n").encode())
+
+
+def _place(source: Path, name: str, output: Path) -> Path:
     """Where a frame's files go, without a suffix: as the folder of frames is, or numbered as in the video."""
     if is_video(source):
-        return output / f"frame{int(shown.name.rsplit(' ', 1)[1]):06d}"
-    path = Path(shown.name)
+        return output / f"frame{int(name.rsplit(' ', 1)[1]):06d}"
+    path = Path(name)
     return output / (path.relative_to(source) if source.is_dir() else Path(path.name)).with_suffix("")
 
 
 def _write_files(place: Path, shown: Shown, masks: NDArray[np.bool_], drawing: Drawing) -> None:
+    files = drawing.files(place)
     if drawing.kind == "overlay":
-        write_png(place.with_name(f"{place.name}.png"), drawing.picture(_pixels(shown), masks))
+        write_png(files[0], drawing.picture(_pixels(shown), masks))
     elif drawing.kind == "labels":
-        _write_grey(place.with_name(f"{place.name}.png"), label_map(masks))
+        _write_grey(files[0], label_map(masks, drawing.labels))
     else:
-        for anatomy, mask in zip(drawing.anatomies, masks, strict=True):
-            _write_grey(place.with_name(f"{place.name}_{anatomy}.png"), mask.astype(np.uint8) * 255)
+        for file, mask in zip(files, masks, strict=True):
+            _write_grey(file, mask.astype(np.uint8) * 255)
 
 
 def _write_grey(path: Path, values: NDArray[np.uint8]) -> None:

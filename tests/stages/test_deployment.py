@@ -3,7 +3,9 @@
 import gc
 import json
 import re
+import resource
 import sys
+from contextlib import contextmanager
 from fractions import Fraction
 
 import av
@@ -12,10 +14,11 @@ import numpy as np
 import pytest
 from conftest import mtkd, write_png
 
+from pipeline.errors import MtkdError
 from pipeline.export import load_exported, open_openvino
 from pipeline.palette import colours_of
 from pipeline.signal_stack import signal_stack
-from pipeline.video import read_video
+from pipeline.video import VideoWriter, read_video
 
 CHECKPOINT = "checkpoints/students/mtkd.safetensors"
 
@@ -24,8 +27,8 @@ def frame(number=0, size=(50, 70)):
     return np.random.default_rng(number).integers(0, 255, (*size, 3)).astype(np.uint8)
 
 
-def write_video(path, count=12, size=(48, 64), times=None):
-    with av.open(str(path), "w") as container:
+def write_video(path, count=12, size=(48, 64), times=None, front=False):
+    with av.open(str(path), "w", options={"movflags": "faststart"} if front else {}) as container:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = size[1], size[0], "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
@@ -97,7 +100,56 @@ def test_every_family_can_be_exported(tmp_path, arch):
 def test_a_file_whose_masks_differ_is_not_delivered(run, monkeypatch):
     monkeypatch.setattr("stages.export.disagreement", lambda *_: 7)
     assert "not delivered: its masks differ from the checkpoint's in 7 pixels" in mtkd("export", CHECKPOINT, code=1)
-    assert not (run / "exported" / "mtkd.onnx").exists()
+    assert not list((run / "exported").iterdir())
+
+
+@contextmanager
+def files_of_at_most(size):
+    """What a full disk does to whoever writes more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_export_without_room_leaves_the_last_one(exported):
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    with files_of_at_most(100_000):
+        output = mtkd("export", CHECKPOINT, "--size", "96x64", code=1)
+    assert re.search(r"error: .*mtkd.onnx cannot be written \(File too large\): make room", output)
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+
+
+def test_openvino_without_room_names_the_file(exported):
+    from pipeline.export import write_openvino
+
+    _, label = load_exported(exported / "mtkd.onnx")
+    with files_of_at_most(100_000), pytest.raises(MtkdError, match=r"again.xml cannot be written .*: make room"):
+        write_openvino(exported / "mtkd.onnx", label, exported / "again.xml")
+
+
+def test_what_is_wrong_with_a_model_is_told(exported):
+    def refused(model):
+        output = mtkd("predict", "f.png", "--output", "o", "--model", str(model), code=1)
+        assert output.count("\n") == 1
+        return output
+
+    write_png(exported.parent / "f.png", frame())
+    weights = exported / "mtkd.bin"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "mtkd.bin is cut off, 1000 of " in refused("exported/mtkd.xml")
+    weights.unlink()
+    assert "mtkd.bin is missing: it holds the weights of exported/mtkd.xml" in refused("exported/mtkd.xml")
+    (exported / "mtkd.xml").write_bytes(b"no xml")
+    assert "mtkd.xml is no whole file" in refused("exported/mtkd.xml")
+    assert "params.yaml: expected a checkpoint (.safetensors) or what" in refused("params.yaml")
+    assert "exported is a folder" in refused("exported")
+    (exported / "cut.safetensors").write_bytes((exported.parent / CHECKPOINT).read_bytes()[:1000])
+    for message in (refused("exported/cut.safetensors"), mtkd("export", "exported/cut.safetensors", code=1)):
+        assert "cut.safetensors is no whole checkpoint" in message
+        assert "train_student" not in message
 
 
 def test_a_difference_is_seen():
@@ -113,7 +165,10 @@ def test_a_difference_is_seen():
 def test_what_export_refuses(run, tmp_path):
     assert "holds no PNG frames" in mtkd("export", CHECKPOINT, "--frames", str(tmp_path / "none"), code=1)
     assert "not WIDTHxHEIGHT" in mtkd("export", CHECKPOINT, "--size", "720p", code=2)
-    assert "is missing" in mtkd("export", "nowhere.safetensors", code=1)
+    assert "at least" in mtkd("export", CHECKPOINT, "--size", "0x0", code=2)
+    missing = mtkd("export", "nowhere.safetensors", code=1)
+    assert "nowhere.safetensors is missing: name a checkpoint" in missing
+    assert "train_student" not in missing
     (tmp_path / "other.onnx").write_bytes(b"no onnx")
     write_png(tmp_path / "f.png", frame())
     arguments = ["predict", str(tmp_path / "f.png"), "--output", "o", "--model", str(tmp_path / "other.onnx")]
@@ -139,7 +194,7 @@ def test_masks_and_label_maps_agree_whatever_the_model_is(exported, model):
     mtkd("predict", "f.png", "--output", "l", "--model", model, "--as", "labels", "--anatomy", "colon")
     colon = cv2.imread("m/f_colon.png", 0)
     assert set(np.unique(colon)) <= {0, 255}
-    assert ((cv2.imread("l/f.png", 0) == 1) == (colon == 255)).all()
+    assert ((cv2.imread("l/f.png", 0) == 2) == (colon == 255)).all()  # its place in the model, not in the choice
 
 
 def test_a_video_keeps_its_times(run):
@@ -149,6 +204,90 @@ def test_a_video_keeps_its_times(run):
     found = list(read_video(run / "out.mp4"))
     assert [round(1000 * f.time) for f in found] == times
     assert found[0].pixels.shape == (48, 64, 3)
+
+
+def test_a_video_keeps_its_start(run):
+    write_video(run / "in.mkv", count=3, times=[5000, 5100, 5300])
+    mtkd("predict", "in.mkv", "--output", "out.mp4", "--model", CHECKPOINT)
+    assert [float(f.time) for f in read_video(run / "out.mp4")] == [5.0, 5.1, 5.3]
+    mtkd("predict", "in.mkv", "--output", "out", "--model", CHECKPOINT, "--as", "masks")
+    expected = "frame,seconds\nframe000000,5.000000\nframe000001,5.100000\nframe000002,5.300000\n"
+    assert (run / "out" / "times.csv").read_text() == expected
+    assert (run / "out" / "frame000002_colon.png").exists()
+
+
+def test_joined_videos_go_on_in_time_and_size(tmp_path):
+    writer = VideoWriter(tmp_path / "out.mp4", (48, 64), Fraction(10))
+    shown = [(5.0, (48, 64)), (5.125, (48, 64)), (0.0, (32, 40)), (0.125, (32, 40)), (None, (64, 80)), (7.0, (48, 64))]
+    for time, size in shown:
+        writer.write(frame(size=size), None if time is None else Fraction(time))
+    assert not (tmp_path / "out.mp4").exists()
+    writer.close()
+    found = list(read_video(tmp_path / "out.mp4"))
+    assert [float(f.time) for f in found] == [5.0, 5.125, 5.225, 5.325, 5.425, 7.0]
+    assert {f.pixels.shape for f in found} == {(48, 64, 3)}
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_a_video_without_room_is_kept_as_far_as_it_goes(run):
+    write_video(run / "in.mp4", count=150, size=(96, 128))
+    mtkd("predict", "in.mp4", "--output", "out.mp4", "--model", CHECKPOINT)
+    needed = (run / "out.mp4").stat().st_size
+    with files_of_at_most(needed * 3 // 4):
+        output = mtkd("predict", "in.mp4", "--output", "out.mp4", "--model", CHECKPOINT, code=1)
+    assert re.search(r"error: out.mp4 (cannot be written|holds \d+ of 150 frames).*: make room", output)
+    assert "out.mp4 ends early: it holds what was written until then" in output
+    assert 0 < len(list(read_video(run / "out.mp4"))) < 150
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_video_that_is_not_whole_is_an_error(tmp_path, share):
+    def write():
+        writer = VideoWriter(tmp_path / "out.mp4", (96, 128), Fraction(10))
+        try:
+            for number in range(60):
+                writer.write(frame(number // 4, (96, 128)), None)
+        finally:
+            writer.close()
+        return (tmp_path / "out.mp4").stat().st_size
+
+    needed = write()
+    with files_of_at_most(int(share * needed)), pytest.raises(MtkdError, match=r"out.mp4 .*: make room"):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_a_cut_video_is_told(run):
+    content = write_video(run / "in.mp4", count=40, front=True).read_bytes()
+    (run / "in.mp4").write_bytes(content[: len(content) * 2 // 3])
+    output = mtkd("predict", "in.mp4", "--output", "out.mp4", "--model", CHECKPOINT)
+    assert re.search(r"in.mp4: the file tells of 40 frames, [123]\d could be read", output)
+
+
+def test_no_input_is_overwritten(run):
+    write_video(run / "in.mp4")
+    write_png(run / "in" / "a.png", frame(1))
+    write_png(run / "in" / "b.png", frame(2))
+    before = {path: path.read_bytes() for path in (run / "in.mp4", run / "in" / "a.png", run / "in" / "b.png")}
+    for source, output in (("in.mp4", "in/../in.mp4"), ("in", str(run / "in")), ("in/a.png", "in")):
+        message = mtkd("predict", source, "--output", output, "--model", CHECKPOINT, code=1)
+        assert "is an input and would be overwritten" in message
+    assert {path: path.read_bytes() for path in before} == before
+    cv2.imwrite("in/a.jpg", frame(1))
+    message = mtkd("predict", "in", "--output", "out", "--model", CHECKPOINT, code=1)
+    assert "in/a.jpg and in/a.png would both be written to out/a.png" in message
+    assert not (run / "out").exists()
+
+
+def test_colours_and_choice(run):
+    write_png(run / "f.png", frame())
+    (run / "bad.png").write_bytes(b"nothing")
+    arguments = ["--output", "o", "--model", CHECKPOINT, "--anatomy", "colon", "--anatomy", "colon"]
+    assert "\ncolon: sky blue\n" in "\n" + mtkd("predict", "f.png", *arguments)
+    assert "2 = colon\n" in mtkd("predict", "f.png", *arguments, "--as", "labels")
+    assert "bad.png: no frame of it can be decoded, nothing is written" in mtkd(
+        "predict", "bad.png", *arguments, code=1
+    )
 
 
 def test_a_damaged_video_is_read_as_far_as_it_goes(run):
@@ -187,6 +326,7 @@ def test_what_predict_refuses(run):
     assert "cannot be opened as a video" in mtkd(
         "predict", "no.mp4", "--output", "o.mp4", "--model", CHECKPOINT, code=1
     )
+    assert "pip install -e '.[deploy]'" in " ".join(mtkd("export", "--help").split())
     assert "none of overlay" in mtkd("predict", "f.png", "--output", "o", "--as", "art", code=2)
     write_video(run / "in.mp4")
     assert "ends in .mp4" in mtkd("predict", "in.mp4", "--output", "o", "--model", CHECKPOINT, code=1)

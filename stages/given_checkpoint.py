@@ -1,0 +1,24 @@
+"""A checkpoint that the user names, made by this run or brought from elsewhere."""
+
+from pathlib import Path
+from textwrap import shorten
+
+from pipeline.checkpoint import Card, load_checkpoint
+from pipeline.errors import MtkdError
+from pipeline.models import Network
+
+
+def load_given(path: Path) -> tuple[Network, Card]:
+    """The network in eval mode, and its card.
+
+    Raises:
+        MtkdError: no such file, or not a whole checkpoint of this project.
+    """
+    if not path.is_file():
+        raise MtkdError(f"{path} is missing: name a checkpoint (.safetensors); `dvc repro` writes them to checkpoints/")
+    try:
+        return load_checkpoint(path, "")
+    except MtkdError as error:
+        reason = shorten(str(error.__cause__), 160, placeholder=" ...")
+        again = "copy it again, or train again if it was made here"
+        raise MtkdError(f"{path} is no whole checkpoint of this project ({reason}): {again}") from error
