@@ -144,7 +144,7 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise MtkdError(f"{path} cannot be written ({reason}): make room, or choose another --output") from error
+        raise MtkdError(f"{path} cannot be written ({reason}): make room, or choose another place") from error
 
 
 def _quantised(onnx_path: Path, tensors: Sequence[NDArray[Any]]) -> Any:
