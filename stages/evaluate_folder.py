@@ -4,24 +4,23 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from rich.table import Table
 
 from pipeline import findings
 from pipeline.beside_masks import Annotation, read_annotations, read_presence
-from pipeline.checkpoint import Card, load_checkpoint
+from pipeline.checkpoint import Card
 from pipeline.dsad import Splits, surgery_ids
 from pipeline.errors import MtkdError
 from pipeline.evaluation import METRICS, evaluate
 from pipeline.files import write_json
 from pipeline.machine import Machine
-from pipeline.models.network import Network
 from pipeline.prepared import Frame, list_frames, prepare
 from pipeline.uncertainty import FEWEST
 from stages.console import console, progress, say
 from stages.evaluation_tables import write_per_frame, write_per_surgery
+from stages.given_checkpoint import load_given
 from stages.label_maps import has_label_maps, unfold
 
 BATCH, TOLERANCE = 16, 2.0
@@ -42,7 +41,7 @@ def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
         MtkdError: no checkpoint, nothing in the data that it could be measured on, or no place for the output.
     """
     _require_folders(data, output)
-    network, card = _loaded(checkpoint)
+    network, card = load_given(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         there = _prepared(data, card, Path(folder))
         results = []
@@ -82,17 +81,6 @@ def _require_folders(data: Path, output: Path) -> None:
     there = next(p for p in (output, *output.parents) if p.exists())
     if not there.is_dir():
         raise MtkdError(f"--output {output}: {there} is a file; name a folder")
-
-
-def _loaded(checkpoint: Path) -> tuple[Network, Card]:
-    wanted = "name a .safetensors file that `mtkd train-teacher` or `mtkd train-student` wrote"
-    if not checkpoint.is_file():
-        raise MtkdError(f"--checkpoint {checkpoint} is missing: {wanted}")
-    try:
-        return load_checkpoint(checkpoint, "train_student")
-    except MtkdError as error:
-        reason = shorten(str(error.__cause__), 160, placeholder=" ...")
-        raise MtkdError(f"--checkpoint {checkpoint} is no whole checkpoint ({reason}): {wanted}") from error
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def test_what_evaluate_refuses(run, tmp_path):
     assert "hollow holds no frames" in measured(tmp_path / "hollow", "out", code=1)
     for name, what in (("nowhere.st", "is missing"), ("params.yaml", "is no whole checkpoint")):
         output = mtkd("evaluate", "--checkpoint", name, "--data", str(tmp_path), code=1)
-        assert f"--checkpoint {name} {what}" in output
+        assert f"{name} {what}" in output
         assert "dvc" not in output
 
 
