@@ -15,7 +15,9 @@ def load_given(path: Path) -> tuple[Network, Card]:
         MtkdError: no such file, or not a whole checkpoint of this project.
     """
     if not path.is_file():
-        raise MtkdError(f"{path} is missing: name a checkpoint (.safetensors); `dvc repro` writes them to checkpoints/")
+        raise MtkdError(
+            f"{path} is missing: name a .safetensors file that `mtkd train-teacher` or `mtkd train-student` wrote"
+        )
     try:
         return load_checkpoint(path, "")
     except MtkdError as error:
