@@ -52,8 +52,9 @@ def save_checkpoint(
     known = dict(trained_on or {})
     card = Card(network.architecture, network.anatomies, image_size, network.mean, network.std, known)
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    metadata = {"mtkd": json.dumps(asdict(card)), "sha256": _digest(tensors)}
-    write_atomically(path, save(tensors, metadata=metadata))
+    # One entry: safetensors writes several in any order.
+    metadata = json.dumps({"sha256": _digest(tensors), **asdict(card)})
+    write_atomically(path, save(tensors, metadata={"mtkd": metadata}))
 
 
 def load_checkpoint(path: Path, made_by: str) -> tuple[Network, Card]:
@@ -111,10 +112,9 @@ def start_from(network: Network, source: str) -> None:
 def _read(path: Path) -> tuple[Card, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            fields = json.loads(metadata["mtkd"])
+            fields = json.loads((file.metadata() or {})["mtkd"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        if _digest(tensors) != metadata["sha256"]:
+        if _digest(tensors) != fields.pop("sha256"):
             raise ValueError("its weights are damaged: their checksum does not match")
         architecture, trained_on = str(fields.pop("architecture")), dict(fields.pop("trained_on", {}))
         return Card(architecture, **{k: tuple(v) for k, v in fields.items()}, trained_on=trained_on), tensors

@@ -167,7 +167,7 @@ def test_what_export_refuses(run, tmp_path):
     assert "not WIDTHxHEIGHT" in mtkd("export", CHECKPOINT, "--size", "720p", code=2)
     assert "at least" in mtkd("export", CHECKPOINT, "--size", "0x0", code=2)
     missing = mtkd("export", "nowhere.safetensors", code=1)
-    assert "nowhere.safetensors is missing: name a checkpoint" in missing
+    assert "nowhere.safetensors is missing: name a" in missing
     assert "train_student" not in missing
     (tmp_path / "other.onnx").write_bytes(b"no onnx")
     write_png(tmp_path / "f.png", frame())
