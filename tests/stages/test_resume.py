@@ -158,7 +158,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(killed):
     while not state.is_file() and process.is_alive():
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGINT)
-    process.join(60)
+    process.join(120)
     said = (folder / "output.txt").read_text()
     assert process.exitcode == 130
     assert said.splitlines()[-1] == "stopped: nothing half-written is left; the same command goes on from there"
