@@ -81,7 +81,7 @@ def run(
         MtkdError: a teacher or its store is missing, or a student or a way is not known.
     """
     known = {"gain": GAIN, "beyond": BEYOND}[name]
-    if LABELLED_ONLY not in known and name == "gain" and list_unlabelled(PREPARED_FRAMES):
+    if name == "gain" and list_unlabelled(PREPARED_FRAMES):
         # Where there are frames without labels, what they add is shown by leaving them out.
         known = {**known, LABELLED_ONLY: (BALANCED, "stores")}
     for chosen, option, choices in ((students, "--student", STUDENTS), (ways, "--way", known)):
