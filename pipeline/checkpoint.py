@@ -1,7 +1,8 @@
 """Checkpoints: weights and what they are, in one safetensors file that runs no code when it is loaded."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -67,17 +68,22 @@ def load_checkpoint(path: Path, made_by: str) -> tuple[Network, Card]:
     Raises:
         MtkdError: no such file, or not a whole checkpoint of this project.
     """
-    if not path.is_file():
-        raise MtkdError(f"{path} is missing: run `dvc repro {made_by}`")
-    try:
+    with _named(path, made_by):
         card, tensors = _read(path)
         network = create_model(card.architecture, len(card.anatomies))
         network.load_state_dict(tensors)
-    except (MtkdError, RuntimeError) as error:
-        reason = shorten(str(error), 160, placeholder=" ...")
-        raise MtkdError(f"{path} is no whole checkpoint ({reason}): run `dvc repro -f {made_by}`") from error
     network.anatomies, network.mean, network.std = card.anatomies, card.mean, card.std
     return network.eval().to(memory_format=channels_last), card
+
+
+def load_card(path: Path, made_by: str) -> Card:
+    """The card of a whole checkpoint, without building its network.
+
+    Raises:
+        MtkdError: as :func:`load_checkpoint`.
+    """
+    with _named(path, made_by):
+        return _read(path)[0]
 
 
 def start_from(network: Network, source: str) -> None:
@@ -107,6 +113,18 @@ def start_from(network: Network, source: str) -> None:
     copy_weights(network, tensors, what)
     network.mean, network.std = card.mean, card.std
     network.start = started(network, source, loaded)
+
+
+@contextmanager
+def _named(path: Path, made_by: str) -> Iterator[None]:
+    """What is wrong with a checkpoint, with its name and the stage that makes it."""
+    if not path.is_file():
+        raise MtkdError(f"{path} is missing: run `dvc repro {made_by}`")
+    try:
+        yield
+    except (MtkdError, RuntimeError) as error:
+        reason = shorten(str(error), 160, placeholder=" ...")
+        raise MtkdError(f"{path} is no whole checkpoint ({reason}): run `dvc repro -f {made_by}`") from error
 
 
 def _read(path: Path) -> tuple[Card, dict[str, Tensor]]:

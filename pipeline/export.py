@@ -2,8 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.errors import MtkdError
+from pipeline.files import naming
 from pipeline.models.network import Network, normalise
 from pipeline.signal_stack import own_signal_stack
 
@@ -87,7 +87,7 @@ def write_onnx(segmenter: Segmenter, label: Label, path: Path) -> None:
     frame = torch.zeros(1, 3, *segmenter.frame_size, dtype=torch.uint8)
     model = onnx.load(trace(segmenter.eval(), frame, path))
     onnx.helper.set_model_props(model, {KEY: json.dumps(asdict(label))})
-    with _naming(path):
+    with naming(path):
         onnx.save(model, path)
 
 
@@ -96,7 +96,7 @@ def trace(module: nn.Module, frame: Tensor, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), torch.enable_grad():  # with gradients networks take their plain form
         warnings.simplefilter("ignore")  # that shapes become constants is what we want
-        with _naming(path):
+        with naming(path):
             torch.onnx.export(
                 module, (frame,), path, input_names=["frame"], output_names=["masks"], opset_version=18, dynamo=False
             )
@@ -130,21 +130,11 @@ def write_int8(onnx_path: Path, path: Path, tensors: Sequence[NDArray[Any]]) -> 
 def _save_openvino(model: Any, path: Path) -> None:
     import openvino
 
-    with _naming(path):
+    with naming(path):
         try:
             openvino.save_model(model, path, compress_to_fp16=False)
         except RuntimeError as error:  # its only class, also where the disk is full
             raise OSError(str(error)) from error
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """What the system says when a file can't be written, with the file's name."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise MtkdError(f"{path} cannot be written ({reason}): make room, or choose another place") from error
 
 
 def _quantised(onnx_path: Path, tensors: Sequence[NDArray[Any]]) -> Any:

@@ -3,7 +3,8 @@
 import errno
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON with keys in the given order."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+@contextmanager
+def naming(path: Path, failure: type[Exception] = OSError) -> Iterator[None]:
+    """A library's failure to write as one of this project, with the file's name.
+
+    Raises:
+        MtkdError: in place of ``failure``.
+    """
+    try:
+        yield
+    except failure as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MtkdError(f"{path} cannot be written ({reason}): make room, or choose another place") from error
 
 
 class Unchanged:

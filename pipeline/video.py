@@ -1,7 +1,7 @@
 """Frames from files and videos, and back: reading, drawing and encoding each go on beside the network."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.dsad import DataError, read_frame
 from pipeline.errors import MtkdError
+from pipeline.files import naming
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v")
@@ -149,7 +150,7 @@ class VideoWriter:
             "movflags": "frag_keyframe+empty_moov+default_base_moof+frag_discont",
             "avoid_negative_ts": "make_non_negative",
         }
-        with _naming(path):
+        with naming(path, av.FFmpegError):
             self.container = av.open(str(self.partial), "w", format="mp4", options=options)
         # Without frames that refer to later ones, times need no shift, which a fragmented file could not record.
         encoder = {"crf": "18", "preset": "veryfast", "g": "50", "bf": "0"}
@@ -172,7 +173,7 @@ class VideoWriter:
         cut = np.ascontiguousarray(pixels[: self.stream.height, : self.stream.width])
         frame = av.VideoFrame.from_ndarray(cut, format="rgb24")
         frame.time_base, frame.pts = self.TIME_BASE, self._pts(time)
-        with _naming(self.path):
+        with naming(self.path, av.FFmpegError):
             self.container.mux(self.stream.encode(frame))
         self.written += 1
 
@@ -193,7 +194,7 @@ class VideoWriter:
         if self.kept is not None:
             return
         try:
-            with _naming(self.path):
+            with naming(self.path, av.FFmpegError):
                 self._finish()
         finally:
             whole = _whole_packets(self.partial)
@@ -209,15 +210,6 @@ class VideoWriter:
             self.container.mux(self.stream.encode())
         finally:
             self.container.close()
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """FFmpeg's errors with the name of the file that it writes."""
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise MtkdError(f"{path} cannot be written ({error.strerror}): make room, or choose another place") from error
 
 
 def _whole_packets(path: Path) -> int:

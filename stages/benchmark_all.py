@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from pipeline.checkpoint import load_checkpoint
+from pipeline.checkpoint import load_card
 from pipeline.cost import multiply_adds, parameters
 from pipeline.export import Run, as_batch, trace, write_int8
 from pipeline.files import write_json
@@ -135,7 +135,7 @@ def _trained(arch: str, decoders: int) -> Path | None:
     path = student_checkpoint("mtkd")
     if not path.is_file():
         return None
-    _, card = load_checkpoint(path, "train_student")
+    card = load_card(path, "train_student")
     return path if (card.architecture, len(card.anatomies)) == (arch, decoders) else None
 
 
@@ -157,7 +157,7 @@ def _difference(timing: Timing, reference: Any) -> float | None:
 
 def _dice(student: Path, runtimes: Sequence[str]) -> dict[str, float | None]:
     """Dice of this run's student on the test surgeries, at the size of its training, each way."""
-    card = load_checkpoint(student, "train_student")[1]
+    card = load_card(student, "train_student")
     size, anatomies = card.image_size, card.anatomies
     network = Candidate(card.architecture, len(anatomies), size, Machine("cpu"), checkpoint=student)
     found: dict[str, float | None] = {}

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline import findings
 from pipeline.beside_masks import read_annotations, read_presence
-from pipeline.checkpoint import load_checkpoint
+from pipeline.checkpoint import load_card, load_checkpoint
 from pipeline.errors import MtkdError
 from pipeline.evaluation import Result, evaluate, own_masks, summarise
 from pipeline.files import write_json
@@ -73,7 +73,7 @@ def _require_fit(params: Params) -> None:
     for path, made_by, own in files:
         if is_elsewhere(path):
             continue
-        _, card = load_checkpoint(path, made_by)
+        card = load_card(path, made_by)
         found, expected = (list(card.anatomies), card.image_size), (own, params.data.image_size)
         if found != expected:
             pairs = zip(("anatomies", "image_size"), found, expected, strict=True)
