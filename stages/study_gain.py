@@ -18,6 +18,7 @@ from stages.layout import METRICS, PREPARED_FRAMES, RESULTS, frames_of, teacher_
 from stages.params import load_params
 from stages.study import measure_all
 from stages.study_arms import PIXELS, Arm, Case
+from stages.study_charts import write_curves
 from stages.summary import number, read
 
 OUTPUTS = {name: RESULTS / f"study_{name}.md" for name in ("gain", "beyond")}
@@ -65,7 +66,7 @@ def run(
     output: Path,
     machine: Machine,
 ) -> None:
-    """Train what is missing, print the tables and write them.
+    """Train what is missing, print the tables and write them, with the curves beside.
 
     Args:
         name: of the study, ``gain`` or ``beyond``.
@@ -74,7 +75,7 @@ def run(
         seeds: 1 .. seeds, of the students.
         epochs: of each student; the second baseline has twice as many.
         jobs: runs at the same time.
-        output: Markdown.
+        output: Markdown; the curves are an SVG file of the same name.
         machine: where.
 
     Raises:
@@ -94,8 +95,13 @@ def run(
     ]
     results = measure_all(cases, jobs, machine)
     teachers = _teachers(machine)
-    text = "\n".join(line for arch in students for line in _tables(arch, shown, teachers, results))
-    write_atomically(output, text.encode())
+    runs = {
+        arch: {way: [r for r in results if (r["arch"], r["name"]) == (arch, way)] for way in shown} for arch in students
+    }
+    text = "\n".join(line for arch in students for line in _tables(arch, runs[arch], teachers))
+    curves = output.with_suffix(".svg")
+    write_curves(curves, runs)
+    write_atomically(output, f"{text}\n![Validation Dice over epochs]({curves.name})\n".encode())
     say(text)
     say(f"-> {output}")
 
@@ -138,9 +144,8 @@ def _teachers(machine: Machine) -> dict[str, Dice]:
     }
 
 
-def _tables(arch: str, ways: Sequence[str], teachers: dict[str, Dice], results: Sequence[dict[str, Any]]) -> list[str]:
+def _tables(arch: str, own: dict[str, list[dict[str, Any]]], teachers: dict[str, Dice]) -> list[str]:
     """One architecture: Dice per anatomy, the mean over seeds; below, the share of the gap that is closed, per seed."""
-    own = {way: [r for r in results if r["arch"] == arch and r["name"] == way] for way in ways}
     lines = [f"### {arch}", ""]
     for key, where in WHERE.items():
         lines += [*_table(key, where, own, teachers[key], whole=key == "dice"), ""]

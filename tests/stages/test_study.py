@@ -100,6 +100,8 @@ def test_gain_and_beyond_share_their_runs(run):
     page = (run / "results/study_gain.md").read_text()
     assert "| Dice (%), test | teachers | baseline | classes_balanced |" in page
     assert "| Dice (%), validation | teachers | baseline | classes_balanced |" in page
+    assert "](study_gain.svg)" in page
+    assert "<svg" in (run / "results/study_gain.svg").read_text()
     assert "2 of 3 runs are there, 1 to go" in mtkd(
         "study", "beyond", *arguments, "--way", "classes_balanced", "--way", "trusted teachers"
     )
