@@ -534,14 +534,15 @@ def export(
     match = re.fullmatch(r"(\d+)x(\d+)", size, re.ASCII)
     if match is None:
         raise typer.BadParameter(f"'{size}' is not WIDTHxHEIGHT, such as 1280x720", param_hint="--size")
-    if min(int(match[1]), int(match[2])) < 32:
-        raise typer.BadParameter(f"'{size}' is too small: at least 32x32", param_hint="--size")
+    width, height = int(match[1]), int(match[2])
+    if not (32 <= width <= 8192 and 32 <= height <= 8192):
+        raise typer.BadParameter(f"'{size}': each side must be within 32 .. 8192 pixels", param_hint="--size")
     _require("deploy", "onnx", "onnxruntime", "openvino")
     if int8:
         _require("int8", "nncf")
     from stages import export
 
-    export.run(checkpoint, output, (int(match[2]), int(match[1])), frames, int8)
+    export.run(checkpoint, output, (height, width), frames, int8)
 
 
 @app.command()
