@@ -7,11 +7,14 @@ Workers need this checkout's files (checkpoints and prepared frames), on a share
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distributed import Client, Future, get_worker
+from distributed import Client, Future, KilledWorker, get_worker
+from distributed.comm import CommClosedError
 from numpy.typing import NDArray
 
 from cache import file_sha256
@@ -26,13 +29,14 @@ from stages.layout import store, teacher_checkpoint
 Answer = tuple[NDArray[np.float32], list[int]]
 # Shards that wait at each worker, so that none is idle while this process writes.
 AHEAD = 2
+PATIENCE = 60  # seconds between two looks whether there are workers at all
 
 
 def write_stores(plans: Sequence[Plan], scheduler: str, machine: Machine) -> None:
     """Write the stores of all plans with the workers of a cluster.
 
     Raises:
-        MtkdError: no scheduler answers there, or it has no workers.
+        MtkdError: no scheduler answers there, it has no workers, it ended, or workers died again and again on a task.
     """
     try:
         client = Client(scheduler, timeout="10s")
@@ -41,12 +45,18 @@ def write_stores(plans: Sequence[Plan], scheduler: str, machine: Machine) -> Non
     except (OSError, TimeoutError) as error:
         raise MtkdError(f"--scheduler {scheduler} does not answer: start one with `dask scheduler`") from error
     with client:
-        count = len(client.scheduler_info(n_workers=-1)["workers"])
+        count = _workers(client)
         if not count:
             raise MtkdError(f"--scheduler {scheduler} has no workers: start some with `dask worker {scheduler}`")
         say(f"{scheduler}: {count} workers")
-        for plan in plans:
-            _write_store(plan, client, machine)
+        try:
+            for plan in plans:
+                _write_store(plan, client, machine)
+        except (CancelledError, CommClosedError, KilledWorker) as error:
+            reason = "workers died on one task again and again" if isinstance(error, KilledWorker) else "it ended"
+            raise MtkdError(
+                f"--scheduler {scheduler}: {reason}; look at its log, then start again: whole shards are kept"
+            ) from error
 
 
 def _write_store(plan: Plan, client: Client, machine: Machine) -> None:
@@ -75,8 +85,8 @@ def _in_order(client: Client, plan: Plan, questions: list[Question], shards: lis
     waiting: deque[Future[Answer]] = deque()
     todo = iter(shards)
     while True:
-        room = AHEAD * max(1, len(client.scheduler_info(n_workers=-1)["workers"])) - len(waiting)
-        for shard in (s for s, _ in zip(todo, range(room), strict=False)) if room > 0 else ():
+        room = AHEAD * max(1, _workers(client)) - len(waiting)
+        for shard in islice(todo, max(0, room)):
             asked = [_absolute(questions[i]) for i in shard]
             settings = plan.params.cache
             waiting.append(
@@ -84,7 +94,21 @@ def _in_order(client: Client, plan: Plan, questions: list[Question], shards: lis
             )
         if not waiting:
             return
-        yield waiting.popleft().result()
+        yield _result(client, waiting.popleft())
+
+
+def _workers(client: Client) -> int:
+    return len(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _result(client: Client, asked: "Future[Answer]") -> Answer:
+    """Wait for an answer, and say so if nobody is left to give it."""
+    while True:
+        try:
+            return asked.result(timeout=PATIENCE)
+        except TimeoutError:
+            if not _workers(client):
+                say(f"no workers are left: waits for new ones, `dask worker {client.scheduler.address}`")
 
 
 def _absolute(question: Question) -> Question:

@@ -214,13 +214,24 @@ def test_a_cluster_writes_the_same_stores_though_a_worker_dies(run, cluster):
     import threading
 
     address, workers = cluster
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    params["cache"]["shard_frames"] = 1  # more shards than wait at the workers
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
+    mtkd("cache-logits")
     before = {name: files(run / "stores" / name) for name in ("liver.zarr", "colon.zarr")}
     shutil.rmtree("stores")
     from distributed import Client
 
     with Client(address) as client:
         client.wait_for_workers(2, timeout=60)
-    killer = threading.Timer(1.0, lambda: workers[0].send_signal(signal.SIGKILL))
+
+    def kill() -> None:
+        """Once the first shards are written."""
+        while len(list(run.glob("scratch/stores/*/logits/c/**/*"))) < 3:
+            time.sleep(0.01)
+        workers[0].send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     output = mtkd("cache-logits", "--scheduler", address)
     killer.join()
