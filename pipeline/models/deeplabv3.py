@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from pipeline.errors import MtkdError
 from pipeline.models.network import Network
-from pipeline.models.start import copy_weights, started, unavailable
+from pipeline.models.start import copy_weights, require_architecture, started, unavailable
 
 WIDTH, ATROUS_RATES = 256, (12, 24, 36)
+# What the shapes of smp's weights do not tell.
+ARCHITECTURE = {"encoder_output_stride": 8, "decoder_atrous_rates": ATROUS_RATES}
 
 
 class DeepLabV3(Network):
@@ -110,6 +112,7 @@ def _load(network: DeepLabV3, source: str) -> None:
         raise unavailable(source, expected, error) from error
     if not isinstance(model, smp.DeepLabV3):
         raise MtkdError(f"pretrained: '{source}' is a {type(model).__name__}, expected {expected}")
+    require_architecture(model.config, ARCHITECTURE, f"pretrained: '{source}'")
     copy_weights(network.encoder, model.encoder.state_dict(), f"pretrained: '{source}', encoder")
     for head in network.heads:
         copy_weights(head.get_submodule("decoder"), model.decoder.state_dict(), f"pretrained: '{source}', decoder")

@@ -23,6 +23,7 @@ class Network(nn.Module):
         decoders: number of decoders N.
         anatomies: their names, once a checkpoint or a training run has given them; empty before.
         stride: frames are padded (bottom and right, edge repeated) to a multiple of this.
+        smallest: and to at least this height and width.
         output_stride: pixels of the frame per cell of the logits.
         mean, std: statistics of the frames that the weights expect, RGB in 0..1.
         start: where the initial weights came from.
@@ -31,6 +32,7 @@ class Network(nn.Module):
     architecture: str
     anatomies: tuple[str, ...] = ()
     stride: int
+    smallest: int = 1
     output_stride: int
     mean: Statistics = IMAGENET_MEAN
     std: Statistics = IMAGENET_STD
@@ -77,7 +79,7 @@ class Network(nn.Module):
             MtkdError: there is no such decoder.
         """
         height, width = frames.shape[-2:]
-        bottom, right = -height % self.stride, -width % self.stride
+        bottom, right = (max(-n % self.stride, self.smallest - n) for n in (height, width))
         if bottom or right:
             frames = F.pad(frames, (0, right, 0, bottom), mode="replicate")
         h, w = (-(-n // self.output_stride) for n in (height, width))

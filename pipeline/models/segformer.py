@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, SegformerConfig, SegformerForSemanticSegmentation, SegformerModel
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
@@ -16,13 +17,25 @@ from transformers.utils.hub import cached_file
 from pipeline.errors import MtkdError
 from pipeline.models.network import Network
 from pipeline.models.segformer_head import Head, decode_in_strips
-from pipeline.models.start import copy_weights, read_json, started, unavailable
+from pipeline.models.start import (
+    REMEDY,
+    copy_weights,
+    read_json,
+    read_statistics,
+    require_architecture,
+    started,
+    unavailable,
+)
+
+# What the shapes of the weights do not tell.
+ARCHITECTURE = ("depths", "num_attention_heads", "sr_ratios", "strides", "patch_sizes", "hidden_act")
 
 
 class SegFormer(Network):
     """Mix transformer encoder; N decoders, each with its own projections, fusion and classifier."""
 
     stride, output_stride = 4, 4
+    smallest = 32  # the attention of the first stage reduces its quarter of the frame by 8
 
     def __init__(
         self,
@@ -64,27 +77,31 @@ def _load(network: SegFormer, source: str, checkpoint: str) -> None:
     """Start from a Transformers checkpoint: its encoder; its decoder, if it has one, in each of ours; new classifiers.
 
     Raises:
-        MtkdError: there is no such checkpoint, or one of another size.
+        MtkdError: there is no such checkpoint, one of another architecture, or one that lacks weights.
     """
     expected = f"a SegFormer with depths {network.config.depths} and widths {network.config.hidden_sizes}"
+    what = f"pretrained: '{source}'"
     try:
         config = AutoConfig.from_pretrained(checkpoint)
         if not isinstance(config, SegformerConfig):
             raise ValueError(f"it is a {config.model_type}")
         kind = "SegformerForSemanticSegmentation" in (config.architectures or [])
-        model: Any = (SegformerForSemanticSegmentation if kind else SegformerModel).from_pretrained(checkpoint)
+        form: Any = SegformerForSemanticSegmentation if kind else SegformerModel
+        model, told = form.from_pretrained(checkpoint, output_loading_info=True)
         statistics = cached_file(checkpoint, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise unavailable(source, expected, error) from error
-    if list(config.depths) != list(network.config.depths):
-        raise MtkdError(f"pretrained: '{source}' has depths {config.depths}, expected {expected}")
-    copy_weights(network.encoder, (model.segformer if kind else model).state_dict(), f"pretrained: '{source}'")
+    require_architecture(config.to_dict(), {name: getattr(network.config, name) for name in ARCHITECTURE}, what)
+    # What a file lacks, Transformers fills with random numbers.
+    if missing := sorted(name for name in told["missing_keys"] if ".classifier." not in name):
+        raise MtkdError(f"{what}: lacks {len(missing)} tensors, {missing[0]} first; {REMEDY}")
+    copy_weights(network.encoder, (model.segformer if kind else model).state_dict(), what)
     loaded = {f"encoder.{name}" for name in network.encoder.state_dict()}
     if kind:
         loaded |= _copy_decoder(network, model.decode_head, source)
     preprocessing = read_json(Path(statistics)) if statistics else {}
-    network.mean = tuple(preprocessing.get("image_mean", network.mean))
-    network.std = tuple(preprocessing.get("image_std", network.std))
+    network.mean = read_statistics(preprocessing, "image_mean", network.mean, what)
+    network.std = read_statistics(preprocessing, "image_std", network.std, what)
     network.start = started(network, source, loaded)
 
 

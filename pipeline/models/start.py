@@ -64,17 +64,34 @@ def copy_weights(target: nn.Module, weights: Mapping[str, Tensor], what: str) ->
         if name.endswith("num_batches_tracked"):
             continue
         if name not in weights:
-            raise MtkdError(f"{what}: no tensor {name} {tuple(tensor.shape)}; {_REMEDY}")
+            raise MtkdError(f"{what}: no tensor {name} {tuple(tensor.shape)}; {REMEDY}")
         if weights[name].shape != tensor.shape:
             found, expected = tuple(weights[name].shape), tuple(tensor.shape)
-            raise MtkdError(f"{what}: {name} has shape {found}, expected {expected}; {_REMEDY}")
+            raise MtkdError(f"{what}: {name} has shape {found}, expected {expected}; {REMEDY}")
     unknown = sorted(weights.keys() - own.keys())
     if unknown:
-        raise MtkdError(f"{what}: holds {unknown[0]}, which this network has not; {_REMEDY}")
+        raise MtkdError(f"{what}: holds {unknown[0]}, which this network has not; {REMEDY}")
     target.load_state_dict(dict(weights), strict=False)
 
 
-_REMEDY = "give weights of the same architecture, or set pretrained: none"
+def require_architecture(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    """Refuse weights of an architecture that differs in what shapes do not tell.
+
+    Args:
+        found: settings of the weights' network; more than these are ignored.
+        expected: settings that must be equal, whether lists or tuples.
+        what: what is loaded from where, for the message.
+
+    Raises:
+        MtkdError: names the first setting that differs.
+    """
+    for setting, own in expected.items():
+        theirs = found.get(setting)
+        if (list(theirs) if isinstance(theirs, tuple) else theirs) != (list(own) if isinstance(own, tuple) else own):
+            raise MtkdError(f"{what} has {setting} {theirs}, expected {own}; {REMEDY}")
+
+
+REMEDY = "give weights of the same architecture, or set pretrained: none"
 
 
 def unavailable(source: str, expected: str, error: Exception) -> MtkdError:
@@ -87,5 +104,29 @@ def unavailable(source: str, expected: str, error: Exception) -> MtkdError:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file beside weights; empty if it isn't there."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """A small JSON file beside weights; empty if it isn't there.
+
+    Raises:
+        MtkdError: it is no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text()) if path.is_file() else {}
+        return dict(values.items())
+    except (ValueError, AttributeError) as error:
+        raise MtkdError(f"{path} is no JSON object ({error}): copy it again") from error
+
+
+def read_statistics(
+    values: Mapping[str, Any], key: str, default: tuple[float, float, float], what: str
+) -> tuple[float, float, float]:
+    """Three numbers, one per colour, that stand beside weights; the default where there are none.
+
+    Raises:
+        MtkdError: something else stands there.
+    """
+    found = values.get(key, default)
+    try:
+        red, green, blue = (float(value) for value in found)
+    except (TypeError, ValueError) as error:
+        raise MtkdError(f"{what}: {key} is {found!r}, expected three numbers; mend that, or remove it") from error
+    return red, green, blue

@@ -317,7 +317,14 @@ def test_an_own_teacher_starts_every_decoder_of_a_student(tmp_path):
 
 
 def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, offline):
-    from transformers import BertConfig, BertModel, SegformerConfig, SegformerModel
+    import segmentation_models_pytorch as smp
+    from transformers import (
+        BertConfig,
+        BertModel,
+        SegformerConfig,
+        SegformerForSemanticSegmentation,
+        SegformerModel,
+    )
 
     mini = create_model("mininetv2", 2)
     mini.anatomies = ("a", "b")
@@ -327,6 +334,21 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, offline):
     BertModel(BertConfig(hidden_size=8, **small)).save_pretrained(tmp_path / "bert")
     SegformerModel(SegformerConfig(depths=[3, 4, 18, 3])).save_pretrained(tmp_path / "deep")
     SegformerModel(SegformerConfig(hidden_sizes=[16, 32, 80, 128])).save_pretrained(tmp_path / "thin")
+    SegformerModel(SegformerConfig(num_attention_heads=[1, 1, 1, 1])).save_pretrained(tmp_path / "one_headed")
+    whole = SegformerForSemanticSegmentation(SegformerConfig())
+    for name in ("cut", "no_json", "no_numbers"):
+        whole.save_pretrained(tmp_path / name)
+    cut = tmp_path / "cut/model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    (tmp_path / "no_json/preprocessor_config.json").write_text("{")
+    (tmp_path / "no_numbers/preprocessor_config.json").write_text('{"image_mean": null}')
+    weights = whole.state_dict()
+    whole.save_pretrained(tmp_path / "headless", state_dict={k: v for k, v in weights.items() if "decode" not in k})
+    whole.save_pretrained(tmp_path / "renamed", state_dict={f"module.{k}": v for k, v in weights.items()})
+    smp.DeepLabV3("resnet18", encoder_weights=None, decoder_atrous_rates=(6, 12, 18)).save_pretrained(
+        tmp_path / "narrow"
+    )
+    smp.DeepLabV3("resnet18", encoder_weights=None, encoder_output_stride=16).save_pretrained(tmp_path / "coarse")
     (tmp_path / "empty").mkdir()
     refused = {
         ("segformer_b0", "mini.safetensors"): r"holds mininetv2 with 2 decoders, expected segformer_b0 with 3",
@@ -334,8 +356,16 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, offline):
         ("mininetv2", "junk.safetensors"): r"no checkpoint of this project",
         ("mininetv2", "missing.safetensors"): r"is no file",
         ("segformer_b0", "bert"): r"expected a SegFormer.*it is a bert",
-        ("segformer_b0", "deep"): r"depths \[3, 4, 18, 3\], expected",
+        ("segformer_b0", "deep"): r"depths .3, 4, 18, 3., expected",
         ("segformer_b0", "thin"): r"has shape .* expected",
+        ("segformer_b0", "one_headed"): r"has num_attention_heads \[1, 1, 1, 1\], expected .1, 2, 5, 8",
+        ("segformer_b0", "cut"): r"gave no weights, expected a SegFormer",
+        ("segformer_b0", "headless"): r"lacks \d+ tensors, decode_head",
+        ("segformer_b0", "renamed"): r"lacks \d+ tensors",
+        ("segformer_b0", "no_json"): r"preprocessor_config.json is no JSON object",
+        ("segformer_b0", "no_numbers"): r"image_mean is None, expected three numbers",
+        ("deeplabv3_resnet18", "narrow"): r"has decoder_atrous_rates .*6, 12, 18.*, expected \(12, 24, 36\)",
+        ("deeplabv3_resnet18", "coarse"): r"has encoder_output_stride 16, expected 8",
         ("segformer_b0", "empty"): r"gave no weights, expected a SegFormer",
         ("deeplabv3_resnet18", "empty"): r"gave no weights, expected an smp.DeepLabV3 on resnet18",
         ("deeplabv3_resnet18", "bert"): r"expected an smp.DeepLabV3 on resnet18",
@@ -345,6 +375,14 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, offline):
         with pytest.raises(MtkdError, match=message) as caught:
             create_model(name, 3, str(tmp_path / source))
         assert "\n" not in str(caught.value), name
+
+
+def test_frames_smaller_than_the_attention_needs_are_padded():
+    network = create_model("segformer_b0", 2).eval()
+    with torch.no_grad():
+        for height, width in ((1, 1), (16, 20), (31, 100)):
+            logits = network(torch.randn(1, 3, height, width))
+            assert logits.shape == (1, 2, 2, -(-height // 4), -(-width // 4))
 
 
 def test_without_a_network_the_line_says_what_to_do(offline):
