@@ -75,10 +75,13 @@ def create_store(
     if not frames or len(set(frames)) != len(frames):
         raise ValueError("a store needs frames, each once")
     grid, image_size = _size("grid", grid), _size("image_size", image_size)
-    if not views or operator.index(shard_frames) < 1:
+    shard_frames = operator.index(shard_frames)  # NumPy's too
+    if not views or shard_frames < 1:
         raise ValueError(f"{len(views)} views, {shard_frames} frames to a shard: each must be at least 1")
-    if keep_bits is not None and not 1 <= operator.index(keep_bits) <= 9:
-        raise ValueError(f"keep_bits {keep_bits}: 1 to 9, or None")
+    if keep_bits is not None:
+        keep_bits = operator.index(keep_bits)
+        if not 1 <= keep_bits <= 9:
+            raise ValueError(f"keep_bits {keep_bits}: 1 to 9, or None")
     for name, value in (("identity_parts", identity_parts), ("views", views)):
         _require_json(name, value)
     attributes = describe(anatomy, frames, grid, image_size, views, identity_parts, shard_frames, keep_bits)
@@ -109,6 +112,7 @@ class StoreWriter:
     Attributes:
         path: the scratch folder.
         attributes: of the store to be.
+        bytes_written: size of the whole shards on disk, of an earlier run too.
     """
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
@@ -123,6 +127,7 @@ class StoreWriter:
         self._lock = ScratchLock(path)
         try:
             self._done = self._resume()
+            self.bytes_written = sum(file.stat().st_size for file in path.glob("logits/c/**/*") if file.is_file())
         except BaseException:
             self._lock.let_go()
             raise
@@ -137,13 +142,10 @@ class StoreWriter:
         """Number of frames over all views."""
         return self._shape[0] * self._shape[1]
 
-    @property
-    def bytes_written(self) -> int:
-        """Bytes of the whole shards on disk, of an earlier run too."""
-        return sum(file.stat().st_size for file in self.path.glob("logits/c/**/*") if file.is_file())
-
     def append(self, logits: NDArray[np.floating[Any]], pixels: Sequence[int]) -> None:
         """Add frames in order, all of view 0 first; a full shard is written at once.
+
+        A call that failed may be followed by another, from frame :attr:`next` on.
 
         Args:
             logits: (n, 2, h, w), any float dtype.
@@ -152,7 +154,7 @@ class StoreWriter:
         Raises:
             UnstorableError: a value is not finite, not real or beyond float16; names the frame.
             NotWrittenError: the disk is full; what whole shards hold is safe.
-            ValueError: the shape is not that of this store, or there are more frames than it holds.
+            ValueError: the shape is not that of this store, there are more frames than it holds, or a checksum is none.
         """
         if logits.shape[1:] != self._shape[2:] or len(pixels) != len(logits):
             raise ValueError(
@@ -160,12 +162,13 @@ class StoreWriter:
             )
         if self.next + len(logits) > self.total:
             raise ValueError(f"{self.path} holds {self.total} frames, not more")
+        if not all(0 <= operator.index(shown) < 2**32 for shown in pixels):
+            raise ValueError(f"pixel checksums {list(pixels)}: crc32c gives numbers from 0 to 2**32 - 1")
+        self._write_full_shard()  # that an earlier call could not write
         for frame, shown in zip(logits, pixels, strict=True):
             self._logits.append(self._half(frame))
             self._pixels.append(int(shown))
-            if len(self._logits) == self._shard_length():
-                with self._writing():
-                    self._write_shard()
+            self._write_full_shard()
 
     def finish(self, path: str | Path) -> None:
         """Mark the store complete and move it into place; what was there is replaced.
@@ -174,10 +177,14 @@ class StoreWriter:
             IncompleteError: frames are missing.
             OccupiedError: what lies there is no logit store.
             NotWrittenError: the disk is full.
+            ValueError: it was finished before, or ``path`` is where it grows.
         """
         target, old = Path(path), self.path.with_name(f"{self.path.name}.old")
         if self.next != self.total:
             raise IncompleteError(f"{self.path} has {self.next} of {self.total} frames: append the rest first")
+        self._write_full_shard()
+        if self._group is None:
+            raise ValueError(f"{self.path} was finished before")
         if target.resolve() == self.path.resolve():
             raise ValueError(f"{target} is where the store grows: it ends at another path")
         _require_logit_store(target)
@@ -191,6 +198,7 @@ class StoreWriter:
                 target.replace(old)
             self.path.replace(target)
         shutil.rmtree(old, ignore_errors=True)
+        self._group = None
         self._lock.let_go()
 
     def __enter__(self) -> "StoreWriter":
@@ -230,6 +238,11 @@ class StoreWriter:
         """Frames of the shard that is being filled; a view's last one may be short."""
         return min(self._shard, self._shape[1] - self._done % self._shape[1])
 
+    def _write_full_shard(self) -> None:
+        if len(self._logits) == self._shard_length():
+            with self._writing():
+                self._write_shard()
+
     def _write_shard(self) -> None:
         block = np.stack(self._logits)
         if self._group is None:
@@ -241,6 +254,7 @@ class StoreWriter:
         self._tables["checksum"][place] = [frame_checksum(frame, self.attributes["identity"]) for frame in block]
         for name in TABLES:  # checksum last: a shard without its checksums was not written
             self._group[name][view] = self._tables[name][view]
+        self.bytes_written += (self.path / shard_name(view, start, self._shard)).stat().st_size
         self._done += len(block)
         self._logits, self._pixels = [], []
 

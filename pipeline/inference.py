@@ -56,6 +56,12 @@ class _Shown(Dataset[Shown]):
         return shown.transpose(2, 0, 1), fingerprint(shown)
 
 
+def fingerprints(questions: Sequence[Question]) -> Iterator[int]:
+    """The fingerprint of the pixels of each question, as :func:`answers` gives it, without asking anybody."""
+    shown = _Shown(questions)
+    return (shown[i][1] for i in range(len(shown)))
+
+
 def _batch(shown: Sequence[Shown]) -> tuple[torch.Tensor, list[int]]:
     """By NumPy: in a thread of its own torch would start a second team of threads, to fight with the network's."""
     return torch.from_numpy(np.stack([pixels for pixels, _ in shown])), [fingerprint for _, fingerprint in shown]

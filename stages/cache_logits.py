@@ -119,7 +119,7 @@ def run(anatomies: list[str], machine: Machine, *, estimate: bool = False, sched
     """
     plans = make_plans(anatomies, load_params())
     if not anatomies:
-        plans = [plan for plan in plans if not _was_imported(plan)]
+        plans = [plan for plan in plans if not was_imported(plan)]
     if estimate:
         _estimate(plans, machine)
     elif scheduler is not None:
@@ -145,7 +145,7 @@ def make_plans(anatomies: list[str], params: Params) -> list[Plan]:
     return [Plan(anatomy, frames, digest, params) for anatomy in anatomies or params.data.anatomies]
 
 
-def _was_imported(plan: Plan) -> bool:
+def was_imported(plan: Plan) -> bool:
     """Whether there is no teacher to ask; said then."""
     imported = is_elsewhere(teacher_checkpoint(plan.anatomy))
     if imported:
@@ -156,9 +156,9 @@ def _was_imported(plan: Plan) -> bool:
 def _write_store(plan: Plan, machine: Machine) -> None:
     teacher, questions = plan.teacher(), plan.questions()
     grid, settings, stopwatch = plan.grid(teacher), plan.params.cache, Stopwatch()
-    require_space(plan.raw_bytes(grid))
     with plan.writer(grid) as writer, progress(f"{plan.anatomy}: frames asked") as bar:
         done = writer.next
+        require_space(plan.raw_bytes(grid), done / len(questions))
         batches = make_batches(len(plan.frames), len(questions), settings.shard_frames, settings.batch_size, done)
         answered = answers(teacher, questions, batches, settings.precision, machine, stopwatch)
         # Compressing and writing are another thread's, at most one batch behind.
@@ -220,16 +220,21 @@ def _duration(seconds: float) -> str:
     )
 
 
-def require_space(needed: int) -> None:
+def require_space(raw: int, written: float = 0.0) -> None:
     """Refuse to begin what would not fit.
 
+    Args:
+        raw: bytes of all logits, before compression.
+        written: the share of them that an earlier run left on disk.
+
     Raises:
-        MtkdError: the disk has less room than the raw logits need.
+        MtkdError: the disk has less room than the raw logits that are missing need.
     """
+    needed = round(raw * (1 - written))
     if _free() < needed:
         raise MtkdError(
             f"{STORES} needs {readable(needed)} before compression, the disk has {readable(_free())} free: make room, "
-            "lower cache.views, or set cache.keep_bits"
+            "or lower cache.views"
         )
 
 

@@ -62,8 +62,8 @@ def write_stores(plans: Sequence[Plan], scheduler: str, machine: Machine) -> Non
 def _write_store(plan: Plan, client: Client, machine: Machine) -> None:
     teacher, questions = plan.teacher(), plan.questions()
     grid = plan.grid(teacher)
-    require_space(plan.raw_bytes(grid))
     with plan.writer(grid) as writer, progress(f"{plan.anatomy}: frames asked") as bar:
+        require_space(plan.raw_bytes(grid), writer.next / len(questions))
         shards = _shards(plan, len(questions), writer.next)
         for logits, pixels in _in_order(client, plan, questions, shards):
             writer.append(logits, pixels)

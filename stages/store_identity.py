@@ -55,4 +55,6 @@ def misfits(attributes: Mapping[str, Any], anatomy: str, expected: Mapping[str, 
 def misfit_line(one: Store, anatomy: str, expected: Mapping[str, object]) -> str:
     """One line that says why a store does not fit and what to run; empty if it fits."""
     found = misfits(one.attributes, anatomy, expected)
-    return f"{one.path} does not fit: {', '.join(found.values())}; run `dvc repro cache_logits@{anatomy}`" * bool(found)
+    if not found:
+        return ""
+    return f"{one.path} does not fit: {', '.join(found.values())}; run `dvc repro cache_logits@{anatomy}`"

@@ -10,11 +10,11 @@ from rich.table import Table
 
 import cache
 from pipeline.errors import MtkdError
-from pipeline.inference import answers
+from pipeline.inference import answers, fingerprints
 from pipeline.machine import Machine
 from pipeline.prepared import frames_digest
 from pipeline.settings import Params
-from stages.cache_logits import Plan, make_plans
+from stages.cache_logits import Plan, make_plans, was_imported
 from stages.console import console, progress, readable, say
 from stages.elsewhere import REMEDY
 from stages.layout import SCRATCH, STORES, store, taught_frames
@@ -64,9 +64,11 @@ def show_stats(whose: list[str]) -> None:
 def verify(whose: list[str], recompute: int, tolerance: float, machine: Machine) -> None:
     """Read every frame of stores, compare what they are for with what is wanted, and ask teachers again on some.
 
+    Of prepared frames it is also checked that each store answers their pixels, frame by frame.
+
     Args:
         whose: anatomies, or paths of stores; all anatomies if none is named.
-        recompute: number of random frames on which the teacher is asked again.
+        recompute: number of random frames on which the teacher is asked again, of each that is here.
         tolerance: largest difference of a logit that counts as the same answer.
         machine: where teachers compute.
 
@@ -76,19 +78,53 @@ def verify(whose: list[str], recompute: int, tolerance: float, machine: Machine)
     chosen = _chosen(whose)
     anatomies = [name for name in chosen if not is_path(name)]
     wanted = _wanted(load_params()) if anatomies else {}
-    plans = {plan.anatomy: plan for plan in make_plans(anatomies, load_params())} if recompute else {}
+    plans = make_plans(anatomies, load_params()) if recompute else []
+    asked = {plan.anatomy: plan for plan in plans if whose or not was_imported(plan)}
+    pixels = _prepared_pixels() if anatomies else None
     problems = []
     for name, path in chosen.items():
         found = cache.verify(path, remedy=_remedy(name))
         if not found and name in wanted:
             line = misfit_line(cache.open_store(path), name, wanted[name])
-            found = [line] if line else []
-        if not found and recompute:
-            found = _recomputed(plans[name], recompute, tolerance, machine)
+            found = [line] if line else _other_pixels(name, pixels)
+        if not found and name in asked:
+            found = _recomputed(asked[name], recompute, tolerance, machine)
         say(f"{path}: {_problems(found) if found else 'whole'}")
         problems += found
     if problems:
         raise MtkdError("\n".join([f"{_problems(problems)}:", *problems]))
+
+
+def _prepared_pixels() -> list[int] | None:
+    """Fingerprints of all that the teachers are shown, view by view; None if nothing is prepared."""
+    try:
+        plan = make_plans([], load_params())[0]
+    except MtkdError:
+        return None
+    questions = plan.questions()
+    found = []
+    with progress("frames read") as bar:
+        for one in fingerprints(questions):
+            found.append(one)
+            bar(len(found), len(questions))
+    return found
+
+
+def _other_pixels(anatomy: str, pixels: Sequence[int] | None) -> list[str]:
+    """Whether a store answers, somewhere, other pixels than those that are prepared."""
+    one = cache.open_store(store(anatomy))
+    views, frames = one.shape[:2]
+    places = ((view, frame) for view in range(views) for frame in range(frames))
+    other = [
+        place for place, shown in zip(places, pixels or [], strict=False) if one.pixels(place[1], place[0]) != shown
+    ]
+    if not other:
+        return []
+    view, frame = other[0]
+    return [
+        f"{one.path} answers other pixels than the prepared ones in {len(other)} places, frame {one.frames[frame]} "
+        f"(view {view}) first: run `dvc repro -f cache_logits@{anatomy}`"
+    ]
 
 
 def _recomputed(plan: Plan, count: int, tolerance: float, machine: Machine) -> list[str]:

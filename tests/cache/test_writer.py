@@ -169,6 +169,35 @@ def test_wrong_shapes_and_too_many_frames_are_refused(tmp_path):
         begin(tmp_path, 0)
 
 
+def test_a_writer_goes_on_after_a_shard_that_it_could_not_write(tmp_path, monkeypatch):
+    whole = files(write(tmp_path / "whole"))
+    with begin(tmp_path / "a") as writer:
+        for stop in (4, 8, 10):  # the disk is full once for each shard
+            start, written = writer.next, writer.bytes_written
+            with monkeypatch.context() as patch:
+                patch.setattr(writer, "_write_shard", lambda: (_ for _ in ()).throw(OSError(28, "No space left")))
+                with pytest.raises(cache.NotWrittenError, match=f"after {start} of 10"):
+                    writer.append(logits(10)[start:stop], range(start, stop))
+                with pytest.raises((cache.IncompleteError, cache.NotWrittenError)):
+                    writer.finish(tmp_path / "a/stores/liver.zarr")
+            writer.append(logits(10)[stop:stop], [])
+            assert writer.next == stop
+            assert writer.bytes_written > written
+        writer.finish(tmp_path / "a/stores/liver.zarr")
+        with pytest.raises(ValueError, match="was finished before"):
+            writer.finish(tmp_path / "b.zarr")
+    assert files(tmp_path / "a/stores/liver.zarr") == whole
+    assert not list((tmp_path / "a/scratch").iterdir())
+
+
+def test_numbers_of_numpy_will_do_and_checksums_are_checked(tmp_path):
+    with begin(tmp_path, shard=np.int64(4)) as writer:
+        for wrong in (2**32, -1):
+            with pytest.raises(ValueError, match="crc32c gives"):
+                writer.append(logits(1), [wrong])
+        writer.append(logits(1), [np.uint32(7)])
+
+
 def test_a_second_writer_is_refused(tmp_path):
     with begin(tmp_path), pytest.raises(cache.StoreBusyError, match="another process"):
         begin(tmp_path)

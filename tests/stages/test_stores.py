@@ -84,6 +84,20 @@ def test_verify_lists_what_is_wrong_and_exits_1(run):
     assert "dvc repro -f cache_logits@colon" in output
 
 
+def test_verify_finds_answers_in_the_wrong_place(run):
+    """A whole store of the right identity, whose writer was given two frames in each other's place."""
+    (plan,) = make_plans(["liver"], load_params())
+    whole = cache.open_store("stores/liver.zarr")
+    order = [1, 0, *range(2, len(whole.frames))]
+    with plan.writer(whole.shape[-2:]) as writer:
+        for i in order:
+            writer.append(whole.read(i)[None], [whole.pixels(i)])
+        writer.finish("stores/liver.zarr")
+    said = mtkd("cache", "verify", code=1)
+    assert f"answers other pixels than the prepared ones in 2 places, frame {whole.frames[0]} (view 0) first" in said
+    assert "stores/colon.zarr: whole" in said
+
+
 def test_verify_asks_the_teacher_again(run):
     assert mtkd("cache", "verify", "--recompute", "3").count("whole") == 2
     assert "answers otherwise" in mtkd("cache", "verify", "--recompute", "6", "--tolerance", "0", code=1)
