@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from pipeline.errors import MtkdError
@@ -19,7 +21,8 @@ from pipeline.files import naming
 from pipeline.models.network import Network, normalise
 from pipeline.signal_stack import own_signal_stack
 
-KEY = "mtkd"
+# Under these keys an exported file says what it is, and the sha256 of the weights that it was written with.
+KEY, WEIGHTS = "mtkd", "mtkd_weights"
 # A pixel whose logits are closer than this may fall to either side: runtimes add up in another order.
 UNDECIDED = 1e-3
 Run = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]  # frame (H, W, 3) -> masks (N, H, W)
@@ -86,7 +89,7 @@ def write_onnx(segmenter: Segmenter, label: Label, path: Path) -> None:
 
     frame = torch.zeros(1, 3, *segmenter.frame_size, dtype=torch.uint8)
     model = onnx.load(trace(segmenter.eval(), frame, path))
-    onnx.helper.set_model_props(model, {KEY: json.dumps(asdict(label))})
+    onnx.helper.set_model_props(model, {KEY: json.dumps(asdict(label)), WEIGHTS: _graph_digest(model)})
     with naming(path):
         onnx.save(model, path)
 
@@ -118,6 +121,8 @@ def write_openvino(onnx_path: Path, label: Label, path: Path, calibration: Seque
         _quantised(onnx_path, [as_batch(f) for f in calibration]) if calibration else openvino.convert_model(onnx_path)
     )
     model.set_rt_info(json.dumps(asdict(label)), KEY)
+    _save_openvino(model, path)
+    model.set_rt_info(_file_digest(path.with_suffix(".bin")), WEIGHTS)
     _save_openvino(model, path)
 
 
@@ -153,16 +158,51 @@ def load_exported(path: Path) -> tuple[Run, Label]:
     """A function from a frame to its masks, and what the file says of itself.
 
     Raises:
-        MtkdError: no such file, or none that this project exported.
+        MtkdError: no such file, none that this project exported, or one that was changed since.
     """
     _check_file(path)
+    is_onnx = path.suffix == ".onnx"
     try:
-        found, run = (_open_onnx if path.suffix == ".onnx" else _open_openvino)(path)
-        fields: dict[str, Any] = json.loads(found)
+        told, written, found = (_told_by_onnx if is_onnx else _told_by_openvino)(path)
+        label = TypeAdapter(Label).validate_json(told)
+        if written == found:  # a runtime may crash on damaged weights
+            run, shape = (_open_onnx if is_onnx else _open_openvino)(path)
     except (RuntimeError, KeyError, ValueError, OSError) as error:
-        raise MtkdError(f"{path} is no file that `mtkd export` wrote ({str(error).splitlines()[0]})") from error
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-    return run, Label(**values)
+        reason = " ".join(str(error).split())[:200]
+        raise MtkdError(f"{path} is no file that `mtkd export` wrote ({reason})") from error
+    if written != found:
+        raise MtkdError(f"{path} has other weights than it was exported with: copy it again, or export again")
+    expected = (1, len(label.anatomies), *label.frame_size)
+    if shape != expected:
+        raise MtkdError(f"{path} gives masks {shape}, but says {expected}: copy it again, or export again")
+    return run, label
+
+
+def _told_by_onnx(path: Path) -> tuple[str, str, str]:
+    """What a file says of itself; the digest of the weights that it was written with, and of those that it has."""
+    import onnx
+
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # of protobuf, whose classes differ from one implementation to the next
+        raise ValueError(str(error)) from error
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    return told[KEY], told[WEIGHTS], _graph_digest(model)
+
+
+def _told_by_openvino(path: Path) -> tuple[str, str, str]:
+    """As :func:`_told_by_onnx`."""
+    told = {entry.tag: entry.attrib["value"] for entry in ElementTree.parse(path).iterfind("./rt_info/*[@value]")}
+    return told[KEY], told[WEIGHTS], _file_digest(path.with_suffix(".bin"))
+
+
+def _graph_digest(model: Any) -> str:
+    return sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _check_file(path: Path) -> None:
@@ -191,10 +231,10 @@ def _check_weights(path: Path, weights: Path) -> None:
         raise MtkdError(f"{weights} is cut off, {found}: copy it again, or export again")
 
 
-def _open_onnx(path: Path) -> tuple[str, Run]:
+def _open_onnx(path: Path) -> tuple[Run, tuple[int, ...]]:
     session = open_onnx(path)
-    found = session.get_modelmeta().custom_metadata_map[KEY]
-    return found, lambda frame: session.run(None, {"frame": as_batch(frame)})[0][0].astype(bool)
+    shape = tuple(session.get_outputs()[0].shape)
+    return lambda frame: session.run(None, {"frame": as_batch(frame)})[0][0].astype(bool), shape
 
 
 def open_onnx(path: Path) -> Any:
@@ -212,12 +252,9 @@ def open_onnx(path: Path) -> Any:
         raise RuntimeError(str(error)) from error
 
 
-def _open_openvino(path: Path) -> tuple[str, Run]:
-    import openvino
-
-    found = openvino.Core().read_model(path).get_rt_info(KEY).astype(str)
+def _open_openvino(path: Path) -> tuple[Run, tuple[int, ...]]:
     compiled = open_openvino(path)
-    return found, lambda frame: compiled(as_batch(frame))[0][0].astype(bool)
+    return lambda frame: compiled(as_batch(frame))[0][0].astype(bool), tuple(compiled.output(0).shape)
 
 
 def open_openvino(path: Path, precision: str = "float32", threads: int | None = None) -> Any:

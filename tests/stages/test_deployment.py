@@ -61,6 +61,40 @@ def test_exported_files_say_what_they_are_and_answer_alike(exported):
     assert (answers[0] != answers[1]).mean() < 1e-3
 
 
+def test_a_file_that_was_changed_after_its_export_is_refused(exported, tmp_path):
+    import onnx
+
+    def refused(name, message):
+        with pytest.raises(MtkdError, match=message) as caught:
+            load_exported(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    whole = (tmp_path / "mtkd.bin").read_bytes()
+    (tmp_path / "mtkd.bin").write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
+    refused("mtkd.xml", "other weights than it was exported with")
+    model = onnx.load(tmp_path / "mtkd.onnx")
+    model.graph.initializer[3].raw_data = bytes(len(model.graph.initializer[3].raw_data))
+    onnx.save(model, tmp_path / "other.onnx")
+    refused("other.onnx", "other weights than it was exported with")
+
+    model = onnx.load(tmp_path / "mtkd.onnx")
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    label = json.loads(props["mtkd"])
+    lacking = {key: value for key, value in label.items() if key != "mean"}
+    for told, message in (
+        (label | {"anatomies": ["liver"]}, r"gives masks \(1, 2, 64, 96\), but says \(1, 1, 64, 96\)"),
+        (label | {"frame_size": [48, 96]}, "but says"),
+        (label | {"anatomies": None}, "is no file that `mtkd export` wrote"),
+        (lacking, "is no file that `mtkd export` wrote"),
+        ([label], "is no file that `mtkd export` wrote"),
+    ):
+        onnx.helper.set_model_props(model, props | {"mtkd": json.dumps(told)})
+        onnx.save(model, tmp_path / "told.onnx")
+        refused("told.onnx", message)
+
+
 def test_int8_is_calibrated_and_its_cost_is_told(run):
     output = mtkd("export", CHECKPOINT, "--size", "96x64", "--int8")
     assert re.search(r"mtkd_int8.xml: Dice [\d.]+ instead of [\d.]+ in float32, on 6 test frames", output)
