@@ -24,16 +24,25 @@ def draw(
 
 
 def add_legend(picture: NDArray[np.uint8], names: Sequence[str], colours: Sequence[Colour]) -> NDArray[np.uint8]:
-    """Name every anatomy beside its colour, in the upper left corner, on the picture itself."""
-    scale = max(0.35, picture.shape[0] / 1400)
-    line = max(12, int(30 * scale))
+    """Name every anatomy beside its colour, in the upper left corner, on the picture itself; all of them fit."""
+    line = min(max(12, picture.shape[0] // 45), max(6, (picture.shape[0] - 4) // max(1, len(names))))
+    scale = line / 30
     for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
         top = 4 + i * line
         cv2.rectangle(picture, (4, top), (4 + line - 4, top + line - 4), colour, -1)
-        place = (4 + line, top + line - 6)
-        for shade, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        x, y = 4 + line, top + line - 4 - line // 8
+        # A black rim of shifted copies: a heavier font is spaced more widely.
+        rim = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if dx or dy]
+        for (dx, dy), shade in [*((shift, (0, 0, 0)) for shift in rim), ((0, 0), (255, 255, 255))]:
             cv2.putText(
-                picture, name.replace("_", " "), place, cv2.FONT_HERSHEY_SIMPLEX, scale, shade, width, cv2.LINE_AA
+                picture,
+                name.replace("_", " "),
+                (x + dx, y + dy),
+                cv2.FONT_HERSHEY_SIMPLEX,
+                scale,
+                shade,
+                1,
+                cv2.LINE_AA,
             )
     return picture
 

@@ -1,5 +1,7 @@
 """Frames from files and videos, and back: reading, drawing and encoding each go on beside the network."""
 
+import os
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,13 +11,16 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.dsad import DataError, read_frame
 from pipeline.errors import MtkdError
 from pipeline.files import naming
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+BT_709 = 1  # its number in H.264, for primaries and transfer function
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v")
 
 
@@ -65,6 +70,11 @@ def read_images(paths: list[Path]) -> Iterator[Shown]:
 def _read_image(path: Path) -> NDArray[np.uint8]:
     if path.suffix.lower() == ".png":
         return read_frame(path)
+    try:
+        with Image.open(path) as image:
+            image.load()  # OpenCV takes a JPEG that is cut off for whole
+    except (OSError, SyntaxError) as error:
+        raise DataError([f"{path}: cannot be decoded ({error})"]) from error
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if pixels is None:
         raise DataError([f"{path}: cannot be decoded"])
@@ -127,7 +137,7 @@ def read_video(path: Path) -> Iterator[Shown]:
 
 
 class VideoWriter:
-    """An H.264 video in fragments: what is written stays playable whatever stops the writing.
+    """An H.264 video, each frame in a fragment: what is written stays playable whatever stops the writing.
 
     It is written beside its place and moved there when it is closed: until then an older video stays whole.
 
@@ -147,18 +157,24 @@ class VideoWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The first fragment counts as a later one of a longer video: so its start is kept.
         options = {
-            "movflags": "frag_keyframe+empty_moov+default_base_moof+frag_discont",
+            "movflags": "frag_every_frame+empty_moov+default_base_moof+frag_discont",
             "avoid_negative_ts": "make_non_negative",
         }
+        height, width = size
+        if min(size) < 2:
+            raise MtkdError(f"{path}: frames of {width}x{height} can't be a video, which needs 2x2 pixels")
         with naming(path, av.FFmpegError):
             self.container = av.open(str(self.partial), "w", format="mp4", options=options)
         # Without frames that refer to later ones, times need no shift, which a fragmented file could not record.
         encoder = {"crf": "18", "preset": "veryfast", "g": "50", "bf": "0"}
         self.stream = self.container.add_stream("libx264", rate=rate, options=encoder)
-        height, width = size
         # H.264 with halved colour needs even sizes: a last odd row or column is left out.
         self.stream.width, self.stream.height, self.stream.pix_fmt = width // 2 * 2, height // 2 * 2, "yuv420p"
         self.stream.codec_context.time_base = self.TIME_BASE
+        # Said in the file, since players guess otherwise.
+        self.stream.codec_context.colorspace = Colorspace.ITU709
+        self.stream.codec_context.color_range = ColorRange.MPEG
+        self.stream.codec_context.color_primaries, self.stream.codec_context.color_trc = BT_709, BT_709
 
     def write(self, pixels: NDArray[np.uint8], time: Fraction | None) -> None:
         """Encode one frame (H, W, 3) at its time in seconds.
@@ -171,7 +187,9 @@ class VideoWriter:
         if pixels.shape[:2] != self.size:
             pixels = np.asarray(cv2.resize(pixels, self.size[::-1], interpolation=cv2.INTER_AREA))
         cut = np.ascontiguousarray(pixels[: self.stream.height, : self.stream.width])
-        frame = av.VideoFrame.from_ndarray(cut, format="rgb24")
+        frame = av.VideoFrame.from_ndarray(cut, format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
         frame.time_base, frame.pts = self.TIME_BASE, self._pts(time)
         with naming(self.path, av.FFmpegError):
             self.container.mux(self.stream.encode(frame))
@@ -180,9 +198,12 @@ class VideoWriter:
     def _pts(self, time: Fraction | None) -> int:
         """The frame's time in units of the time base; times only go on."""
         step = max(1, round(1 / self.rate / self.TIME_BASE))
-        earliest = 0 if self.last is None else self.last + step
-        pts = earliest if time is None else round(time / self.TIME_BASE)
-        self.last = pts if self.last is None or pts > self.last else earliest
+        following = 0 if self.last is None else self.last + step
+        pts = following if time is None else round(time / self.TIME_BASE)
+        if self.last is not None and pts <= self.last:
+            # A time that is given twice moves no later frame; one that goes back begins another video.
+            pts = self.last + 1 if pts == self.last else following
+        self.last = pts
         return self.last
 
     def close(self) -> None:
@@ -197,6 +218,7 @@ class VideoWriter:
             with naming(self.path, av.FFmpegError):
                 self._finish()
         finally:
+            _cut_unfinished(self.partial)
             whole = _whole_packets(self.partial)
             self.kept = whole > 0
             if self.kept:
@@ -210,6 +232,19 @@ class VideoWriter:
             self.container.mux(self.stream.encode())
         finally:
             self.container.close()
+
+
+def _cut_unfinished(path: Path) -> None:
+    """Cut an MP4 file behind its last whole fragment, each of which is a ``moof`` box and the ``mdat`` box after it."""
+    size, end, whole = path.stat().st_size, 0, 0
+    with path.open("rb") as file:
+        while end + 8 <= size:
+            file.seek(end)
+            length, kind = struct.unpack(">I4s", file.read(8))
+            end += max(8, length)
+            if end <= size and kind != b"moof":
+                whole = end
+    os.truncate(path, whole)
 
 
 def _whole_packets(path: Path) -> int:

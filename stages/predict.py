@@ -34,6 +34,8 @@ from stages.console import progress, say
 from stages.given_checkpoint import load_given
 
 Kind = Literal["overlay", "labels", "masks"]
+# A video whose container counts no frames is called cut off below this share of what its duration gives.
+ESTIMATED = 0.95
 Write = Callable[[Shown, NDArray[np.bool_]], None]
 
 
@@ -126,8 +128,9 @@ def run(
             behind.result()
     if not written:
         raise MtkdError(f"{source}: no frame of it can be decoded, nothing is written")
-    if counted and written < total:
-        say(f"{source}: the file tells of {total} frames, {written} could be read")
+    if written < (total if counted else ESTIMATED * total):
+        about = "" if counted else "about "
+        say(f"{source}: the file tells of {about}{total} frames, {written} could be read")
     say(f"-> {output}" + (f"; {broken} broken frames were skipped" if broken else ""))
 
 
@@ -198,8 +201,8 @@ def _writer(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
 @contextmanager
 def _one_video(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
     """A video of overlays; what stops it leaves what was written until then in place, and says so."""
-    if output.suffix.lower() != ".mp4":
-        raise MtkdError(f"--output {output}: overlays of a video are a video, expected a name that ends in .mp4")
+    if output.suffix.lower() != ".mp4" or output.is_dir():
+        raise MtkdError(f"--output {output}: overlays of a video are a file, expected a name that ends in .mp4")
     writers: list[VideoWriter] = []
 
     def write(shown: Shown, masks: NDArray[np.bool_]) -> None:

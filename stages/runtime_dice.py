@@ -24,7 +24,7 @@ def runtime_dice(run: Run, frames: Sequence[Frame], anatomies: Sequence[str], si
     counts = [
         count_masks(
             run(resized(load_frame(frame.image), size))[anatomies.index(frame.anatomy)],
-            resized(load_label(frame.label), size, cv2.INTER_NEAREST) > 0,
+            resized(load_label(frame.label), size, cv2.INTER_NEAREST_EXACT) > 0,
         )
         for frame in frames
     ]
