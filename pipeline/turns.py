@@ -58,11 +58,17 @@ class Timing:
         return float(np.quantile(self.seconds, 0.95))
 
 
-def take_turns(subjects: Sequence[Measurable], warmup: int, repeats: int) -> list[Timing]:
+def take_turns(
+    subjects: Sequence[Measurable],
+    warmup: int,
+    repeats: int,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Timing]:
     """Call each subject ``repeats`` times after ``warmup`` calls that don't count (at least one: the first).
 
     Each subject has a process of its own, with the same settings of the allocator: memory of another would hide its
-    peak. Their calls take turns: a machine that slows down slows all of them.
+    peak. Their calls take turns: a machine that slows down slows all of them. ``told`` hears after each round how many
+    are done, and of how many.
 
     Raises:
         MtkdError: a process ended by itself.
@@ -71,7 +77,10 @@ def take_turns(subjects: Sequence[Measurable], warmup: int, repeats: int) -> lis
     with ExitStack() as stack:
         pools = [stack.enter_context(_process_of(subject)) for subject in subjects]
         try:
-            rounds = [[pool.submit(_call).result() for pool in pools] for _ in range(warmup + repeats)]
+            rounds = []
+            for _ in range(warmup + repeats):
+                rounds.append([pool.submit(_call).result() for pool in pools])
+                told(len(rounds), warmup + repeats)
             ends = [pool.submit(_end).result() for pool in pools]
         except BrokenProcessPool as error:
             raise MtkdError(

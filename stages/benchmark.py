@@ -10,7 +10,7 @@ from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.settings import Benchmark
 from pipeline.turns import Timing, take_turns
-from stages.console import say
+from stages.console import Step, progress, say
 from stages.layout import METRICS, RESULTS
 from stages.machine_record import machine_record
 from stages.params import load_params
@@ -28,18 +28,21 @@ def run(machine: Machine) -> None:
     for name, (arch, n, networks) in forms.items():
         count = networks * parameters(create_model(arch, n))
         counts[name] = {"parameters": count}
-        times[name] = {"arch": arch, **_measured(arch, n, networks, params.benchmark, machine)}
+        with progress(f"{name}: frames measured") as bar:
+            times[name] = {"arch": arch, **_measured(arch, n, networks, params.benchmark, machine, bar)}
         say(f"{name}: {count / 1e6:.2f} M parameters, {times[name]['milliseconds']:.0f} ms per frame")
     write_json(METRICS / "benchmark.json", counts)
     host, size = machine_record(machine), list(params.benchmark.image_size)
     write_json(RESULTS / "benchmark.json", {"image_size": size, "machine": host, **times})
 
 
-def _measured(arch: str, decoders: int, networks: int, settings: Benchmark, machine: Machine) -> dict[str, Any]:
+def _measured(
+    arch: str, decoders: int, networks: int, settings: Benchmark, machine: Machine, bar: Step
+) -> dict[str, Any]:
     """With pre- and post-processing and without, in turns."""
     size = settings.image_size
     way = Candidate(arch, decoders, size, machine, networks)
-    whole, network = take_turns([way, replace(way, part="network")], settings.warmup, settings.repeats)
+    whole, network = take_turns([way, replace(way, part="network")], settings.warmup, settings.repeats, bar)
     return {
         "multiply_adds": networks * multiply_adds(arch, decoders, size),
         **figures(whole),

@@ -42,6 +42,7 @@ def run(machine: Machine) -> None:
         masks[name] = own_masks(_student(name), shown, anatomies, machine)
     results["teachers"], masks["teachers"] = _teachers(frames, shown, params, machine)
 
+    say("all frames are evaluated; intervals, calibration, confusion and pictures follow")
     order = ("teachers", *STUDENTS)
     results = {name: results[name] for name in order}
     tables = {name: summarise(rows, anatomies) for name, rows in results.items()}
@@ -170,10 +171,14 @@ def _write_plots(
 
 
 def _chosen_frames(results: Sequence[Result]) -> list[tuple[Frame, str]]:
-    """Per anatomy, the frames with the best, the median and the worst Dice: chosen by rule and not by hand."""
+    """Per anatomy, the frames with the best, the median and the worst Dice: chosen by rule and not by hand.
+
+    A frame without Dice, which shows and claims nothing, is chosen only where there is no other.
+    """
     chosen = []
     for anatomy in dict.fromkeys(row.frame.anatomy for row in results):
-        rows = sorted((r for r in results if r.frame.anatomy == anatomy), key=lambda r: np.nan_to_num(r.counts.dice))
+        own = [r for r in results if r.frame.anatomy == anatomy]
+        rows = sorted((r for r in own if not np.isnan(r.counts.dice)), key=lambda r: r.counts.dice) or own
         picks = {"best": rows[-1], "median": rows[len(rows) // 2], "worst": rows[0]}
         chosen += [(row.frame, rule) for rule, row in picks.items()]
     return chosen

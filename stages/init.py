@@ -31,5 +31,7 @@ def run(preset: str, data_root: Path | None, force: bool) -> None:
             raise MtkdError(f"{PARAMS} is here already: add --force to replace it (it is kept as {PARAMS}.bak)")
         write_atomically(PARAMS.with_name(f"{PARAMS}.bak"), PARAMS.read_bytes())
     write_atomically(PARAMS, text.encode())
-    params = load_params()
-    say(f"{PARAMS}: preset {preset}, data.root {params.data.root}; next: `dvc repro`")
+    root = load_params().data.root
+    there = Path(root).is_dir() or root == "data/phantom"  # which `dvc repro` makes
+    advice = "`dvc repro`" if there else "put the path of your frames there, then `dvc repro`"
+    say(f"{PARAMS}: preset {preset}, data.root {root}; next: {advice}")
