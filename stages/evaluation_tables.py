@@ -1,4 +1,4 @@
-"""Tables from which every aggregate of an evaluation can be computed again."""
+"""Tables from which the measures of an evaluation, their means and intervals can be computed again."""
 
 import csv
 import io
