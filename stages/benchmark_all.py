@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pipeline.checkpoint import load_card
 from pipeline.cost import multiply_adds, parameters
+from pipeline.errors import MtkdError
 from pipeline.export import Run, as_batch, trace, write_int8
 from pipeline.files import write_json
 from pipeline.latency import PRECISIONS, Candidate, Form, Runtime, available, example, export_graph
@@ -50,20 +51,33 @@ def run(
         repeats: calls per measurement, after one that doesn't count.
         output: JSON file.
         machine: where PyTorch computes.
+
+    Raises:
+        MtkdError: some could not be measured; what could is written before.
     """
+    host = machine_record(machine)
     rows: list[dict[str, Any]] = []
+    failed: list[str] = []
     with progress("architectures measured") as bar, tempfile.TemporaryDirectory() as folder:
         for number, arch in enumerate(architectures, start=1):
             for form in ("separate", "shared"):
-                found = _measured(arch, form, runtimes, decoders, size, repeats, Path(folder), machine)
+                try:
+                    found = _measured(arch, form, runtimes, decoders, size, repeats, Path(folder), machine)
+                except MtkdError as error:
+                    failed.append(f"{arch} {form}: {error}")
+                    say(failed[-1])
+                    continue
                 rows += found
+                # After each, since all of them take an hour.
+                write_json(output, {"image_size": list(size), "decoders": decoders, "machine": host, "rows": rows})
                 for row in found:
                     say(f"{row['name']} {form} {_way(row)}: {row['milliseconds']:.0f} ms, {row['fps']:.2f} frames/s")
             bar(number, len(architectures))
-    host = machine_record(machine)
-    write_json(output, {"image_size": list(size), "decoders": decoders, "machine": host, "rows": rows})
     _print(rows, size)
-    say(f"-> {output}")
+    if rows:
+        say(f"-> {output}")
+    if failed:
+        raise MtkdError("\n  ".join([f"{len(failed)} could not be measured:", *failed]))
 
 
 def _way(row: dict[str, Any]) -> str:

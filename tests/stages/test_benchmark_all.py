@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import MtkdError
 from pipeline.latency import available
 from pipeline.machine import Machine
 from stages import benchmark_all
@@ -38,3 +39,17 @@ def test_every_runtime_in_both_forms_and_they_agree(run):
             assert row["dice"] == pytest.approx(expected, abs=near)
         else:
             assert row["dice"] is None
+
+
+def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(run, monkeypatch):
+    real = benchmark_all._measured
+
+    def measured(arch, form, *rest):
+        if form == "separate":
+            raise MtkdError("a process that was measured ended by itself")
+        return real(arch, form, *rest)
+
+    monkeypatch.setattr(benchmark_all, "_measured", measured)
+    with pytest.raises(MtkdError, match="1 could not be measured:\n  mininetv2 separate: a process"):
+        benchmark_all.run(["mininetv2"], ["PyTorch"], 2, (64, 96), 1, Path("all.json"), Machine("cpu"))
+    assert {row["form"] for row in json.loads(Path("all.json").read_text())["rows"]} == {"shared"}

@@ -129,6 +129,10 @@ def test_every_family_can_be_exported(tmp_path, arch):
         segment, found = load_exported(tmp_path / name)
         assert found == label
         assert disagreement(segmenter, segment, [frame(size=(72, 100))]) == 0
+    write_openvino(tmp_path / "n.onnx", label, tmp_path / "int8.xml", [frame(seed, (72, 100)) for seed in range(4)])
+    segment, found = load_exported(tmp_path / "int8.xml")
+    assert found == label
+    assert segment(frame(size=(72, 100))).shape == (3, 72, 100)
 
 
 def test_a_file_whose_masks_differ_is_not_delivered(run, monkeypatch):
