@@ -61,6 +61,15 @@ class DieWhileWriting:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class WaitWhileWriting(DieWhileWriting):
+    """At the given call, a file takes longer to write than anybody waits."""
+
+    def fsync(self, descriptor):
+        self.call -= 1
+        if self.call == 0:
+            time.sleep(600)
+
+
 def limit_files():
     """A limit on the size of files stands for a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
@@ -153,9 +162,9 @@ def test_kill_9_while_a_file_is_half_written(killed, call):
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(killed):
     folder, run, whole, _ = killed
-    process = start(folder, run)
+    process = start(folder, run, WaitWhileWriting(2))  # the state of the second epoch
     state = folder / f"scratch/training/{run}.pt"
-    while not state.is_file() and process.is_alive():
+    while not (state.is_file() and list(state.parent.glob("*.partial"))) and process.is_alive():
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGINT)
     process.join(120)
