@@ -3,6 +3,7 @@
 A stage is imported when it runs: ``mtkd --help`` answers at once.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -431,55 +432,36 @@ Ways = Annotated[list[str] | None, typer.Option("--way", help="Which columns of 
 StudentEpochs = Annotated[int, typer.Option("--epochs", min=1, help="Of each student.")]
 
 
-@studies.command("gain")
-def study_gain(
-    students: Students = None,
-    ways: Ways = None,
-    seeds: Seeds = 3,
-    epochs: StudentEpochs = 12,
-    jobs: Jobs = 1,
-    output: Page = None,
-    device: Device = "auto",
-) -> None:
-    """How much of the way from the baseline to the teachers each way of distilling goes, and hard pseudo-labels.
+def _comparison(name: str) -> Callable[..., None]:
+    def command(
+        students: Students = None,
+        ways: Ways = None,
+        seeds: Seeds = 3,
+        epochs: StudentEpochs = 12,
+        jobs: Jobs = 1,
+        output: Page = None,
+        device: Device = "auto",
+    ) -> None:
+        from stages import study_ways
+        from stages.layout import RESULTS
 
-    One of the baselines has twice as many epochs. Needs `dvc repro cache_logits` first.
-    """
-    _study("gain", students, ways, seeds, epochs, jobs, output, device)
+        chosen = students or list(study_ways.STUDENTS)
+        page = output or RESULTS / f"study_{name}.md"
+        study_ways.run(name, chosen, ways or [], seeds, epochs, jobs, page, _machine(device, 0))
 
-
-@studies.command("beyond")
-def study_beyond(
-    students: Students = None,
-    ways: Ways = None,
-    seeds: Seeds = 3,
-    epochs: StudentEpochs = 12,
-    jobs: Jobs = 1,
-    output: Page = None,
-    device: Device = "auto",
-) -> None:
-    """What the paper does not do, in the same tables: teachers trusted by their Dice, and more.
-
-    Runs that `mtkd study gain` has already trained are taken from there. Needs `dvc repro cache_logits` first.
-    """
-    _study("beyond", students, ways, seeds, epochs, jobs, output, device)
+    return command
 
 
-def _study(
-    name: str,
-    students: list[str] | None,
-    ways: list[str] | None,
-    seeds: int,
-    epochs: int,
-    jobs: int,
-    output: Path | None,
-    device: str,
-) -> None:
-    from stages import study_gain
-
-    chosen = students or list(study_gain.STUDENTS)
-    page = output or study_gain.OUTPUTS[name]
-    study_gain.run(name, chosen, ways or [], seeds, epochs, jobs, page, _machine(device, 0))
+SHARED_RUNS = (
+    "\n\nRuns that another study has already trained are taken from there. Needs `dvc repro cache_logits` first."
+)
+for _name, _help in {
+    "gain": "How much of the way from the baseline to the teachers each way of distilling goes, and hard pseudo-labels."
+    "\n\nOne of the baselines has twice as many epochs.",
+    "settings": "The default way of distilling, one setting at a time changed: temperature, weight, the stores' grid.",
+    "beyond": "What the paper does not do, in the same tables: teachers trusted by their Dice, and more.",
+}.items():
+    studies.command(_name, help=_help + SHARED_RUNS)(_comparison(_name))
 
 
 @studies.command("parity")

@@ -23,7 +23,7 @@ from stages.soft_targets import open_stores
 from stages.summary import read
 from stages.training_run import class_weights
 
-Arm = Literal["stores", "pseudo_labels", "live", "trusted", "with_pixels", "apart"]
+Arm = Literal["stores", "pseudo_labels", "live", "coarse", "trusted", "with_pixels", "apart"]
 CERTAIN = 30.0  # a logit whose softmax is 1 up to 1e-13
 PIXELS = Distill(temperature=4, weight=3, softmax="pixels")  # Shu's reference run, "channel kl 3 4"
 
@@ -38,8 +38,9 @@ class Case:
         distill: how it is distilled, or None for partial labels alone.
         arm: what is done with the teachers' answers. ``stores``: as the stage does it. ``pseudo_labels``: only the
             classes that the stored logits choose. ``live``: teachers in memory, asked on each batch as the student sees
-            it. ``trusted``: a teacher counts in proportion to its validation Dice. ``with_pixels``: Shu's divergence
-            over pixels is added. ``apart``: no teacher speaks on pixels that are labelled as another organ.
+            it. ``coarse``: as a store with half the grid would hold them. ``trusted``: a teacher counts in proportion
+            to its validation Dice. ``with_pixels``: Shu's divergence over pixels is added. ``apart``: no teacher speaks
+            on pixels that are labelled as another organ.
         folder: the project whose frames, teachers and stores are used.
         unlabelled: whether the teachers also speak on frames without a label, if there are any.
     """
@@ -67,6 +68,7 @@ def lesson(case: Case, params: Params, machine: Machine) -> tuple[Objective, Fra
     changed: dict[str, Callable[[], Objective]] = {
         "stores": lambda: both,
         "pseudo_labels": lambda: _retold(both, _hardened),
+        "coarse": lambda: _retold(both, _coarsened),
         "trusted": lambda: _trusted(both, [_validation_dice(anatomy) for anatomy in anatomies]),
         "with_pixels": lambda: _added(both, distilled(alone, PIXELS)),
         "apart": lambda: _retold(both, _apart),
@@ -87,6 +89,12 @@ def _hardened(logits: Tensor, batch: Sample) -> Tensor:
     """The class that the teachers' logits choose, as certain as logits can be."""
     chosen = batch["teachers"].argmax(2)
     return torch.stack([1 - chosen, chosen], 2).float() * CERTAIN
+
+
+def _coarsened(logits: Tensor, batch: Sample) -> Tensor:
+    """The mean of two by two cells, brought back to the grid."""
+    height, width = batch["teachers"].shape[-2:]
+    return resize(resize(batch["teachers"].float(), (-(-height // 2), -(-width // 2))), (height, width))
 
 
 def _apart(logits: Tensor, batch: Sample) -> Tensor:

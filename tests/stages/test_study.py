@@ -13,8 +13,8 @@ from pipeline.machine import Machine
 from stages import study_parity
 from stages.params import load_params
 from stages.study import _measure
-from stages.study_arms import Case, lesson
-from stages.study_gain import _closed
+from stages.study_arms import Case, _coarsened, lesson
+from stages.study_ways import _closed
 from stages.summary import read
 
 
@@ -66,7 +66,7 @@ def test_ways_that_the_paper_does_not_know(run):
     params = load_params()
     machine = Machine("cpu")
     losses = {}
-    for arm in ("no teachers", "stores", "trusted", "with_pixels", "apart"):
+    for arm in ("no teachers", "stores", "trusted", "with_pixels", "apart", "coarse"):
         case = Case(arm, params.student, None if arm == "no teachers" else params.distill, arm)
         objective, data = lesson(case, params, machine)
         batch = default_collate([data[0, position] for position in (0, 1, len(data) - 1)])
@@ -74,7 +74,7 @@ def test_ways_that_the_paper_does_not_know(run):
         terms = objective.terms(logits, batch)
         loss = sum(weight * terms[name].sum() for name, weight in objective.weights.items())
         losses[arm] = loss.item(), torch.autograd.grad(loss, logits)[0], terms, batch
-    stores, trusted, added, apart = (losses[arm][2] for arm in list(losses)[1:])
+    stores, trusted, added, apart, coarse = (losses[arm][2] for arm in list(losses)[1:])
     trust = [
         read(Path(f"metrics/teachers/{a}.json"), f"train_teacher@{a}")["val_dice"]["mean"]
         for a in params.data.anatomies
@@ -82,6 +82,7 @@ def test_ways_that_the_paper_does_not_know(run):
     share = torch.tensor(trust) / np.mean(trust)
     torch.testing.assert_close(trusted["kl_divergence"], stores["kl_divergence"] * share)
     assert losses["with_pixels"][0] == pytest.approx(losses["stores"][0] + 3 * added["kl_pixels"].sum().item())
+    assert (coarse["kl_divergence"] != stores["kl_divergence"]).all()
     # The teacher of the one organ is silent where the other one is labelled, and speaks everywhere else.
     assert (apart["kl_divergence"] < stores["kl_divergence"]).all()
     batch = losses["apart"][3]
@@ -91,6 +92,16 @@ def test_ways_that_the_paper_does_not_know(run):
     of_other = 1 - int(batch["anatomy"][0])
     kl_alone = losses["apart"][1][0, of_other] - losses["no teachers"][1][0, of_other]
     assert kl_alone[:, other].abs().max() < 1e-7
+
+
+def test_half_the_grid_keeps_the_mean_of_two_by_two_cells():
+    """What is smooth survives, what alternates from cell to cell does not."""
+    rows = torch.arange(8.0)[:, None].expand(8, 6)
+    alternating = 1 - 2 * ((torch.arange(8)[:, None] + torch.arange(6)) % 2).float()
+    teachers = torch.stack([rows, alternating]).expand(1, 1, 2, 8, 6)
+    coarse = _coarsened(teachers, {"teachers": teachers})
+    torch.testing.assert_close(coarse[0, 0, 0, 1:-1], rows[1:-1])
+    assert coarse[0, 0, 1].abs().max() < 1e-6
 
 
 def test_gain_and_beyond_share_their_runs(run):

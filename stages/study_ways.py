@@ -1,4 +1,4 @@
-"""``mtkd study gain`` and ``beyond``: how much of the way from baseline to teachers each way of distilling goes."""
+"""``mtkd study gain``, ``settings`` and ``beyond``: how far from baseline to teachers each way of distilling goes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +14,13 @@ from pipeline.prepared import list_unlabelled
 from pipeline.settings import Distill, Training
 from stages.console import say
 from stages.elsewhere import is_elsewhere
-from stages.layout import METRICS, PREPARED_FRAMES, RESULTS, frames_of, teacher_checkpoint
+from stages.layout import METRICS, PREPARED_FRAMES, frames_of, teacher_checkpoint
 from stages.params import load_params
 from stages.study import measure_all
 from stages.study_arms import PIXELS, Arm, Case
 from stages.study_charts import write_curves
 from stages.summary import number, read
 
-OUTPUTS = {name: RESULTS / f"study_{name}.md" for name in ("gain", "beyond")}
 # Where each student starts, and its learning rates.
 STUDENTS = {
     "mininetv2": ("none", 5e-3, 5e-4),
@@ -41,6 +40,16 @@ GAIN: Ways = {
     "classes_balanced": (BALANCED, "stores"),
     "pseudo_labels": (BALANCED, "pseudo_labels"),
 }
+# The default, and one setting at a time changed.
+SETTINGS: Ways = {
+    BASELINE: (None, "stores"),
+    "classes_balanced": (BALANCED, "stores"),
+    "T = 2": (BALANCED.model_copy(update={"temperature": 2.0}), "stores"),
+    "T = 4": (BALANCED.model_copy(update={"temperature": 4.0}), "stores"),
+    "weight 10": (BALANCED.model_copy(update={"weight": 10.0}), "stores"),
+    "weight 90": (BALANCED.model_copy(update={"weight": 90.0}), "stores"),
+    "half the grid": (BALANCED, "coarse"),
+}
 # What the paper does not do, beside what the default is.
 BEYOND: Ways = {
     BASELINE: (None, "stores"),
@@ -49,6 +58,7 @@ BEYOND: Ways = {
     "and pixels": (BALANCED, "with_pixels"),
     "other organs apart": (BALANCED, "apart"),
 }
+STUDIES = {"gain": GAIN, "settings": SETTINGS, "beyond": BEYOND}
 LABELLED_ONLY = "classes_balanced, labelled frames"
 CLEAR = 5.0  # Dice that a teacher must be above the baseline for its anatomy to count in the gap
 Dice = dict[str, float | None]  # percent per anatomy, and "mean"
@@ -69,7 +79,7 @@ def run(
     """Train what is missing, print the tables and write them, with the curves beside.
 
     Args:
-        name: of the study, ``gain`` or ``beyond``.
+        name: of the study, a key of :data:`STUDIES`.
         students: architectures.
         ways: which of the study's ways; the baseline is always among them.
         seeds: 1 .. seeds, of the students.
@@ -81,7 +91,7 @@ def run(
     Raises:
         MtkdError: a teacher or its store is missing, or a student or a way is not known.
     """
-    known = {"gain": GAIN, "beyond": BEYOND}[name]
+    known = STUDIES[name]
     if name == "gain" and list_unlabelled(PREPARED_FRAMES):
         # Where there are frames without labels, what they add is shown by leaving them out.
         known = {**known, LABELLED_ONLY: (BALANCED, "stores")}
