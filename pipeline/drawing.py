@@ -1,26 +1,42 @@
-"""Masks of several anatomies on one frame, with a legend."""
+"""Masks drawn on frames; pictures are RGB, uint8."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.palette import Colour
+from pipeline.files import write_atomically
+from pipeline.palette import COLOURS, Colour
 
 
 def draw(
-    frame: NDArray[np.uint8], masks: NDArray[np.bool_], colours: Sequence[Colour], opacity: float
+    frame: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    colours: Sequence[Colour],
+    opacity: float,
+    outline: Colour | None = None,
 ) -> NDArray[np.uint8]:
-    """Tint and outline every mask (N, H, W) on a frame (H, W, 3); where masks overlap, the last one is on top."""
+    """Tint and outline every mask (N, H, W) on a frame (H, W, 3); where masks overlap, the last one is on top.
+
+    Outlines have their mask's colour, or the one that is given.
+    """
     picture = frame.copy()
     for mask, colour in zip(masks, colours, strict=True):
         inside = mask.astype(np.uint8)
         tint = np.full_like(frame, colour)
         cv2.copyTo(cv2.addWeighted(picture, 1 - opacity, tint, opacity, 0), inside, picture)
         outlines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, outlines, -1, colour, 1)
+        cv2.drawContours(picture, outlines, -1, outline or colour, 1)
     return picture
+
+
+def strip(frame: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """The frame, and once more with each mask, side by side with a gap of four white pixels."""
+    gap = np.full((frame.shape[0], 4, 3), 255, np.uint8)
+    pictures = [frame, *(draw(frame, mask[None], [COLOURS["bluish green"]], 0.55, COLOURS["white"]) for mask in masks)]
+    return np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1)
 
 
 def add_legend(picture: NDArray[np.uint8], names: Sequence[str], colours: Sequence[Colour]) -> NDArray[np.uint8]:
@@ -53,3 +69,9 @@ def label_map(masks: NDArray[np.bool_], values: Sequence[int]) -> NDArray[np.uin
     for value, mask in zip(values, masks, strict=True):
         found[mask] = value
     return found
+
+
+def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write a picture (H, W, 3)."""
+    _, encoded = cv2.imencode(".png", picture[..., ::-1])
+    write_atomically(path, encoded.tobytes())

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from pipeline import findings
 from pipeline.beside_masks import read_annotations, read_presence
 from pipeline.checkpoint import load_card, load_checkpoint
+from pipeline.drawing import strip, write_png
 from pipeline.errors import MtkdError
 from pipeline.evaluation import Result, evaluate, own_masks, summarise
 from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models.network import Network
-from pipeline.overlay import strip, write_png
 from pipeline.prepared import Frame, frames_digest, labels_digest, load_frame, load_label
 from pipeline.settings import Params
 from stages.console import progress, say

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.drawing import add_legend, draw, label_map
+from pipeline.drawing import add_legend, draw, label_map, write_png
 from pipeline.errors import MtkdError
 from pipeline.export import Run, Segmenter, load_exported
 from pipeline.files import write_atomically
 from pipeline.machine import Machine
-from pipeline.overlay import write_png
 from pipeline.palette import colours_of
 from pipeline.stopwatch import ahead
 from pipeline.video import (

@@ -1,29 +1,25 @@
 """The report's charts, as SVG that stands in the page."""
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: told apart by everyone.
-COLOURS = {"teachers": "#999999", "baseline": "#d55e00", "mtkd": "#0072b2"}
+from stages.charts import COLOURS as ALL
+from stages.charts import svg, unframed
+
+COLOURS = {"teachers": ALL[1], "baseline": ALL[2], "mtkd": ALL[5]}
 TITLES = {"teachers": "teachers", "baseline": "baseline", "mtkd": "distilled"}
 FORMS = {"separate": "o", "shared": "s", "shared+mtkd": "^"}
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e5e5e5")
-    axes.set_axisbelow(True)
-    return figure, axes
+    return figure, unframed(figure.add_subplot())
 
 
 def _legend(axes: Axes, **options: Any) -> None:
@@ -34,10 +30,8 @@ def _legend(axes: Axes, **options: Any) -> None:
 
 def _svg(figure: Figure, label: str) -> Markup:
     """The figure as an element; equal figures give equal text."""
-    text = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "font.family": "sans-serif"}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    element = text.getvalue()[text.getvalue().index("<svg") :]
+    text = svg(figure, label, text="none")
+    element = text[text.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     return Markup(element.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 
