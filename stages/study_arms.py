@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from stages.soft_targets import open_stores
 from stages.summary import read
 from stages.training_run import class_weights
 
-Arm = Literal["stores", "pseudo_labels", "live", "coarse", "trusted", "with_pixels", "apart"]
+Arm = Literal["stores", "pseudo_labels", "live", "coarse", "fine", "trusted", "with_pixels", "apart"]
 CERTAIN = 30.0  # a logit whose softmax is 1 up to 1e-13
 PIXELS = Distill(temperature=4, weight=3, softmax="pixels")  # Shu's reference run, "channel kl 3 4"
 
@@ -38,9 +38,10 @@ class Case:
         distill: how it is distilled, or None for partial labels alone.
         arm: what is done with the teachers' answers. ``stores``: as the stage does it. ``pseudo_labels``: only the
             classes that the stored logits choose. ``live``: teachers in memory, asked on each batch as the student sees
-            it. ``coarse``: as a store with half the grid would hold them. ``trusted``: a teacher counts in proportion
-            to its validation Dice. ``with_pixels``: Shu's divergence over pixels is added. ``apart``: no teacher speaks
-            on pixels that are labelled as another organ.
+            it. ``coarse``: as a store with half the grid would hold them. ``fine``: brought to the student's grid where
+            that is finer, instead of its logits to theirs. ``trusted``: a teacher counts in proportion to its
+            validation Dice. ``with_pixels``: Shu's divergence over pixels is added. ``apart``: no teacher speaks on
+            pixels that are labelled as another organ.
         folder: the project whose frames, teachers and stores are used.
         unlabelled: whether the teachers also speak on frames without a label, if there are any.
     """
@@ -69,6 +70,7 @@ def lesson(case: Case, params: Params, machine: Machine) -> tuple[Objective, Fra
         "stores": lambda: both,
         "pseudo_labels": lambda: _retold(both, _hardened),
         "coarse": lambda: _retold(both, _coarsened),
+        "fine": lambda: _retold(both, _refined),
         "trusted": lambda: _trusted(both, [_validation_dice(anatomy) for anatomy in anatomies]),
         "with_pixels": lambda: _added(both, distilled(alone, PIXELS)),
         "apart": lambda: _retold(both, _apart),
@@ -76,34 +78,44 @@ def lesson(case: Case, params: Params, machine: Machine) -> tuple[Objective, Fra
     return changed[case.arm](), FrameDataset(frames, anatomies, seed, open_stores(params))
 
 
-def _retold(objective: Objective, retell: Callable[[Tensor, Sample], Tensor]) -> Objective:
-    """Something else in place of the teachers' logits, made from the student's logits and the batch."""
+def _retold(objective: Objective, retell: Callable[[Tensor, Sample], dict[str, Tensor]]) -> Objective:
+    """Something else in place of what the batch says of the teachers, made from the student's logits and the batch."""
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
-        return objective.terms(logits, Sample(**{**batch, "teachers": retell(logits, batch)}))
+        return objective.terms(logits, cast(Sample, {**batch, **retell(logits, batch)}))
 
     return replace(objective, terms=terms)
 
 
-def _hardened(logits: Tensor, batch: Sample) -> Tensor:
+def _hardened(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
     """The class that the teachers' logits choose, as certain as logits can be."""
     chosen = batch["teachers"].argmax(2)
-    return torch.stack([1 - chosen, chosen], 2).float() * CERTAIN
+    return {"teachers": torch.stack([1 - chosen, chosen], 2).float() * CERTAIN}
 
 
-def _coarsened(logits: Tensor, batch: Sample) -> Tensor:
+def _coarsened(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
     """The mean of two by two cells, brought back to the grid."""
     height, width = batch["teachers"].shape[-2:]
-    return resize(resize(batch["teachers"].float(), (-(-height // 2), -(-width // 2))), (height, width))
+    halved = resize(batch["teachers"].float(), (-(-height // 2), -(-width // 2)))
+    return {"teachers": resize(halved, (height, width))}
 
 
-def _apart(logits: Tensor, batch: Sample) -> Tensor:
+def _refined(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
+    """The teachers on the student's grid, and its cells that lie between valid ones alone."""
+    grid = (logits.shape[-2], logits.shape[-1])
+    if grid[0] <= batch["teachers"].shape[-2]:
+        return {}
+    valid = F.interpolate(batch["valid"][:, None].float(), size=grid, mode="bilinear", align_corners=False)
+    return {"teachers": resize(batch["teachers"].float(), grid), "valid": valid[:, 0] == 1}
+
+
+def _apart(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
     """Where most of a cell is labelled as another organ, the student is its own teacher, and learns nothing."""
     teachers = batch["teachers"]
     grid = (teachers.shape[-2], teachers.shape[-1])
     own = F.one_hot(batch["anatomy"], teachers.shape[1]).bool()[:, :, None, None]
     organ = F.adaptive_avg_pool2d((batch["label"] == 1).float(), grid)[:, None] > 0.5
-    return torch.where((organ & ~own)[:, :, None], resize(logits, grid).detach().float(), teachers)
+    return {"teachers": torch.where((organ & ~own)[:, :, None], resize(logits, grid).detach().float(), teachers)}
 
 
 def _trusted(objective: Objective, trust: Sequence[float]) -> Objective:
@@ -158,7 +170,8 @@ def _live(objective: Objective, teachers: Sequence[Network]) -> Objective:
     """Teachers in memory answer on each batch as the student sees it."""
 
     @torch.no_grad()
-    def ask(logits: Tensor, batch: Sample) -> Tensor:
-        return torch.cat([teacher(normalise(batch["frame"], teacher)) for teacher in teachers], 1).float()
+    def ask(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
+        answers = [teacher(normalise(batch["frame"], teacher)) for teacher in teachers]
+        return {"teachers": torch.cat(answers, 1).float()}
 
     return _retold(objective, ask)

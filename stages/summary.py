@@ -88,6 +88,6 @@ def run() -> None:
     table.add_row("network", *(row["arch"] for row in rows))
     table.add_row("parameters (M)", *(f"{row['parameters'] / 1e6:.2f}" for row in rows))
     table.add_row("time (ms)", *(f"{row['milliseconds']:.0f}" for row in rows))
-    table.add_row("frames/s", *(f"{row['fps']:.1f}" for row in rows))
+    table.add_row("frames/s", *(f"{row['fps']:.2f}" for row in rows))
     console.print(table)
     say(f"report: {REPORT}")
