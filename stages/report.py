@@ -19,6 +19,11 @@ from stages.paper_tables import table
 from stages.params import PARAMS, load_params
 
 CURVES = RESULTS / "curves" / "students"
+NOTED = {
+    "validation Dice (%)": ("val_dice", "mean"),
+    "cross-entropy, sum": ("cross_entropy", "sum"),
+    "divergence, sum": ("kl_divergence", "sum"),
+}
 RULES = ("best", "median", "worst")
 # The split of Kolbinger et al., on which the paper's figures hold.
 PAPER_TEST, PAPER_ANATOMIES = {2, 7, 11, 13, 14, 18, 20, 32}, 11
@@ -108,13 +113,17 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _curves() -> dict[str, list[float]]:
-    """Validation Dice over epochs, per student."""
+def _curves() -> dict[str, dict[str, list[float]]]:
+    """What the students' epochs noted, by quantity and student."""
+    return {quantity: _noted(*file) for quantity, file in NOTED.items()}
+
+
+def _noted(folder: str, name: str) -> dict[str, list[float]]:
     found = {}
-    for path in sorted(CURVES.glob("*/plots/metrics/val_dice/mean.tsv")):
+    for path in sorted(CURVES.glob(f"*/plots/metrics/{folder}/{name}.tsv")):
         with path.open() as file:
             rows = csv.DictReader(file, delimiter="\t")
-            found[path.relative_to(CURVES).parts[0]] = [float(row["mean"]) for row in rows]
+            found[path.relative_to(CURVES).parts[0]] = [float(row[name]) for row in rows]
     return found
 
 

@@ -36,14 +36,18 @@ def _svg(figure: Figure, label: str) -> Markup:
     return Markup(element.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 
 
-def curves(values: Mapping[str, Sequence[float]]) -> Markup:
-    """Validation Dice over epochs, one line per student."""
-    figure, axes = _figure(8, 3.2)
-    for name, line in values.items():
-        axes.plot(range(1, len(line) + 1), line, color=COLOURS[name], label=TITLES[name], marker="o", markersize=3)
-    axes.set(xlabel="epoch", ylabel="validation Dice (%)", ylim=(0, 100))
-    _legend(axes)
-    return _svg(figure, "validation Dice over epochs")
+def curves(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Markup:
+    """What each epoch noted: a panel per quantity, a line per student that has it."""
+    figure = Figure(figsize=(3.6 * len(values), 3), layout="constrained")
+    panels = figure.subplots(1, len(values), squeeze=False)[0]
+    for axes, (quantity, lines) in zip(panels, values.items(), strict=True):
+        for name, line in lines.items():
+            epochs = range(1, len(line) + 1)
+            unframed(axes).plot(epochs, line, color=COLOURS[name], label=TITLES[name], marker="o", markersize=3)
+        axes.set(title=quantity, xlabel="epoch")
+        axes.set_ylim(bottom=0)
+    _legend(panels[0])
+    return _svg(figure, "training curves of the students")
 
 
 def accuracy_and_speed(
