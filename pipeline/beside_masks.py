@@ -32,6 +32,8 @@ DSAD_COLUMNS = (
     "vesicular_glands",
 )
 OTHER_FOLDERS = ("multilabel", "labelmap")
+# Columns that are only implied are wrong if they deny more than this share of a surgery's own masks.
+DENIED = 0.5
 PRESENCE, ANNOTATORS = "presence.csv", "annotators.csv"
 
 
@@ -44,25 +46,26 @@ class Annotation:
     counts: Counts
 
 
-def read_weak_labels(path: Path, folders: Sequence[str]) -> dict[int, dict[str, bool]]:
+def read_weak_labels(path: Path, folders: Sequence[str], listed: Sequence[str] = ()) -> dict[int, dict[str, bool]]:
     """Which anatomies each frame shows, by the frame's number.
 
-    A first row of words names the columns, in any case and with spaces for underscores. Without one they are the data
-    set's anatomies in alphabetical order, or DSAD's twelve. A frame's number are the last digits of its file's name
-    (DSAD writes ``images007.png`` for ``image07.png``).
+    A first row of words names the columns, in any case and with spaces for underscores. Without one they are the lines
+    of the data set's ``anatomies.txt``, or its anatomies in alphabetical order, or DSAD's twelve. A frame's number are
+    the last digits of its file's name (DSAD writes ``images007.png`` for ``image07.png``).
 
     Args:
         path: the file.
         folders: the anatomies of the whole data set.
+        listed: the lines of its ``anatomies.txt``, if it has one.
 
     Raises:
         DataError: the file cannot be read or is empty, no column is one of the anatomies, or a row is not as expected.
     """
     rows = _numbered_rows(path)
     first = rows[0][1][1:]
-    columns = _implied_columns(len(first), folders)
-    if not any(re.fullmatch(r"[\d.+-]*", cell.strip()) for cell in first):
-        columns, rows = _matched(first, folders), rows[1:]
+    columns = _implied_columns(len(first), folders, listed)
+    if _names_columns(rows):
+        columns, rows = matched(first, folders), rows[1:]
     if not set(columns) & set(folders):
         raise DataError([f"{path}: its columns ({', '.join(columns)}) name none of {', '.join(sorted(folders))}"])
     if len(set(columns)) < len(columns):
@@ -90,14 +93,38 @@ def _numbered_rows(path: Path) -> list[tuple[int, list[str]]]:
     return numbered
 
 
-def _implied_columns(number: int, folders: Sequence[str]) -> Sequence[str]:
+def _names_columns(rows: Sequence[tuple[int, list[str]]]) -> bool:
+    return not any(re.fullmatch(r"[\d.+-]*", cell.strip()) for cell in rows[0][1][1:])
+
+
+def _implied_columns(number: int, folders: Sequence[str], listed: Sequence[str]) -> Sequence[str]:
+    if number == len(listed):
+        return matched(listed, folders)
     others = not set(folders) <= set(DSAD_COLUMNS)
     if number == len(DSAD_COLUMNS) and not (others and number == len(folders)):
         return DSAD_COLUMNS
     return sorted(folders)
 
 
-def _matched(names: Sequence[str], folders: Sequence[str]) -> list[str]:
+def anatomies_file(folder: Path) -> Path | None:
+    """The list of a data set's anatomies, one a line: ``anatomies.txt`` in its folder or above it."""
+    found = (place / "anatomies.txt" for place in (folder, folder.resolve().parent))
+    return next((file for file in found if file.is_file()), None)
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a UTF-8 text.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError([f"{file}: is no UTF-8 text ({error.reason} at byte {error.start})"]) from error
+
+
+def matched(names: Sequence[str], folders: Sequence[str]) -> list[str]:
     """Names as the folders spell them."""
     spelt = {spelling(folder): folder for folder in folders}
     return [spelt.get(spelling(name), name.strip()) for name in names]
@@ -131,12 +158,13 @@ def _write_presence(sources: Sequence[Source], path: Path, warnings: list[str]) 
     rows: list[dict[str, object]] = []
     root = sources[0].image.parents[2]
     folders = [p.name for p in root.iterdir() if p.is_dir() and p.name not in OTHER_FOLDERS and p.name[0] != "."]
+    listed = _listed(root, warnings)
     for surgery in dict.fromkeys(source.image.parent for source in sources):
         file = surgery / "weak_labels.csv"
         if not file.exists():
             continue
         try:
-            known = read_weak_labels(file, folders)
+            known = read_weak_labels(file, folders, listed)
         except DataError as error:
             warnings.append(f"{error}; it is left out")
             continue
@@ -144,13 +172,29 @@ def _write_presence(sources: Sequence[Source], path: Path, warnings: list[str]) 
         told = {s: known[number] for s in own if (number := int(re.sub(r"\D", "", s.name))) in known}
         if not told:
             warnings.append(f"{file}: has no row for any frame here")
-        for source in _denied(told):
+        denied = _denied(told)
+        if len(denied) > DENIED * len(told) and not _names_columns(_numbered_rows(file)):
+            warnings.append(
+                f"{file}: denies {len(denied)} of {len(told)} frames the {denied[0].anatomy} that their masks show, so "
+                "its columns are in another order: name them in a first row or in anatomies.txt; it is left out"
+            )
+            continue
+        for source in denied:
             warnings.append(f"{file}: says that {source.name} shows no {source.anatomy}, and {source.mask} does")
             told[source] = {name: there for name, there in told[source].items() if name != source.anatomy}
         rows += [{"frame": s.id} | {name: int(there) for name, there in shows.items()} for s, shows in told.items()]
     if rows:
         names = list(dict.fromkeys(name for row in rows for name in row))
         _write(path, names, [[row.get(name, "") for name in names] for row in rows])
+
+
+def _listed(root: Path, warnings: list[str]) -> list[str]:
+    file = anatomies_file(root)
+    try:
+        return read_lines(file) if file else []
+    except DataError as error:
+        warnings.append(f"{error}; it is left out")
+        return []
 
 
 def _denied(told: Mapping[Source, Mapping[str, bool]]) -> list[Source]:

@@ -1,6 +1,7 @@
 """Frames from files and videos, and back: reading, drawing and encoding each go on beside the network."""
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +22,8 @@ from pipeline.files import naming
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 BT_709 = 1  # its number in H.264, for primaries and transfer function
-VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v")
+VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".ts", ".mts", ".m2ts", ".vob", ".wmv")
+LABEL = re.compile(r"(?:mask|label)(\d+)\.png")
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,25 @@ def is_video(path: Path) -> bool:
 
 
 def list_images(path: Path) -> list[Path]:
-    """A frame, or all frames of a folder and the folders in it.
+    """A frame, or all frames of a folder and the folders in it; of a data set's folder not its masks.
 
     Raises:
         MtkdError: there are none.
     """
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if _is_frame(p))
     if not found:
         raise MtkdError(f"{path} is neither a frame, a folder of frames nor a video ({', '.join(IMAGES + VIDEOS)})")
     return found
+
+
+def _is_frame(path: Path) -> bool:
+    """By its suffix; hidden files are none, nor ``maskMM.png``, ``labelMM.png`` beside or below an ``imageMM.png``."""
+    if path.suffix.lower() not in IMAGES or path.name.startswith("."):
+        return False
+    label = LABEL.fullmatch(path.name)
+    if label is None:
+        return True
+    return not any((folder / f"image{label[1]}.png").is_file() for folder in (path.parent, path.parent.parent))
 
 
 def read_images(paths: list[Path]) -> Iterator[Shown]:
@@ -131,9 +143,14 @@ def read_video(path: Path) -> Iterator[Shown]:
             for frame in decoded:
                 untimed = frame.pts is None or frame.time_base is None
                 time = None if untimed else Fraction(frame.pts * frame.time_base)  # type: ignore[operator]
-                pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-                yield Shown(f"{path} frame {number}", pixels, time)
+                yield Shown(f"{path} frame {number}", _upright(frame), time)
                 number += 1
+
+
+def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """The pixels as a player shows them: turned as the file says, which counts anticlockwise."""
+    pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 class VideoWriter:
@@ -148,7 +165,7 @@ class VideoWriter:
 
     TIME_BASE = Fraction(1, 90_000)
 
-    def __init__(self, path: Path, size: tuple[int, int], rate: Fraction) -> None:
+    def __init__(self, path: Path, size: tuple[int, int], rate: Fraction, aspect: Fraction = Fraction(1)) -> None:
         self.path, self.size, self.rate = path, size, rate
         self.kept: bool | None = None
         self.written = 0
@@ -171,6 +188,7 @@ class VideoWriter:
         # H.264 with halved colour needs even sizes: a last odd row or column is left out.
         self.stream.width, self.stream.height, self.stream.pix_fmt = width // 2 * 2, height // 2 * 2, "yuv420p"
         self.stream.codec_context.time_base = self.TIME_BASE
+        self.stream.codec_context.sample_aspect_ratio = aspect
         # Said in the file, since players guess otherwise.
         self.stream.codec_context.colorspace = Colorspace.ITU709
         self.stream.codec_context.color_range = ColorRange.MPEG
@@ -254,6 +272,16 @@ def _whole_packets(path: Path) -> int:
         for packet in container.demux(container.streams.video[0]):
             count += packet.size > 0 and not packet.is_corrupt
     return count
+
+
+def pixel_aspect(path: Path) -> Fraction:
+    """Width over height of a pixel, as it is shown."""
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
+        first = next(container.decode(stream), None)
+        lying = first is not None and round(first.rotation / 90) % 2
+        return 1 / aspect if lying else aspect
 
 
 def frame_rate(path: Path) -> Fraction:

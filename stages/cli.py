@@ -334,6 +334,9 @@ def benchmark(
     --all: a 1280x720 frame to all its masks, by every network in PyTorch, ONNX Runtime and OpenVINO, beside the paper's
     time; for this run's student also its Dice in each of them.
     """
+    if not everything and (runtimes or (architectures and what != "networks")):
+        option = "--runtime" if runtimes else "--arch"
+        raise typer.BadParameter(f"it needs --all{'' if runtimes else ' or networks'}", param_hint=option)
     if everything:
         _benchmark_all(architectures, runtimes, decoders, repeats, output, device)
     elif what == "networks":

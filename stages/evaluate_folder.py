@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from pipeline import findings
-from pipeline.beside_masks import Annotation, read_annotations, read_presence
+from pipeline.beside_masks import Annotation, matched, read_annotations, read_presence
 from pipeline.checkpoint import Card
 from pipeline.dsad import Splits, surgery_ids
 from pipeline.errors import MtkdError
@@ -99,6 +99,9 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
         presence = unfold(data, card.anatomies, root)
     there = sorted(p.name for p in root.iterdir() if p.is_dir())
     own = [anatomy for anatomy in card.anatomies if anatomy in there]
+    for name in there:
+        if name not in own and matched([name], card.anatomies)[0] in card.anatomies:
+            say(f"warning: {root / name} is left out: the checkpoint spells it {matched([name], card.anatomies)[0]}")
     if not own:
         raise MtkdError(f"{data} holds none of the checkpoint's anatomies ({', '.join(card.anatomies)})")
     everyone = Splits(val=(), test=tuple(surgery_ids(root)))

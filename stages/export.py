@@ -13,6 +13,7 @@ from pipeline.dsad import read_frame
 from pipeline.errors import MtkdError
 from pipeline.export import Label, Run, Segmenter, disagreement, load_exported, write_onnx, write_openvino
 from pipeline.prepared import load_frame
+from pipeline.video import list_images
 from stages.console import say
 from stages.given_checkpoint import load_given
 from stages.layout import PREPARED_FRAMES, frames_of
@@ -69,9 +70,10 @@ def _delivery(output: Path, stem: str) -> Iterator[Path]:
 
 
 def _frames(folder: Path | None, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
-    paths = sorted((folder or PREPARED_FRAMES / "test").rglob("*.png"))
+    place = folder or PREPARED_FRAMES / "test"
+    paths = [path for path in list_images(place) if path.suffix == ".png"] if place.is_dir() else []
     if not paths:
-        raise MtkdError(f"{folder or PREPARED_FRAMES / 'test'} holds no PNG frames: name a folder that does, --frames")
+        raise MtkdError(f"{place} holds no PNG frames: name a folder that does, --frames")
     chosen = [paths[i * len(paths) // COMPARED] for i in range(min(COMPARED, len(paths)))]
     return [resized(read_frame(path), size) for path in chosen]
 
@@ -95,6 +97,9 @@ def _compare(file: Path, segmenter: Segmenter, frames: Sequence[NDArray[np.uint8
 def _say_cost(float32: Run, int8: Run, label: Label, file: Path) -> None:
     """Dice of both on labelled test frames."""
     test = frames_of("test", label.anatomies)
+    if not test:
+        say(f"{file.name}: no labelled test frames, so what it costs in Dice is not known")
+        return
     test = test[:: -(-len(test) // TESTED)]
     before, after = (runtime_dice(run, test, label.anatomies, label.frame_size) for run in (float32, int8))
     say(f"{file.name}: Dice {after} instead of {before} in float32, on {len(test)} test frames")

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.beside_masks import spelling
+from pipeline.beside_masks import anatomies_file, matched, read_lines
 from pipeline.dsad import DataError, read_frame, read_mask, surgery_id
 
 _LABEL = re.compile(r"label(\d+)\.png")
@@ -76,23 +76,14 @@ def _same_surgeries(data: Path) -> list[str]:
 
 def _names(data: Path, anatomies: Sequence[str]) -> tuple[Sequence[str], str]:
     """What the values 1, 2, ... mean, and who says so. Names are spelt as those of the anatomies."""
-    for folder in (data, data.resolve().parent):
-        file = folder / "anatomies.txt"
-        if file.is_file():
-            spelt = {spelling(anatomy): anatomy for anatomy in anatomies}
-            names = [spelt.get(spelling(line), line.strip()) for line in _lines(file)]
-            twice = [name for name, times in Counter(names).items() if times > 1 and name]
-            if twice:
-                raise DataError([f"{file}: names {', '.join(twice)} twice"])
-            return names, str(file)
-    return anatomies, "the checkpoint (there is no anatomies.txt)"
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError([f"{file}: is no UTF-8 text ({error.reason} at byte {error.start})"]) from error
+    file = anatomies_file(data)
+    if file is None:
+        return anatomies, "the checkpoint (there is no anatomies.txt)"
+    names = matched(read_lines(file), anatomies)
+    twice = [name for name, times in Counter(names).items() if times > 1 and name]
+    if twice:
+        raise DataError([f"{file}: names {', '.join(twice)} twice"])
+    return names, str(file)
 
 
 def _read_map(path: Path, number: str, known: int, source: str) -> NDArray[np.integer[Any]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.prepared import Frame, list_frames, list_unlabelled
 
+PHANTOM = Path("data/phantom")  # the embedded data
 PREPARED_FRAMES = Path("data/prepared/frames")
 PREPARED_LABELS = Path("data/prepared/labels")
 STORES = Path("stores")

@@ -1,22 +1,20 @@
 """Stage ``phantom``: write the embedded data set, a procedural laparoscopic phantom in DSAD's layout."""
 
 import shutil
-from pathlib import Path
 
 from pipeline.phantom import write_phantom
 from stages.console import progress, say
+from stages.layout import PHANTOM
 from stages.params import load_params
-
-ROOT = Path("data/phantom")
 
 
 def run(workers: int) -> None:
     """Write data/phantom anew."""
     settings = load_params().data.phantom
-    shutil.rmtree(ROOT, ignore_errors=True)
+    shutil.rmtree(PHANTOM, ignore_errors=True)
     with progress("phantom frames") as step:
         written = write_phantom(
-            ROOT,
+            PHANTOM,
             seed=settings.seed,
             surgeries=settings.surgeries,
             frames=settings.frames,
@@ -25,4 +23,4 @@ def run(workers: int) -> None:
             workers=max(1, workers),
             progress=step,
         )
-    say(f"wrote {written} phantom frames to {ROOT}")
+    say(f"wrote {written} phantom frames to {PHANTOM}")

@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGHUP, SIGTERM, default_int_handler, signal
 from typing import Literal
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.beside_masks import matched
 from pipeline.drawing import add_legend, draw, label_map, write_png
 from pipeline.errors import MtkdError
 from pipeline.export import Run, Segmenter, load_exported
@@ -25,6 +27,7 @@ from pipeline.video import (
     frame_rate,
     is_video,
     list_images,
+    pixel_aspect,
     read_images,
     read_video,
     video_frames,
@@ -99,6 +102,7 @@ def run(
             output that is an input or that two frames share, or no frame that could be decoded.
     """
     segment, known = _model(model, machine)
+    anatomies = matched(anatomies, known)
     unknown = sorted(set(anatomies) - set(known))
     if unknown:
         raise MtkdError(f"{model} knows no {', '.join(unknown)}; it knows {', '.join(known)}")
@@ -106,11 +110,18 @@ def run(
     video = is_video(source)
     images = [] if video else list_images(source)
     _check_outputs(_planned(source, images, output, drawing))
+    if output.is_dir() and any(output.iterdir()):
+        say(f"{output} holds files already: those of the same names are replaced, the others stay")
     _say_colours(drawing)
     total, counted = video_frames(source) if video else (len(images), False)
     frames = read_video(source) if video else read_images(images)
     written = broken = 0
-    with _writer(source, output, drawing) as write, progress("frames") as bar, ThreadPoolExecutor(1) as writing:
+    with (
+        _stopped_as_by_hand(),
+        _writer(source, output, drawing) as write,
+        progress("frames") as bar,
+        ThreadPoolExecutor(1) as writing,
+    ):
         behind: Future[None] | None = None
         for shown in ahead(frames):
             if shown.pixels is None:
@@ -128,8 +139,8 @@ def run(
     if not written:
         raise MtkdError(f"{source}: no frame of it can be decoded, nothing is written")
     if written < (total if counted else ESTIMATED * total):
-        about = "" if counted else "about "
-        say(f"{source}: the file tells of {about}{total} frames, {written} could be read")
+        there = f"the file tells of {'' if counted else 'about '}{total} frames" if video else f"{total} frames"
+        say(f"{source}: {there}, {written} could be read")
     say(f"-> {output}" + (f"; {broken} broken frames were skipped" if broken else ""))
 
 
@@ -189,6 +200,17 @@ def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
 
 
 @contextmanager
+def _stopped_as_by_hand() -> Iterator[None]:
+    """What ends a program from outside, or closes its terminal, ends it as Ctrl-C does: what was written stays."""
+    before = {number: signal(number, default_int_handler) for number in (SIGTERM, SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal(number, handler)
+
+
+@contextmanager
 def _writer(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
     if not is_video(source):
         yield lambda shown, masks: _write_files(_place(source, shown.name, output), shown, masks, drawing)
@@ -207,7 +229,9 @@ def _one_video(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
     def write(shown: Shown, masks: NDArray[np.bool_]) -> None:
         picture = drawing.picture(_pixels(shown), masks)
         if not writers:
-            writers.append(VideoWriter(output, (picture.shape[0], picture.shape[1]), frame_rate(source)))
+            writers.append(
+                VideoWriter(output, (picture.shape[0], picture.shape[1]), frame_rate(source), pixel_aspect(source))
+            )
         writers[0].write(picture, shown.time)
 
     try:

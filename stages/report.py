@@ -14,7 +14,7 @@ from pipeline.files import write_atomically
 from pipeline.settings import Params
 from pipeline.uncertainty import FEWEST
 from stages import report_charts, summary
-from stages.layout import REPORT, RESULTS
+from stages.layout import PHANTOM, REPORT, RESULTS
 from stages.paper_tables import table
 from stages.params import PARAMS, load_params
 
@@ -46,6 +46,7 @@ def run() -> None:
         number=summary.number,
         commit=_commit(),
         comparable=_is_papers_data(params),
+        phantom=_is_phantom(params),
         paper=_paper(params),
         charts={
             "curves": report_charts.curves(_curves()),
@@ -81,7 +82,12 @@ def _is_papers_data(params: Params) -> bool:
     data = params.data
     same = {int(s) if str(s).isdigit() else s for s in data.splits.test} == PAPER_TEST
     known = set(next(iter(table(2).values()))) & set(data.anatomies)
-    return same and len(known) == PAPER_ANATOMIES and data.root != "data/phantom"
+    return same and len(known) == PAPER_ANATOMIES and not _is_phantom(params)
+
+
+def _is_phantom(params: Params) -> bool:
+    """Whether the data are the embedded ones, by whichever path."""
+    return Path(params.data.root).resolve() == PHANTOM.resolve()
 
 
 def _paper(params: Params) -> list[dict[str, Any]]:
@@ -92,7 +98,13 @@ def _paper(params: Params) -> list[dict[str, Any]]:
         ("student, distilled", params.student.arch, "shared+mtkd"),
     )
     return [
-        {"name": name, "arch": arch, "one": table(1).get((arch, form)), "two": table(2).get((arch, form))}
+        {
+            "name": name,
+            "arch": arch,
+            "one": table(1).get((arch, form)),
+            "two": table(2).get((arch, form)),
+            "counted": len(params.data.anatomies) == PAPER_ANATOMIES,
+        }
         for name, arch, form in forms
     ]
 

@@ -31,6 +31,30 @@ def test_columns_are_named_by_the_header_the_folders_or_dsad(tmp_path, text, exp
     assert read_weak_labels(tmp_path / "weak_labels.csv", ["liver", "colon"]) == expected
 
 
+def test_columns_without_a_header_are_those_of_the_data_sets_list(tmp_path):
+    """Not the alphabet's: CholecSeg8k comes with such a list."""
+    root = write_dataset(tmp_path / "dsad", ("liver", "colon"))
+    (tmp_path / "anatomies.txt").write_text("liver\nthe gut\nColon\n")
+    (root / "liver" / "03" / "weak_labels.csv").write_text("image00.png,1,0,0\nimage01.png,1,1,1\n")
+    assert prepared(root, tmp_path).warnings == []
+    assert read_presence(tmp_path / "labels" / "test" / "liver") == {
+        "liver/03/image00": {"liver": True, "the gut": False, "colon": False},
+        "liver/03/image01": {"liver": True, "the gut": True, "colon": True},
+    }
+
+
+def test_implied_columns_that_deny_most_masks_are_left_out(tmp_path):
+    root = write_dataset(tmp_path / "dsad")
+    file = root / "liver" / "03" / "weak_labels.csv"
+    rows = "image00.png,1,0\nimage01.png,1,0\nimage02.png,0,1\n"
+    file.write_text(rows)
+    (warning,) = prepared(root, tmp_path).warnings
+    assert "denies 2 of 3 frames the liver that their masks show, so its columns are in another order" in warning
+    assert read_presence(tmp_path / "labels" / "test" / "liver") == {}
+    file.write_text("image,colon,liver\n" + rows)  # who names the columns knows them
+    assert len(prepared(root, tmp_path / "again").warnings) == 2
+
+
 def test_spaces_in_the_header_are_underscores(tmp_path):
     (tmp_path / "weak_labels.csv").write_text("image,Abdominal wall\nimage00.png,1\n")
     assert read_weak_labels(tmp_path / "weak_labels.csv", ["abdominal_wall"]) == {0: {"abdominal_wall": True}}

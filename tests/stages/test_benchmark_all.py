@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import mtkd
 
 from pipeline.errors import MtkdError
 from pipeline.latency import available
@@ -53,3 +54,8 @@ def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(run, monkeypatch):
     with pytest.raises(MtkdError, match="1 could not be measured:\n  mininetv2 separate: a process"):
         benchmark_all.run(["mininetv2"], ["PyTorch"], 2, (64, 96), 1, Path("all.json"), Machine("cpu"))
     assert {row["form"] for row in json.loads(Path("all.json").read_text())["rows"]} == {"shared"}
+
+
+@pytest.mark.parametrize(("option", "value"), [("--arch", "segformer_b0"), ("--runtime", "OpenVINO")])
+def test_options_of_all_are_refused_without_it(run, option, value):
+    assert "needs --all" in mtkd("benchmark", option, value, code=2)

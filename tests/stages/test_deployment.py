@@ -2,11 +2,14 @@
 
 import gc
 import json
+import os
 import re
 import resource
+import struct
 import sys
 from contextlib import contextmanager
 from fractions import Fraction
+from signal import SIGHUP, SIGTERM, getsignal
 
 import av
 import cv2
@@ -18,8 +21,10 @@ from pipeline.errors import MtkdError
 from pipeline.export import load_exported, open_openvino
 from pipeline.palette import colours_of
 from pipeline.signal_stack import signal_stack
-from pipeline.video import VideoWriter, read_video
+from pipeline.video import VideoWriter, list_images, pixel_aspect, read_video
 
+# The matrix of an MP4 file's picture that is not turned.
+UNTURNED = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 CHECKPOINT = "checkpoints/students/mtkd.safetensors"
 
 
@@ -371,6 +376,66 @@ def test_a_damaged_video_is_read_as_far_as_it_goes(run):
     path.write_bytes(bytes(content))
     mtkd("predict", "in.mkv", "--output", "out.mp4", "--model", CHECKPOINT)
     assert 5 < len(list(read_video(run / "out.mp4"))) <= 40
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGHUP])
+def test_what_ends_a_program_leaves_a_playable_video(run, monkeypatch, number):
+    write_video(run / "in.mp4", count=60)
+    from stages import predict
+
+    draw, calls = predict.draw, []
+
+    def stop(*arguments):
+        calls.append(1)
+        if len(calls) == 40:
+            os.kill(os.getpid(), number)
+        return draw(*arguments)
+
+    before = getsignal(number)
+    monkeypatch.setattr(predict, "draw", stop)
+    assert "ends early" in mtkd("predict", "in.mp4", "--output", "out.mp4", "--model", CHECKPOINT, code=130)
+    assert 35 < len(list(read_video(run / "out.mp4"))) < 60
+    assert getsignal(number) == before
+
+
+def test_a_lying_video_is_shown_upright_with_its_pixels_as_wide(tmp_path):
+    source = tmp_path / "in.mp4"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2)
+        shown = np.zeros((48, 64, 3), np.uint8)
+        shown[:, 32:] = 255
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+        container.mux(stream.encode())
+    assert pixel_aspect(source) == 2
+    content = source.read_bytes()
+    assert content.count(UNTURNED) == 2  # of the film and of its track, which comes second
+    place = content.rindex(UNTURNED)
+    turned = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    source.write_bytes(content[:place] + turned + content[place + len(turned) :])
+    (one,) = read_video(source)
+    assert one.pixels.shape == (64, 48, 3)
+    # Turned clockwise by a quarter: what was on the right is below.
+    assert one.pixels[40:].mean() > 200 > 50 > one.pixels[:24].mean()
+    assert pixel_aspect(source) == Fraction(1, 2)
+
+
+def test_frames_of_a_data_set_are_not_its_masks(run):
+    folder = run / "few" / "03"
+    for name in ("image00.png", "mask00.png", "anno_1/mask00.png", "label00.png", "._image00.png", "mask07.png"):
+        write_png(folder / name, frame())
+    assert [p.name for p in list_images(run / "few")] == ["image00.png", "mask07.png"]
+    assert "same masks as the checkpoint on 2 frames" in mtkd("export", CHECKPOINT, "--frames", "few")
+
+
+def test_quantising_without_a_labelled_test_frame(run):
+    for index in (run / "data/prepared/frames/test").glob("*/index.csv"):
+        header = index.read_text().splitlines()[0]
+        index.unlink()  # which may be a link
+        index.write_text(f"{header}\n")
+    assert "no labelled test frames" in mtkd("export", CHECKPOINT, "--size", "96x64", "--int8")
+    assert (run / "exported/mtkd_int8.xml").exists()
 
 
 def test_a_stopped_video_is_playable(run, monkeypatch):

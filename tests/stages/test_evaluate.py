@@ -233,3 +233,9 @@ def test_a_mean_says_over_how_many_anatomies_it_is(run):
     page = (run / "report/index.html").read_text()
     assert page.count("over 1 of 2") == 1
     assert "cannot be compared" in page
+
+
+def test_folders_that_are_spelt_otherwise_are_told(run, tmp_path):
+    root = write_dataset(tmp_path / "dsad", ("liver", "Colon"))
+    output = mtkd("evaluate", "--checkpoint", "checkpoints/students/mtkd.safetensors", "--data", str(root))
+    assert f"{root / 'Colon'} is left out: the checkpoint spells it colon" in " ".join(output.split())
