@@ -4,6 +4,9 @@ The paper prints a product of the two losses. This is the sum, as in Shu et al. 
 paper says it builds.
 """
 
+from typing import Literal
+
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.datasets import Sample
@@ -20,22 +23,36 @@ DIVERGENCES = {
 
 
 def distilled(supervised: Objective, settings: Distill) -> Objective:
-    """Add the KL divergence to the stored logits, computed on their grid.
+    """Add the KL divergence to the stored logits.
 
     Args:
         supervised: the objective without distillation.
-        settings: temperature, weight and which softmax.
+        settings: temperature, weight, which softmax, and on which grid.
     """
     divergence = DIVERGENCES[settings.softmax]
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
-        teachers = batch["teachers"]
-        student = resize(logits, (teachers.shape[-2], teachers.shape[-1]))
-        kl = divergence(student, teachers, settings.temperature, batch["valid"])
-        cells = batch["valid"].sum().float().expand(teachers.shape[1])
+        student, teachers, valid = on_one_grid(logits, batch["teachers"], batch["valid"], settings.grid)
+        kl = divergence(student, teachers, settings.temperature, valid)
+        cells = valid.sum().float().expand(teachers.shape[1])
         return supervised.terms(logits, batch) | {"kl_divergence": kl, "valid_cells": cells}
 
     def frames(batch: Sample) -> Terms:
         return supervised.frames(batch) | {"kl_divergence": batch["valid"].flatten(1).any(1).sum()}
 
     return Objective(terms, {**supervised.weights, "kl_divergence": settings.weight}, frames)
+
+
+def on_one_grid(
+    student: Tensor, teachers: Tensor, valid: Tensor, grid: Literal["stores", "student"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Student (B, N, 2, h, w), teachers (B, N, 2, H, W) and valid (B, H, W) bool, all on the grid that is asked for.
+
+    On the stores' grid the student's logits are averaged over a cell, so what lies within one is left to the labels. On
+    the student's, if that is finer, stored logits are interpolated, and what lies between valid cells alone is valid.
+    """
+    stored, own = (teachers.shape[-2], teachers.shape[-1]), (student.shape[-2], student.shape[-1])
+    if grid == "stores" or own[0] <= stored[0] or own[1] <= stored[1]:
+        return resize(student, stored), teachers, valid
+    share = F.interpolate(valid[:, None].float(), size=own, mode="bilinear", align_corners=False)[:, 0]
+    return student, resize(teachers.float(), own), share == 1

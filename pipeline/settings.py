@@ -131,6 +131,8 @@ class Distill(Settings):
     temperature: Annotated[Number, Field(gt=0)]
     weight: Annotated[Number, Field(ge=0)]
     softmax: Literal["pixels", "classes", "classes_balanced"]
+    # Where both are compared: on the stores' grid, or on the student's where that is finer.
+    grid: Literal["stores", "student"] = "stores"
 
 
 class Evaluate(Settings):

@@ -64,7 +64,8 @@ def case_file(case: Case) -> Path:
         "arm": case.arm,
         "unlabelled": case.unlabelled,
         "student": case.student.model_dump(),
-        "distill": case.distill.model_dump() if case.distill else None,
+        # A setting that came later is left out at its default, so that runs of before still count.
+        "distill": case.distill.model_dump(exclude_defaults=True) if case.distill else None,
         "data": params.data.model_dump(),
         "stores": [open_store(case.folder / store(anatomy)).identity for anatomy in params.data.anatomies],
     }

@@ -23,7 +23,7 @@ from stages.soft_targets import open_stores
 from stages.summary import read
 from stages.training_run import class_weights
 
-Arm = Literal["stores", "pseudo_labels", "live", "coarse", "fine", "trusted", "with_pixels", "apart"]
+Arm = Literal["stores", "pseudo_labels", "live", "coarse", "trusted", "with_pixels", "apart"]
 CERTAIN = 30.0  # a logit whose softmax is 1 up to 1e-13
 PIXELS = Distill(temperature=4, weight=3, softmax="pixels")  # Shu's reference run, "channel kl 3 4"
 
@@ -38,10 +38,9 @@ class Case:
         distill: how it is distilled, or None for partial labels alone.
         arm: what is done with the teachers' answers. ``stores``: as the stage does it. ``pseudo_labels``: only the
             classes that the stored logits choose. ``live``: teachers in memory, asked on each batch as the student sees
-            it. ``coarse``: as a store with half the grid would hold them. ``fine``: brought to the student's grid where
-            that is finer, instead of its logits to theirs. ``trusted``: a teacher counts in proportion to its
-            validation Dice. ``with_pixels``: Shu's divergence over pixels is added. ``apart``: no teacher speaks on
-            pixels that are labelled as another organ.
+            it. ``coarse``: as a store with half the grid would hold them. ``trusted``: a teacher counts in proportion
+            to its validation Dice. ``with_pixels``: Shu's divergence over pixels is added. ``apart``: no teacher speaks
+            on pixels that are labelled as another organ.
         folder: the project whose frames, teachers and stores are used.
         unlabelled: whether the teachers also speak on frames without a label, if there are any.
     """
@@ -70,7 +69,6 @@ def lesson(case: Case, params: Params, machine: Machine) -> tuple[Objective, Fra
         "stores": lambda: both,
         "pseudo_labels": lambda: _retold(both, _hardened),
         "coarse": lambda: _retold(both, _coarsened),
-        "fine": lambda: _retold(both, _refined),
         "trusted": lambda: _trusted(both, [_validation_dice(anatomy) for anatomy in anatomies]),
         "with_pixels": lambda: _added(both, distilled(alone, PIXELS)),
         "apart": lambda: _retold(both, _apart),
@@ -98,15 +96,6 @@ def _coarsened(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
     height, width = batch["teachers"].shape[-2:]
     halved = resize(batch["teachers"].float(), (-(-height // 2), -(-width // 2)))
     return {"teachers": resize(halved, (height, width))}
-
-
-def _refined(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
-    """The teachers on the student's grid, and its cells that lie between valid ones alone."""
-    grid = (logits.shape[-2], logits.shape[-1])
-    if grid[0] <= batch["teachers"].shape[-2]:
-        return {}
-    valid = F.interpolate(batch["valid"][:, None].float(), size=grid, mode="bilinear", align_corners=False)
-    return {"teachers": resize(batch["teachers"].float(), grid), "valid": valid[:, 0] == 1}
 
 
 def _apart(logits: Tensor, batch: Sample) -> dict[str, Tensor]:

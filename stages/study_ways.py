@@ -57,7 +57,7 @@ BEYOND: Ways = {
     "trusted teachers": (BALANCED, "trusted"),
     "and pixels": (BALANCED, "with_pixels"),
     "other organs apart": (BALANCED, "apart"),
-    "on the student's grid": (BALANCED, "fine"),
+    "on the student's grid": (BALANCED.model_copy(update={"grid": "student"}), "stores"),
 }
 STUDIES = {"gain": GAIN, "settings": SETTINGS, "beyond": BEYOND}
 LABELLED_ONLY = "classes_balanced, labelled frames"

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pipeline.distillation import on_one_grid
 from pipeline.losses import (
     IGNORE,
     balanced_class_wise_kl,
@@ -205,3 +206,25 @@ def test_the_kl_of_a_batch_is_the_mean_over_its_frames(ours, _):
     s, t = logits(17, 4, N, 2, H, W), logits(18, 4, N, 2, H, W)
     parts = torch.stack([ours(s[i : i + 1], t[i : i + 1], 2.0) for i in range(4)])
     torch.testing.assert_close(ours(s, t, 2.0), parts.mean(0))
+
+
+def test_on_the_students_grid_a_cell_counts_between_valid_cells_alone():
+    teachers = torch.arange(4.0).expand(1, 1, 2, 4, 4)
+    valid = torch.ones(1, 4, 4, dtype=torch.bool)
+    valid[0, :, 3] = False
+    student = torch.randn(1, 1, 2, 8, 8)
+    same, shown, counts = on_one_grid(student, teachers, valid, "student")
+    assert same is student
+    torch.testing.assert_close(shown[0, 0, 0, 0], (torch.arange(8) / 2 - 0.25).clamp(0, 3))
+    assert counts[0, 0].tolist() == [True] * 5 + [False] * 3
+
+
+@pytest.mark.parametrize(("size", "grid"), [((8, 8), "stores"), ((2, 2), "stores"), ((2, 2), "student")])
+def test_otherwise_the_student_comes_to_the_stores_grid(size, grid):
+    teachers, valid = torch.randn(1, 1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
+    student = torch.randn(1, 1, 2, *size)
+    moved, same, counts = on_one_grid(student, teachers, valid, grid)
+    assert same is teachers
+    assert counts is valid
+    mode = {"mode": "area"} if size == (8, 8) else {"mode": "bilinear", "align_corners": False}
+    torch.testing.assert_close(moved[0], torch.nn.functional.interpolate(student[0], size=(4, 4), **mode))

@@ -13,7 +13,7 @@ from pipeline.machine import Machine
 from stages import study_parity
 from stages.params import load_params
 from stages.study import _measure
-from stages.study_arms import Case, _coarsened, _refined, lesson
+from stages.study_arms import Case, _coarsened, lesson
 from stages.study_ways import _closed
 from stages.summary import read
 
@@ -102,16 +102,6 @@ def test_half_the_grid_keeps_the_mean_of_two_by_two_cells():
     coarse = _coarsened(teachers, {"teachers": teachers})["teachers"]
     torch.testing.assert_close(coarse[0, 0, 0, 1:-1], rows[1:-1])
     assert coarse[0, 0, 1].abs().max() < 1e-6
-
-
-def test_on_the_students_grid_a_cell_counts_between_valid_cells_alone():
-    teachers = torch.arange(4.0).expand(1, 1, 2, 4, 4)
-    valid = torch.ones(1, 4, 4, dtype=torch.bool)
-    valid[0, :, 3] = False
-    found = _refined(torch.zeros(1, 1, 2, 8, 8), {"teachers": teachers, "valid": valid})
-    torch.testing.assert_close(found["teachers"][0, 0, 0, 0], (torch.arange(8) / 2 - 0.25).clamp(0, 3))
-    assert found["valid"][0, 0].tolist() == [True] * 5 + [False] * 3
-    assert not _refined(torch.zeros(1, 1, 2, 2, 2), {"teachers": teachers, "valid": valid})
 
 
 def test_gain_and_beyond_share_their_runs(run):
