@@ -22,6 +22,7 @@ from stages.console import console, progress, say
 from stages.evaluation_tables import write_per_frame, write_per_surgery
 from stages.given_checkpoint import load_given
 from stages.label_maps import has_label_maps, unfold
+from stages.layout import require_folder
 
 BATCH, TOLERANCE = 16, 2.0
 
@@ -78,9 +79,7 @@ def _require_folders(data: Path, output: Path) -> None:
         raise MtkdError(
             f"--data {data} {'is no folder' if data.exists() else 'does not exist'}: name a folder of frames"
         )
-    there = next(p for p in (output, *output.parents) if p.exists())
-    if not there.is_dir():
-        raise MtkdError(f"--output {output}: {there} is a file; name a folder")
+    require_folder(output)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pipeline.prepared import load_frame
 from pipeline.video import list_images
 from stages.console import say
 from stages.given_checkpoint import load_given
-from stages.layout import PREPARED_FRAMES, frames_of
+from stages.layout import PREPARED_FRAMES, frames_of, require_folder
 from stages.runtime_dice import resized, runtime_dice
 
 COMPARED, CALIBRATED, TESTED = 8, 64, 200
@@ -36,6 +36,7 @@ def run(checkpoint: Path, output: Path, frame_size: tuple[int, int], frames: Pat
         MtkdError: no frames to compare on, a file that can't be written, or one whose masks differ. Then nothing is
             delivered, and files of an earlier export stay.
     """
+    require_folder(output)
     network, card = load_given(checkpoint)
     shown = _frames(frames, frame_size)
     label = Label(

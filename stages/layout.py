@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.errors import MtkdError
 from pipeline.prepared import Frame, list_frames, list_unlabelled
 
 PHANTOM = Path("data/phantom")  # the embedded data
@@ -39,3 +40,14 @@ def frames_of(split: str, anatomies: Sequence[str]) -> list[Frame]:
 def taught_frames(anatomies: Sequence[str]) -> list[Frame]:
     """What the teachers speak on: the training frames of all anatomies, then those without a label."""
     return frames_of("train", anatomies) + list_unlabelled(PREPARED_FRAMES)
+
+
+def require_folder(output: Path) -> None:
+    """That a folder to write in is there, or can be made.
+
+    Raises:
+        MtkdError: it, or one that it would lie in, is a file.
+    """
+    there = next(p for p in (output, *output.parents) if p.exists())
+    if not there.is_dir():
+        raise MtkdError(f"--output {output}: {there} is a file; name a folder")

@@ -22,6 +22,7 @@ from pipeline.machine import Machine
 from pipeline.palette import colours_of
 from pipeline.stopwatch import ahead
 from pipeline.video import (
+    IMAGES,
     Shown,
     VideoWriter,
     frame_rate,
@@ -34,6 +35,7 @@ from pipeline.video import (
 )
 from stages.console import progress, say
 from stages.given_checkpoint import load_given
+from stages.layout import require_folder
 
 Kind = Literal["overlay", "labels", "masks"]
 # A video whose container counts no frames is called cut off below this share of what its duration gives.
@@ -108,6 +110,8 @@ def run(
         raise MtkdError(f"{model} knows no {', '.join(unknown)}; it knows {', '.join(known)}")
     drawing = Drawing(kind, known, list(dict.fromkeys(anatomies)) or known, opacity)
     video = is_video(source)
+    if not video or kind != "overlay":
+        _require_folder_of_frames(output)
     images = [] if video else list_images(source)
     _check_outputs(_planned(source, images, output, drawing))
     if output.is_dir() and any(output.iterdir()):
@@ -142,6 +146,12 @@ def run(
         there = f"the file tells of {'' if counted else 'about '}{total} frames" if video else f"{total} frames"
         say(f"{source}: {there}, {written} could be read")
     say(f"-> {output}" + (f"; {broken} broken frames were skipped" if broken else ""))
+
+
+def _require_folder_of_frames(output: Path) -> None:
+    require_folder(output)
+    if output.suffix.lower() in IMAGES and not output.exists():
+        raise MtkdError(f"--output {output}: frames go into a folder, under their own names; name one")
 
 
 def _planned(source: Path, images: Sequence[Path], output: Path, drawing: Drawing) -> list[tuple[Path, Path]]:

@@ -466,6 +466,9 @@ def test_what_predict_refuses(run):
         "predict", "no.mp4", "--output", "o.mp4", "--model", CHECKPOINT, code=1
     )
     assert "pip install -e '.[deploy]'" in " ".join(mtkd("export", "--help").split())
+    assert "frames go into a folder" in mtkd("predict", "f.png", "--output", "o.png", "--model", CHECKPOINT, code=1)
+    for verb in (["predict", "f.png", "--model", CHECKPOINT], ["export", CHECKPOINT, "--frames", "."]):
+        assert "f.png is a file; name a folder" in mtkd(*verb, "--output", "f.png/o", code=1)
     assert "none of overlay" in mtkd("predict", "f.png", "--output", "o", "--as", "art", code=2)
     write_video(run / "in.mp4")
     assert "ends in .mp4" in mtkd("predict", "in.mp4", "--output", "o", "--model", CHECKPOINT, code=1)
