@@ -127,7 +127,10 @@ def _content(path: Path) -> bytes:
 
 def _curves() -> dict[str, dict[str, list[float]]]:
     """What the students' epochs noted, by quantity and student."""
-    return {quantity: _noted(*file) for quantity, file in NOTED.items()}
+    found = {quantity: _noted(*file) for quantity, file in NOTED.items()}
+    if not all(found.values()):
+        raise MtkdError(f"{CURVES} lacks the students' curves: run `dvc repro -f train_student`")
+    return found
 
 
 def _noted(folder: str, name: str) -> dict[str, list[float]]:

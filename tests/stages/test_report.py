@@ -159,3 +159,8 @@ def test_what_the_report_lacks_is_one_line(run, file, made_by):
         (line,) = mtkd("report", code=1).splitlines()
         assert line.startswith(f"error: {file}")
         assert f"`dvc repro -f {made_by}`" in line or f"`dvc repro {made_by}`" in line
+
+
+def test_a_report_without_curves_is_refused(run):
+    shutil.rmtree(run / "results/curves/students/mtkd")
+    assert "lacks the students' curves" in mtkd("report", code=1)
