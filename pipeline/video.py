@@ -54,13 +54,13 @@ def list_images(path: Path) -> list[Path]:
     Raises:
         MtkdError: there are none.
     """
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if _is_frame(p))
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if is_frame(p))
     if not found:
         raise MtkdError(f"{path} is neither a frame, a folder of frames nor a video ({', '.join(IMAGES + VIDEOS)})")
     return found
 
 
-def _is_frame(path: Path) -> bool:
+def is_frame(path: Path) -> bool:
     """By its suffix; hidden files are none, nor ``maskMM.png``, ``labelMM.png`` beside or below an ``imageMM.png``."""
     if path.suffix.lower() not in IMAGES or path.name.startswith("."):
         return False

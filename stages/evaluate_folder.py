@@ -98,9 +98,9 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
         presence = unfold(data, card.anatomies, root)
     there = sorted(p.name for p in root.iterdir() if p.is_dir())
     own = [anatomy for anatomy in card.anatomies if anatomy in there]
-    for name in there:
-        if name not in own and matched([name], card.anatomies)[0] in card.anatomies:
-            say(f"warning: {root / name} is left out: the checkpoint spells it {matched([name], card.anatomies)[0]}")
+    for name, anatomy in zip(there, matched(there, card.anatomies), strict=True):
+        if name not in own and anatomy in card.anatomies:
+            say(f"warning: {root / name} is left out: the checkpoint spells it {anatomy}")
     if not own:
         raise MtkdError(f"{data} holds none of the checkpoint's anatomies ({', '.join(card.anatomies)})")
     everyone = Splits(val=(), test=tuple(surgery_ids(root)))

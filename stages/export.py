@@ -13,7 +13,7 @@ from pipeline.dsad import read_frame
 from pipeline.errors import MtkdError
 from pipeline.export import Label, Run, Segmenter, disagreement, load_exported, write_onnx, write_openvino
 from pipeline.prepared import load_frame
-from pipeline.video import list_images
+from pipeline.video import is_frame
 from stages.console import say
 from stages.given_checkpoint import load_given
 from stages.layout import PREPARED_FRAMES, frames_of, require_folder
@@ -72,7 +72,7 @@ def _delivery(output: Path, stem: str) -> Iterator[Path]:
 
 def _frames(folder: Path | None, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
     place = folder or PREPARED_FRAMES / "test"
-    paths = [path for path in list_images(place) if path.suffix == ".png"] if place.is_dir() else []
+    paths = sorted(path for path in place.rglob("*.png") if is_frame(path))
     if not paths:
         raise MtkdError(f"{place} holds no PNG frames: name a folder that does, --frames")
     chosen = [paths[i * len(paths) // COMPARED] for i in range(min(COMPARED, len(paths)))]

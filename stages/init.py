@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.errors import MtkdError
 from pipeline.files import write_atomically
 from stages.console import say
+from stages.layout import PHANTOM
 from stages.params import PARAMS, load_params
 
 
@@ -32,6 +33,6 @@ def run(preset: str, data_root: Path | None, force: bool) -> None:
         write_atomically(PARAMS.with_name(f"{PARAMS}.bak"), PARAMS.read_bytes())
     write_atomically(PARAMS, text.encode())
     root = load_params().data.root
-    there = Path(root).is_dir() or root == "data/phantom"  # which `dvc repro` makes
+    there = Path(root).is_dir() or Path(root) == PHANTOM  # which `dvc repro` makes
     advice = "`dvc repro`" if there else "put the path of your frames there, then `dvc repro`"
     say(f"{PARAMS}: preset {preset}, data.root {root}; next: {advice}")
