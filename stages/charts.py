@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by everyone; black and grey first, for what others are compared with.
-COLOURS = ("#000000", "#999999", "#d55e00", "#e69f00", "#56b4e9", "#0072b2", "#009e73", "#cc79a7")
+COLOURS = ("#000000", "#999999", "#d55e00", "#e69f00", "#56b4e9", "#0072b2", "#009e73", "#cc79a7", "#6f4e37")
 
 
 def unframed(axes: Axes) -> Axes:

@@ -1,6 +1,7 @@
 """Curves of a study, as an SVG file beside its tables."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def write_curves(path: Path, runs: Mapping[str, Mapping[str, Sequence[Mapping[st
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, (student, ways) in zip(panels, runs.items(), strict=True):
         unframed(axes).set(title=student, xlabel="epoch")
-        for colour, (way, seeds) in zip(COLOURS, ways.items(), strict=False):
+        for colour, (way, seeds) in zip(cycle(COLOURS), ways.items(), strict=False):
             dice = np.array([run["val_dice"] for run in seeds], float)
             epochs = range(1, dice.shape[1] + 1)
             axes.plot(epochs, dice.mean(0), color=colour, label=way)

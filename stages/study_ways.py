@@ -1,6 +1,7 @@
 """``mtkd study gain``, ``settings`` and ``beyond``: how far from baseline to teachers each way of distilling goes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,37 +28,61 @@ STUDENTS = {
     "segformer_b0": ("none", 1e-3, 1e-4),
     "deeplabv3_efficientnet_lite0": ("imagenet", 1e-3, 1e-4),
 }
-BASELINE, TWICE, WEIGHTED = "baseline", "baseline, twice as long", "baseline, class weights"
+BASELINE = "baseline"
 BALANCED = Distill(temperature=1, weight=30, softmax="classes_balanced")
-Ways = dict[str, tuple[Distill | None, Arm]]
-# Without teachers, also with Kolbinger's class weights; Shu's reference run; the other reading; ours; hard labels.
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of teaching a student.
+
+    Attributes:
+        distill: as in :class:`stages.study_arms.Case`.
+        arm: likewise.
+        longer: how many times the epochs of the other ways.
+        class_weights: whether the loss on labels weighs rare classes up.
+        unlabelled: as in ``Case``.
+    """
+
+    distill: Distill | None = None
+    arm: Arm = "stores"
+    longer: int = 1
+    class_weights: bool = False
+    unlabelled: bool = True
+
+
+Ways = dict[str, Way]
+# Without teachers, also longer and with Kolbinger's class weights; Shu's reference run; the other reading; ours; hard
+# labels; and how ours and the baseline end.
 GAIN: Ways = {
-    BASELINE: (None, "stores"),
-    TWICE: (None, "stores"),
-    WEIGHTED: (None, "stores"),
-    "pixels": (PIXELS, "stores"),
-    "classes": (Distill(temperature=1, weight=30, softmax="classes"), "stores"),
-    "classes_balanced": (BALANCED, "stores"),
-    "pseudo_labels": (BALANCED, "pseudo_labels"),
+    BASELINE: Way(),
+    "baseline, twice as long": Way(longer=2),
+    "baseline, class weights": Way(class_weights=True),
+    "pixels": Way(PIXELS),
+    "classes": Way(Distill(temperature=1, weight=30, softmax="classes")),
+    "classes_balanced": Way(BALANCED),
+    "pseudo_labels": Way(BALANCED, "pseudo_labels"),
+    "baseline, four times as long": Way(longer=4),
+    "classes_balanced, four times as long": Way(BALANCED, longer=4),
 }
 # The default, and one setting at a time changed.
 SETTINGS: Ways = {
-    BASELINE: (None, "stores"),
-    "classes_balanced": (BALANCED, "stores"),
-    "T = 2": (BALANCED.model_copy(update={"temperature": 2.0}), "stores"),
-    "T = 4": (BALANCED.model_copy(update={"temperature": 4.0}), "stores"),
-    "weight 10": (BALANCED.model_copy(update={"weight": 10.0}), "stores"),
-    "weight 90": (BALANCED.model_copy(update={"weight": 90.0}), "stores"),
-    "half the grid": (BALANCED, "coarse"),
+    BASELINE: Way(),
+    "classes_balanced": Way(BALANCED),
+    "T = 2": Way(BALANCED.model_copy(update={"temperature": 2.0})),
+    "T = 4": Way(BALANCED.model_copy(update={"temperature": 4.0})),
+    "weight 10": Way(BALANCED.model_copy(update={"weight": 10.0})),
+    "weight 90": Way(BALANCED.model_copy(update={"weight": 90.0})),
+    "half the grid": Way(BALANCED, "coarse"),
 }
 # What the paper does not do, beside what the default is.
 BEYOND: Ways = {
-    BASELINE: (None, "stores"),
-    "classes_balanced": (BALANCED, "stores"),
-    "trusted teachers": (BALANCED, "trusted"),
-    "and pixels": (BALANCED, "with_pixels"),
-    "other organs apart": (BALANCED, "apart"),
-    "on the student's grid": (BALANCED.model_copy(update={"grid": "student"}), "stores"),
+    BASELINE: Way(),
+    "classes_balanced": Way(BALANCED),
+    "trusted teachers": Way(BALANCED, "trusted"),
+    "and pixels": Way(BALANCED, "with_pixels"),
+    "other organs apart": Way(BALANCED, "apart"),
+    "on the student's grid": Way(BALANCED.model_copy(update={"grid": "student"})),
 }
 STUDIES = {"gain": GAIN, "settings": SETTINGS, "beyond": BEYOND}
 LABELLED_ONLY = "classes_balanced, labelled frames"
@@ -84,7 +109,7 @@ def run(
         students: architectures.
         ways: which of the study's ways; the baseline is always among them.
         seeds: 1 .. seeds, of the students.
-        epochs: of each student; the second baseline has twice as many.
+        epochs: of each student; ways that are longer say so.
         jobs: runs at the same time.
         output: Markdown; the curves are an SVG file of the same name.
         machine: where.
@@ -95,7 +120,7 @@ def run(
     known = STUDIES[name]
     if name == "gain" and list_unlabelled(PREPARED_FRAMES):
         # Where there are frames without labels, what they add is shown by leaving them out.
-        known = {**known, LABELLED_ONLY: (BALANCED, "stores")}
+        known = {**known, LABELLED_ONLY: Way(BALANCED, unlabelled=False)}
     for chosen, option, choices in ((students, "--student", STUDENTS), (ways, "--way", known)):
         for one in chosen:
             if one not in choices:
@@ -117,7 +142,7 @@ def run(
     say(f"-> {output}")
 
 
-def _case(way: str, how: tuple[Distill | None, Arm], arch: str, seed: int, epochs: int) -> Case:
+def _case(name: str, way: Way, arch: str, seed: int, epochs: int) -> Case:
     pretrained, rate, final = STUDENTS[arch]
     base = load_params().student
     student = Training.model_validate(
@@ -127,12 +152,12 @@ def _case(way: str, how: tuple[Distill | None, Arm], arch: str, seed: int, epoch
             "pretrained": pretrained,
             "learning_rate": rate,
             "final_learning_rate": final,
-            "class_weights": way == WEIGHTED,
-            "epochs": 2 * epochs if way == TWICE else epochs,
+            "class_weights": way.class_weights,
+            "epochs": way.longer * epochs,
             "seed": seed,
         }
     )
-    return Case(way, student, *how, unlabelled=way != LABELLED_ONLY)
+    return Case(name, student, way.distill, way.arm, unlabelled=way.unlabelled)
 
 
 def _teachers(machine: Machine) -> dict[str, Dice]:
