@@ -119,11 +119,18 @@ def calibrated(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str,
     return found
 
 
-def annotators(annotations: Sequence[Annotation]) -> dict[str, float | None]:
-    """Each single annotator's mean Dice against the consensus."""
-    names = sorted({a.annotator for a in annotations})
-    means = {name: metrics.mean([a.counts.dice for a in annotations if a.annotator == name]) for name in names}
-    return {name: None if value is None else _percent(value) for name, value in means.items()}
+def annotators(annotations: Sequence[Annotation]) -> dict[str, dict[str, float | None]]:
+    """Each single annotator's mean Dice (percent) against the consensus, and over how many frames.
+
+    As for the networks, a frame on which both are empty has no Dice and is not counted.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    for name in sorted({a.annotator for a in annotations}):
+        values = [a.counts.dice for a in annotations if a.annotator == name]
+        mean = metrics.mean(values)
+        frames = sum(value is not None for value in values)
+        found[name] = {"dice": None if mean is None else _percent(mean), "frames": frames}
+    return found
 
 
 def _percent(share: float) -> float:

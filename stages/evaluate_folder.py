@@ -22,7 +22,7 @@ from stages.console import console, progress, say
 from stages.evaluation_tables import write_per_frame, write_per_surgery
 from stages.given_checkpoint import load_given
 from stages.label_maps import has_label_maps, unfold
-from stages.layout import require_folder
+from stages.layout import RESULTS, require_folder
 
 BATCH, TOLERANCE = 16, 2.0
 
@@ -80,6 +80,8 @@ def _require_folders(data: Path, output: Path) -> None:
             f"--data {data} {'is no folder' if data.exists() else 'does not exist'}: name a folder of frames"
         )
     require_folder(output)
+    if output.resolve() == RESULTS.resolve() and Path("dvc.yaml").is_file():
+        raise MtkdError(f"--output {output} holds the tables of the evaluate stage: name another folder")
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _print(found: Mapping[str, Any], title: str) -> None:
     table = Table(title=f"{title}: percent (hd95: pixels), 95 % interval of Dice over surgeries")
     table.add_column("")
     ceiling = any(found["annotators"].values())
-    for column in (*METRICS, *(["annotators' dice"] if ceiling else [])):
+    for column in (*METRICS, *(["annotators' dice (frames)"] if ceiling else [])):
         table.add_column(column, justify="right")
     few = False
     for name, dice in found["intervals"]["dice"].items():
@@ -136,7 +138,8 @@ def _print(found: Mapping[str, Any], title: str) -> None:
         if dice["surgeries"] < FEWEST:
             cells[0], few = f"{cells[0]}*", True
         if ceiling:
-            cells.append(" / ".join(map(_number, found["annotators"].get(name, {}).values())) or "-")
+            people = found["annotators"].get(name, {}).values()
+            cells.append(" / ".join(f"{_number(p['dice'])} ({p['frames']})" for p in people) or "-")
         table.add_row(name.replace("_", " "), *cells)
     console.print(table)
     if few:

@@ -185,7 +185,7 @@ def test_annotators_stand_beside_the_checkpoint(run, tmp_path):
     assert "annotators" in output
     assert f"warning: {mask.parent / 'weak_labels.csv'}: cannot be read (Is a directory)" in output
     found = json.loads((tmp_path / "out/evaluation.json").read_text())["annotators"]
-    assert found == {"liver": {"anno_1": 100}, "colon": {}}
+    assert found == {"liver": {"anno_1": {"dice": 100, "frames": 1}}, "colon": {}}
 
 
 def test_what_evaluate_refuses(run, tmp_path):
@@ -195,6 +195,8 @@ def test_what_evaluate_refuses(run, tmp_path):
     assert "nosuch does not exist" in measured("nosuch", "out", code=1)
     assert "params.yaml is no folder" in measured("params.yaml", "out", code=1)
     assert "--output params.yaml: params.yaml is a file" in measured(tmp_path, "params.yaml", code=1)
+    (run / "dvc.yaml").touch()
+    assert "--output results holds the tables of the evaluate stage" in measured(tmp_path, "results", code=1)
     (tmp_path / "hollow/liver/03").mkdir(parents=True)
     assert "hollow holds no frames" in measured(tmp_path / "hollow", "out", code=1)
     for name, what in (("nowhere.st", "is missing"), ("params.yaml", "is no whole checkpoint")):

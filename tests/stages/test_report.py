@@ -117,12 +117,12 @@ def test_the_page_in_a_browser(page, tmp_path, width):
 def test_annotators_stand_beside_the_networks(run):
     path = run / "results/evaluation.json"
     found = json.loads(path.read_text())
-    found["annotators"]["liver"] = {"anno_1": 91.25, "anno_2": 88.0}
+    found["annotators"]["liver"] = {"anno_1": {"dice": 91.25, "frames": 20}, "anno_2": {"dice": 88.0, "frames": 18}}
     path.write_text(json.dumps(found))
     mtkd("report")
     dice = (run / "report/index.html").read_text().split('id="dice"')[1].split("</table>")[0]
     assert "single annotators" in dice
-    assert "91.2 / 88.0" in dice
+    assert '91.2 / 88.0 <span class="ci">(20 / 18)</span>' in dice
 
 
 def test_a_chart_names_every_network_that_it_shows(recwarn):
