@@ -40,6 +40,7 @@ def run() -> None:
         same_anatomies=summary.same_anatomies(rows),
         found=summary.read(RESULTS / "evaluation.json", "evaluate"),
         fewest=FEWEST,
+        measured=lambda of: sum(of[anatomy]["mean"] is not None for anatomy in params.data.anatomies),
         benchmark=summary.read(RESULTS / "benchmark.json", "benchmark"),
         data=params.data,
         settings=PARAMS.read_text(),
