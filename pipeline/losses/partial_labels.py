@@ -42,7 +42,7 @@ def partial_label_cross_entropy(logits: Tensor, target: Tensor, class_weights: T
     """
     batch, decoders, _, height, width = logits.shape
     # Two classes: the cross-entropy is softplus of the other logit's lead.
-    lead = (logits[:, :, 1] - logits[:, :, 0]).float()
+    lead = logits[:, :, 1].float() - logits[:, :, 0].float()
     loss = F.softplus(torch.where(target == 1, -lead, lead))
     if class_weights is not None:
         background, anatomy = class_weights.to(loss)[None, :, :, None, None].unbind(2)

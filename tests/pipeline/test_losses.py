@@ -166,6 +166,15 @@ def test_kl_is_computed_in_float32_and_survives_large_logits(ours, _, dtype):
     assert torch.isfinite(loss).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cross_entropy_is_computed_in_float32(dtype):
+    z = (60 + logits(11, B, N, 2, H, W)).to(dtype)
+    target = torch.randint(-1, 2, (B, N, H, W), generator=torch.Generator().manual_seed(1))
+    loss = partial_label_cross_entropy(z, target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, partial_label_cross_entropy(z.float(), target))
+
+
 def test_pixels_is_blind_to_a_constant_and_classes_is_not():
     s, t = logits(13, B, N, 2, H, W), logits(14, B, N, 2, H, W)
     shifted = s + torch.tensor([0.0, 5.0])[:, None, None]
