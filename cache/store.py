@@ -143,7 +143,7 @@ class Store:
 
 
 def _rewrite(anatomy: str) -> str:
-    return f"run `dvc repro -f cache_logits@{anatomy}`"
+    return f"run `dvc repro -s -f cache_logits@{anatomy}`"
 
 
 def _reason(error: Exception) -> str:

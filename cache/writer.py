@@ -230,7 +230,7 @@ class StoreWriter:
             name = self.attributes["frames"][self.next % self._shape[1]]
             raise UnstorableError(
                 f"the teacher of {self.attributes['anatomy']} answers {largest} on frame {name}, which float16 cannot "
-                "hold: check its training, or ask it in precision 32-true"
+                "hold: check its training, and ask it in cache.precision 32-true"
             )
         return compression.rounded(np.ascontiguousarray(frame, dtype=np.float16), self.attributes["keep_bits"])
 

@@ -124,7 +124,7 @@ def _named(path: Path, made_by: str) -> Iterator[None]:
         yield
     except (MtkdError, RuntimeError) as error:
         reason = shorten(str(error), 160, placeholder=" ...")
-        raise MtkdError(f"{path} is no whole checkpoint ({reason}): run `dvc repro -f {made_by}`") from error
+        raise MtkdError(f"{path} is no whole checkpoint ({reason}): run `dvc repro -s -f {made_by}`") from error
 
 
 def _read(path: Path) -> tuple[Card, dict[str, Tensor]]:

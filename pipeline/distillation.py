@@ -54,5 +54,5 @@ def on_one_grid(
     stored, own = (teachers.shape[-2], teachers.shape[-1]), (student.shape[-2], student.shape[-1])
     if grid == "stores" or own[0] <= stored[0] or own[1] <= stored[1]:
         return resize(student, stored), teachers, valid
-    share = F.interpolate(valid[:, None].float(), size=own, mode="bilinear", align_corners=False)[:, 0]
-    return student, resize(teachers.float(), own), share == 1
+    unknown = F.interpolate((~valid)[:, None].float(), size=own, mode="bilinear", align_corners=False)[:, 0]
+    return student, resize(teachers.float(), own), unknown == 0

@@ -23,6 +23,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # stands where a labelled frame names its anatomy
 
+_LABEL = re.compile(r"(?:mask|label)(\d+)\.png")
 _FILE = re.compile(r"(image|mask)(\d+)\.png", re.IGNORECASE)
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -38,6 +39,14 @@ class DataError(MtkdError):
         self.problems = tuple(problems)
         lines = self.problems if len(self.problems) == 1 else (f"{len(self.problems)} problems:", *self.problems)
         super().__init__("\n  ".join(lines))
+
+
+def is_label(path: Path) -> bool:
+    """Whether this is a ``maskMM.png`` or ``labelMM.png`` beside or below an ``imageMM.png``."""
+    label = _LABEL.fullmatch(path.name)
+    return label is not None and any(
+        (folder / f"image{label[1]}.png").is_file() for folder in (path.parent, path.parent.parent)
+    )
 
 
 def surgery_id(surgery: str | int) -> str | int:
@@ -171,7 +180,9 @@ def _scan_surgery(folder: Path) -> tuple[list[Source], list[str]]:
 
 
 def scan_unlabelled(root: Path, splits: Splits) -> tuple[list[Source], list[str]]:
-    """All frames of a folder ``<root>/<surgery>/*.png`` without masks, in order, and what is wrong with the folders.
+    """All frames of a folder ``<root>/<surgery>/*.png``, in order, and what is wrong with the folders.
+
+    Masks beside them are passed over.
 
     Args:
         root: folder of surgeries.
@@ -188,7 +199,7 @@ def scan_unlabelled(root: Path, splits: Splits) -> tuple[list[Source], list[str]
         split = splits.of(folder.name)
         if split != "train":
             problems.append(f"{folder}: surgery {folder.name} is one of data.splits.{split}; only others may teach")
-        images = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".png")
+        images = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".png" and not is_label(p))
         others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".tif"))
         if others or not images:
             problems.append(f"{folder}: holds {others[0] if others else 'no frames'}, expected PNG files only")

@@ -377,7 +377,7 @@ def load_label(path: Path) -> NDArray[np.uint8]:
 def _load(path: Path, flags: int) -> NDArray[np.uint8]:
     pixels = cv2.imread(str(path), flags) if path.is_file() else None
     if pixels is None:
-        raise MtkdError(f"{path} is missing or damaged: run `dvc repro -f prepare`")
+        raise MtkdError(f"{path} is missing or damaged: run `dvc repro -s -f prepare`")
     return np.asarray(pixels)
 
 
@@ -397,5 +397,5 @@ def _digest(files: Iterable[tuple[str, Path]]) -> str:
         try:
             digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
         except FileNotFoundError as error:
-            raise MtkdError(f"{file} is missing: run `dvc repro -f prepare`") from error
+            raise MtkdError(f"{file} is missing: run `dvc repro -s -f prepare`") from error
     return digest.hexdigest()

@@ -1,7 +1,8 @@
 """The typed settings of every stage, as they stand in params.yaml.
 
-Every key is required and no other is known: what trained a network can be read off params.yaml alone, and a
-misspelt key is refused instead of ignored. Settings of the machine (device, workers) are not here: they change how
+Every key is required, but for the few that came later and mean what was before where they lack (``cache.keep_bits``,
+``distill.grid``), and no other is known: what trained a network can be read off params.yaml alone, and a misspelt key
+is refused instead of ignored. Settings of the machine (device, workers) are not here: they change how
 fast a result is there, never which.
 """
 
@@ -28,6 +29,8 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 
 def _number(value: object) -> object:
     """Accept 5e-4, which YAML 1.1 reads as a string because it lacks a dot."""
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted")
     if isinstance(value, str):
         try:
             return float(value)
@@ -36,7 +39,7 @@ def _number(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number), Field(strict=False)]
+Number = Annotated[float, BeforeValidator(_number), Field(strict=False, allow_inf_nan=False)]
 Rate = Annotated[Number, Field(gt=0, lt=1)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 
@@ -128,7 +131,7 @@ class Cache(Settings):
 class Distill(Settings):
     """Section ``distill``: L = L_CE + weight * L_KL, at this temperature, softmax over pixels or classes."""
 
-    temperature: Annotated[Number, Field(gt=0)]
+    temperature: Annotated[Number, Field(ge=0.01)]
     weight: Annotated[Number, Field(ge=0)]
     softmax: Literal["pixels", "classes", "classes_balanced"]
     # Where both are compared: on the stores' grid, or on the student's where that is finer.

@@ -1,7 +1,6 @@
 """Frames from files and videos, and back: reading, drawing and encoding each go on beside the network."""
 
 import os
-import re
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,14 +15,13 @@ from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.dsad import DataError, read_frame
+from pipeline.dsad import DataError, is_label, read_frame
 from pipeline.errors import MtkdError
 from pipeline.files import naming
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 BT_709 = 1  # its number in H.264, for primaries and transfer function
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".ts", ".mts", ".m2ts", ".vob", ".wmv")
-LABEL = re.compile(r"(?:mask|label)(\d+)\.png")
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,7 @@ def list_images(path: Path) -> list[Path]:
 
 def is_frame(path: Path) -> bool:
     """By its suffix; hidden files are none, nor ``maskMM.png``, ``labelMM.png`` beside or below an ``imageMM.png``."""
-    if path.suffix.lower() not in IMAGES or path.name.startswith("."):
-        return False
-    label = LABEL.fullmatch(path.name)
-    if label is None:
-        return True
-    return not any((folder / f"image{label[1]}.png").is_file() for folder in (path.parent, path.parent.parent))
+    return path.suffix.lower() in IMAGES and not path.name.startswith(".") and not is_label(path)
 
 
 def read_images(paths: list[Path]) -> Iterator[Shown]:

@@ -56,13 +56,13 @@ class Plan:
             raise MtkdError(
                 f"{checkpoint} holds no weights, the answers of {self.anatomy}'s teacher were imported as "
                 f"{store(self.anatomy)}: `mtkd import-teacher {self.anatomy} STORE` imports them anew, "
-                f"`dvc repro -f train_teacher@{self.anatomy}` trains a teacher here"
+                f"`dvc repro -s -f train_teacher@{self.anatomy}` trains a teacher here"
             )
         network, card = load_checkpoint(checkpoint, f"train_teacher@{self.anatomy}")
         if card.anatomies != (self.anatomy,):
             raise MtkdError(
                 f"{checkpoint} holds the decoders {', '.join(card.anatomies)}, expected {self.anatomy} alone: "
-                f"run `dvc repro -f train_teacher@{self.anatomy}`"
+                f"run `dvc repro -s -f train_teacher@{self.anatomy}`"
             )
         if card.image_size != self.params.data.image_size:
             raise MtkdError(

@@ -29,6 +29,8 @@ def run(workers: int) -> None:
         say(f"warning: {warning}")
     for split, per_anatomy in summary.counts.items():
         say(f"{split:>5}: {sum(per_anatomy.values())} frames of {len(per_anatomy)} anatomies")
+    if data.unlabelled_root != NO_UNLABELLED and not summary.unlabelled:
+        say(f"warning: data.unlabelled_root {data.unlabelled_root} holds no <surgery>/*.png")
     if summary.unlabelled:
         say(f"without label: {summary.unlabelled} frames, for the teachers to speak on")
 

@@ -122,7 +122,7 @@ def _embedded(path: Path) -> str:
 
 def _content(path: Path) -> bytes:
     if not path.is_file():
-        raise MtkdError(f"{path} is missing: run `dvc repro -f evaluate`")
+        raise MtkdError(f"{path} is missing: run `dvc repro -s -f evaluate`")
     return path.read_bytes()
 
 
@@ -130,7 +130,7 @@ def _curves() -> dict[str, dict[str, list[float]]]:
     """What the students' epochs noted, by quantity and student."""
     found = {quantity: _noted(*file) for quantity, file in NOTED.items()}
     if not all(found.values()):
-        raise MtkdError(f"{CURVES} lacks the students' curves: run `dvc repro -f train_student`")
+        raise MtkdError(f"{CURVES} lacks the students' curves: run `dvc repro -s -f train_student`")
     return found
 
 
@@ -147,7 +147,7 @@ def _dice_of_frames() -> dict[tuple[str, str], list[float]]:
     """Dice in percent of every frame that has one, by network and anatomy that were measured."""
     path = RESULTS / "per_frame.csv"
     found: dict[tuple[str, str], list[float]] = {}
-    broken = MtkdError(f"{path} is no whole table of frames: run `dvc repro -f evaluate`")
+    broken = MtkdError(f"{path} is no whole table of frames: run `dvc repro -s -f evaluate`")
     try:
         text = _content(path).decode()
         for row in csv.DictReader(text.splitlines()):

@@ -29,7 +29,8 @@ class Stores:
         for one in self.stores:
             if one.pixels(frame, view) != pixels:
                 raise MtkdError(
-                    f"{one.path} was written for other pixels of {frame} (view {view}): run `dvc repro -f cache_logits`"
+                    f"{one.path} was written for other pixels of {frame} (view {view}): run "
+                    "`dvc repro -s -f cache_logits`"
                 )
         return np.stack([one.read(frame, view) for one in self.stores])
 

@@ -1,13 +1,15 @@
 """What stored answers lose: to being warped instead of asked anew, and to rounding."""
 
 from collections.abc import Sequence
+from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache import Store
 from cache.compression import rounded
-from pipeline.augmentation import Augmentation, sample, valid_cells, warp_logits
+from pipeline.augmentation import IDENTITY, Augmentation, sample, valid_cells, warp_logits
 from pipeline.inference import Question, answers, clean_questions
 from pipeline.machine import Machine
 from pipeline.models.network import Network
@@ -15,7 +17,7 @@ from pipeline.prepared import Frame
 from pipeline.settings import Cache, Params
 
 # One frame in a hundred is asked again, at least and at most:
-FEWEST, MOST = 2, 32
+FEWEST, MOST = 16, 32
 
 
 def ask(teacher: Network, questions: Sequence[Question], settings: Cache, machine: Machine) -> NDArray[np.float32]:
@@ -28,18 +30,21 @@ def ask(teacher: Network, questions: Sequence[Question], settings: Cache, machin
 
 def augmentation_gap(
     teacher: Network, frames: Sequence[Frame], store: Store, params: Params, machine: Machine
-) -> dict[str, dict[str, dict[str, float]]]:
-    """How far the student's target lies from the teacher's answer on an augmented frame, on frames of the whole set.
+) -> dict[str, Any]:
+    """How far the student's target lies from the teacher's answer on an augmented frame.
+
+    It is measured on frames spread over the whole set, each with the first of its transforms that moves it.
 
     ``geometry``: the clean frame's answer, warped, against that on the warped frame. ``full``: against that on the
     frame as the student sees it, warped and recoloured. ``views``: the latter answer itself, as a stored view holds it.
 
     Returns:
-        ``kl``, the mean over valid cells of KL(answer || target) in nats, and ``disagreement``, the percentage of valid
-        cells where the larger of the two logits is another.
+        Under ``augmentation_gap`` for each of the three: ``kl``, the mean over valid cells of KL(answer || target) in
+        nats, and ``disagreement``, the percentage of valid cells where the larger of the two logits is another. Under
+        ``augmentation_gap_frames``, the number of frames that were asked again.
     """
     some = _spread(frames)
-    augmentations = [sample(params.cache.seed, 0, frame.id, params.data.image_size) for frame in some]
+    augmentations = [_moving(params.cache.seed, frame.id, params.data.image_size) for frame in some]
 
     def answer(shown: Sequence[Augmentation]) -> NDArray[np.float32]:
         return ask(teacher, [Question(*one) for one in zip(some, shown, strict=True)], params.cache, machine)
@@ -56,8 +61,14 @@ def augmentation_gap(
             "geometry": _gap(answer([Augmentation(one.affine) for one in augmentations]), warped, valid),
             "full": _gap(seen, warped, valid),
             "views": _gap(seen, _as_stored(seen, params.cache.keep_bits), valid),
-        }
+        },
+        "augmentation_gap_frames": len(some),
     }
+
+
+def _moving(seed: int, frame: str, size: tuple[int, int]) -> Augmentation:
+    turns = (sample(seed, turn, frame, size) for turn in count())
+    return next(one for one in turns if one.affine != IDENTITY)
 
 
 def rounding_error(teacher: Network, frames: Sequence[Frame], params: Params, machine: Machine) -> dict[str, float]:
@@ -69,8 +80,8 @@ def rounding_error(teacher: Network, frames: Sequence[Frame], params: Params, ma
 
 
 def _spread(frames: Sequence[Frame]) -> Sequence[Frame]:
-    count = min(max(len(frames) // 100, FEWEST), MOST, len(frames))
-    return [frames[i * len(frames) // count] for i in range(count)]
+    number = min(max(len(frames) // 100, FEWEST), MOST, len(frames))
+    return [frames[i * len(frames) // number] for i in range(number)]
 
 
 def _as_stored(logits: NDArray[np.float32], keep_bits: int | None) -> NDArray[np.float32]:

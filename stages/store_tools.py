@@ -123,7 +123,7 @@ def _other_pixels(anatomy: str, pixels: Sequence[int] | None) -> list[str]:
     view, frame = other[0]
     return [
         f"{one.path} answers other pixels than the prepared ones in {len(other)} places, frame {one.frames[frame]} "
-        f"(view {view}) first: run `dvc repro -f cache_logits@{anatomy}`"
+        f"(view {view}) first: run `dvc repro -s -f cache_logits@{anatomy}`"
     ]
 
 
@@ -148,7 +148,7 @@ def _recomputed(plan: Plan, count: int, tolerance: float, machine: Machine) -> l
                 worst = float(np.abs(logits[0, 0] - stored).max())
                 problems.append(
                     f"{one.path}: frame {one.frames[frame]} (view {view}): the teacher now answers otherwise, by up to "
-                    f"{worst:.3g}: run `dvc repro -f cache_logits@{plan.anatomy}`"
+                    f"{worst:.3g}: run `dvc repro -s -f cache_logits@{plan.anatomy}`"
                 )
             bar(number, len(asked))
     return problems

@@ -1,7 +1,7 @@
 """Comparing students that were trained in different ways on one project's frames, teachers and stores.
 
 A case is one training run. It has a process of its own, and leaves one file of results; a study that is started
-again measures only the cases whose file is missing or was made from other settings, frames or teachers.
+again measures only the cases whose file is missing or was made from other settings, frames, labels or teachers.
 """
 
 import json
@@ -23,12 +23,14 @@ import torch
 
 from cache import open_store
 from pipeline.datasets import FrameDataset
+from pipeline.dsad import SPLITS
 from pipeline.evaluation import evaluate, summarise
 from pipeline.files import write_json
 from pipeline.machine import Machine, keep_freed_memory, make_fabric
+from pipeline.prepared import frames_digest, labels_digest, list_frames
 from pipeline.training import Epoch, best_epoch, fit
 from stages.console import progress, say
-from stages.layout import RESULTS, frames_of, store
+from stages.layout import PREPARED_FRAMES, PREPARED_LABELS, RESULTS, frames_of, store
 from stages.params import PARAMS, load_params
 from stages.study_arms import Case, lesson
 from stages.training_run import seeded_network
@@ -38,7 +40,8 @@ FOLDER = RESULTS / "study"
 
 def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict[str, Any]]:
     """The results of all cases, in order; those that an earlier run left are read."""
-    files = [case_file(case) for case in cases]
+    data = {folder: _data(folder) for folder in {case.folder for case in cases}}
+    files = [case_file(case, data[case.folder]) for case in cases]
     missing = [(case, file) for case, file in zip(cases, files, strict=True) if not file.is_file()]
     say(f"{len(cases) - len(missing)} of {len(cases)} runs are there, {len(missing)} to go")
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -57,8 +60,20 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
     return [json.loads(file.read_text()) for file in files]
 
 
-def case_file(case: Case) -> Path:
-    """Where the result of a case lies; its name holds a hash of the settings and stores that determine it."""
+def _data(folder: Path) -> str:
+    """The identity of all prepared frames and labels of a project."""
+    anatomies, roots = load_params(folder / PARAMS).data.anatomies, (folder / PREPARED_FRAMES, folder / PREPARED_LABELS)
+    frames = [frame for split in SPLITS for frame in list_frames(*roots, split, anatomies)]
+    return frames_digest(frames) + labels_digest(frames)
+
+
+def case_file(case: Case, data: str) -> Path:
+    """Where the result of a case lies; its name holds a hash of what determines it.
+
+    Args:
+        case: settings and stores.
+        data: identity of frames and labels.
+    """
     params = load_params(case.folder / PARAMS)
     inputs = {
         "arm": case.arm,
@@ -67,6 +82,7 @@ def case_file(case: Case) -> Path:
         # A setting that came later is left out at its default, so that runs of before still count.
         "distill": case.distill.model_dump(exclude_defaults=True) if case.distill else None,
         "data": params.data.model_dump(),
+        "frames and labels": data,
         "stores": [open_store(case.folder / store(anatomy)).identity for anatomy in params.data.anatomies],
     }
     digest = sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:10]

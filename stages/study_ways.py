@@ -65,7 +65,7 @@ GAIN: Ways = {
     "baseline, four times as long": Way(longer=4),
     "classes_balanced, four times as long": Way(BALANCED, longer=4),
 }
-# The default, and one setting at a time changed.
+# The default on the stores' grid, and one setting at a time changed.
 SETTINGS: Ways = {
     BASELINE: Way(),
     "classes_balanced": Way(BALANCED),

@@ -21,7 +21,7 @@ class _Record(dict[str, Any]):
         self._path, self._made_by = path, made_by
 
     def __missing__(self, key: str) -> Any:
-        raise MtkdError(f"{self._path} holds no '{key}': run `dvc repro -f {self._made_by}`")
+        raise MtkdError(f"{self._path} holds no '{key}': run `dvc repro -s -f {self._made_by}`")
 
 
 def read(path: Path, made_by: str) -> Any:
@@ -35,9 +35,9 @@ def read(path: Path, made_by: str) -> Any:
     try:
         content = json.loads(path.read_text(), object_hook=lambda found: _Record(path, made_by, found))
     except ValueError as error:
-        raise MtkdError(f"{path} is no whole JSON ({error}): run `dvc repro -f {made_by}`") from error
+        raise MtkdError(f"{path} is no whole JSON ({error}): run `dvc repro -s -f {made_by}`") from error
     if not isinstance(content, _Record):
-        raise MtkdError(f"{path} holds no JSON object: run `dvc repro -f {made_by}`")
+        raise MtkdError(f"{path} holds no JSON object: run `dvc repro -s -f {made_by}`")
     return content
 
 

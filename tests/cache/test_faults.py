@@ -64,7 +64,7 @@ def test_a_missing_shard_is_never_read_as_data(tmp_path):
     assert len(problems) == 1
     assert "logits/c/0/1/0/0/0: 4 frames, liver/01/image04 first, (view 0)" in problems[0]
     assert "shard is missing" in problems[0]
-    assert "dvc repro -f cache_logits@liver" in problems[0]
+    assert "dvc repro -s -f cache_logits@liver" in problems[0]
 
 
 def test_a_truncated_shard_is_never_read_as_data(tmp_path):
@@ -123,7 +123,7 @@ def test_a_missing_or_foreign_table_is_refused(tmp_path, table):
     file = path / table / "c/0/0"
     shutil.copy(other / table / "c/1/0", file)
     for _ in range(2):
-        with pytest.raises(cache.IntegrityError, match=f"{table}/c/0/0: not as it was written: run `dvc repro -f"):
+        with pytest.raises(cache.IntegrityError, match=f"{table}/c/0/0: not as it was written: run `dvc repro -s -f"):
             cache.open_store(path)
         file.unlink(missing_ok=True)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.distillation import on_one_grid
+from pipeline.distillation import distilled, on_one_grid
 from pipeline.losses import (
     IGNORE,
     balanced_class_wise_kl,
@@ -14,6 +14,8 @@ from pipeline.losses import (
     partial_label_cross_entropy,
     partial_targets,
 )
+from pipeline.settings import Distill
+from pipeline.training import supervised
 
 B, N, H, W = 3, 4, 5, 6
 
@@ -175,6 +177,64 @@ def test_cross_entropy_is_computed_in_float32(dtype):
     torch.testing.assert_close(loss, partial_label_cross_entropy(z.float(), target))
 
 
+def test_gradients_of_cross_entropy_equal_finite_differences(frames):
+    label, anatomy = frames
+    target = partial_targets(label, anatomy, N)
+    z, step = logits(19, B, N, 2, H, W, scale=1.0).requires_grad_(), 1e-2
+    partial_label_cross_entropy(z, target).sum().backward()
+    for index in [(0, 0, 0, 1, 0), (1, 2, 1, 2, 3), (2, 1, 0, 4, 5)]:
+        bump = torch.zeros_like(z)
+        bump[index] = step
+        with torch.no_grad():
+            above, below = (partial_label_cross_entropy(z + sign * bump, target).double().sum() for sign in (1, -1))
+        slope = (above - below) / (2 * step)
+        assert abs(slope - z.grad[index]) < 1e-3 * max(1.0, abs(slope))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_does_not_reach_the_losses(frames, dtype):
+    """Logits of +-60 that a network gave in half precision: values and gradients as outside of autocast, and finite."""
+    target = partial_targets(*frames, N)
+    t = (60 * torch.sign(logits(20, B, N, 2, H, W))).to(dtype)
+    losses = [lambda s: partial_label_cross_entropy(s, target)]
+    losses += [lambda s, kl=kl: kl(s, t, 2.0) for kl, _ in READINGS]
+    for loss in losses:
+        found = []
+        for enabled in (True, False):
+            s = (60 * torch.sign(logits(21, B, N, 2, H, W))).to(dtype).requires_grad_()
+            with torch.autocast("cpu", dtype, enabled=enabled):
+                value = loss(s)
+            value.sum().backward()
+            assert value.dtype == torch.float32
+            assert torch.isfinite(value).all()
+            assert torch.isfinite(s.grad).all()
+            found.append((value, s.grad))
+        torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_a_frame_without_a_valid_cell_does_not_count_in_the_mean_over_pieces():
+    """The mean over frames that have a valid cell, of a batch and of its pieces by their numbers of such frames."""
+    objective = distilled(supervised(N, None), Distill(temperature=2.0, weight=1.0, softmax="classes"))
+    valid = torch.ones(4, H, W, dtype=torch.bool)
+    valid[1:3] = False
+    s = logits(22, 4, N, 2, H, W)
+    batch = {
+        "label": torch.zeros(4, H, W, dtype=torch.int16),
+        "anatomy": torch.tensor([0, 1, 2, 3]),
+        "teachers": logits(23, 4, N, 2, H, W),
+        "valid": valid,
+    }
+    pieces = [
+        ({key: value[part] for key, value in batch.items()}, s[part])
+        for part in (slice(0, 2), slice(2, 3), slice(3, 4))
+    ]
+    counts = [int(objective.frames(piece)["kl_divergence"]) for piece, _ in pieces]
+    assert counts == [1, 0, 1]
+    parts = [objective.terms(own, piece) for piece, own in pieces]
+    together = sum(count * part["kl_divergence"] for count, part in zip(counts, parts, strict=True)) / 2
+    torch.testing.assert_close(objective.terms(s, batch)["kl_divergence"], together)
+
+
 def test_pixels_is_blind_to_a_constant_and_classes_is_not():
     s, t = logits(13, B, N, 2, H, W), logits(14, B, N, 2, H, W)
     shifted = s + torch.tensor([0.0, 5.0])[:, None, None]
@@ -226,6 +286,13 @@ def test_on_the_students_grid_a_cell_counts_between_valid_cells_alone():
     assert same is student
     torch.testing.assert_close(shown[0, 0, 0, 0], (torch.arange(8) / 2 - 0.25).clamp(0, 3))
     assert counts[0, 0].tolist() == [True] * 5 + [False] * 3
+
+
+@pytest.mark.parametrize(("stored", "own"), [((12, 16), (45, 77)), ((6, 6), (23, 23)), ((9, 12), (34, 45))])
+def test_where_all_stored_cells_are_valid_all_finer_ones_are(stored, own):
+    valid = torch.ones(2, *stored, dtype=torch.bool)
+    _, _, counts = on_one_grid(torch.zeros(2, 1, 2, *own), torch.zeros(2, 1, 2, *stored), valid, "student")
+    assert counts.all()
 
 
 @pytest.mark.parametrize(("size", "grid"), [((8, 8), "stores"), ((2, 2), "stores"), ((2, 2), "student")])

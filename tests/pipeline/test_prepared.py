@@ -72,6 +72,14 @@ def test_frames_without_masks_are_prepared_apart(root, out, tmp_path):
     assert all(f.labelled for f in list_frames(out / "frames", out / "labels", "train", ANATOMIES))
 
 
+def test_masks_beside_them_are_passed_over(root, out, tmp_path):
+    folder = write_unlabelled(tmp_path / "video", "01")
+    for name in ("image03.png", "mask03.png"):
+        write_png(folder / "01" / name, np.full((8, 8, 3), 9, np.uint8))
+    prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder)
+    assert [f.id for f in list_unlabelled(out / "frames")] == ["unlabelled/01/frame7", "unlabelled/01/image03"]
+
+
 def test_without_such_a_folder_there_are_none(root, out):
     assert run(root, out).unlabelled == 0
     assert list_unlabelled(out / "frames") == []
@@ -390,7 +398,7 @@ def test_frames_are_listed_without_their_labels(root, out):
     run(root, out)
     frames = list_frames(out / "frames", out / "nowhere", "train", ANATOMIES)
     assert len(frames) == 6
-    with pytest.raises(MtkdError, match="dvc repro -f prepare"):
+    with pytest.raises(MtkdError, match="dvc repro -s -f prepare"):
         load_label(frames[0].label)
 
 

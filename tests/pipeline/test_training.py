@@ -1,10 +1,12 @@
 """However a batch is shared, it is the same batch; and what goes wrong is told in one line."""
 
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import share_a_batch
 import torch
@@ -89,7 +91,7 @@ def environment():
 @pytest.mark.parametrize(("launcher", "accumulate"), [("torchrun", 1), ("own", 2)])
 def test_two_processes_equal_one(prepared, one_process, tmp_path, launcher, accumulate):
     """The last batch of three frames falls apart unevenly; with two pieces each, one of them is empty."""
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command = [sys.executable, *(torchrun if launcher == "torchrun" else [])]
     arguments = [prepared, tmp_path / "told", 2, accumulate]
     done = subprocess.run([*command, share_a_batch.__file__, *map(str, arguments)], env=environment(), timeout=120)
@@ -114,7 +116,7 @@ def killed():
 
 
 def refused():
-    raise MtkdError("frame.png is missing or damaged: run `dvc repro -f prepare`")
+    raise MtkdError("frame.png is missing or damaged: run `dvc repro -s -f prepare`")
 
 
 @pytest.mark.parametrize(("fault", "line"), [(killed, "a loader process ended by itself"), (refused, "frame.png is")])
@@ -162,6 +164,14 @@ def test_mixed_precision_stays_near(prepared, one_process, precision, monkeypatc
     monkeypatch.setattr(share_a_batch, "SETTINGS", share_a_batch.SETTINGS.model_copy(update={"precision": precision}))
     told = share_a_batch.run(prepared, 1, 1)[1]
     torch.testing.assert_close(told["terms"], one_process["terms"], rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("answer", [math.nan, math.inf])
+def test_a_divergence_that_is_no_number_stops_training(prepared, answer, monkeypatch):
+    shape = (3, 2, 8, 12)
+    monkeypatch.setattr(share_a_batch.Answers, "read", lambda *_: np.full(shape, answer, np.float16))
+    with pytest.raises(MtkdError, match="the kl_divergence is not finite"):
+        share_a_batch.run(prepared, 1, 1)
 
 
 def test_frames_do_not_depend_on_who_loads_them(prepared):

@@ -158,7 +158,7 @@ def test_what_the_report_lacks_is_one_line(run, file, made_by):
         path.unlink() if content is None else path.write_text(content)
         (line,) = mtkd("report", code=1).splitlines()
         assert line.startswith(f"error: {file}")
-        assert f"`dvc repro -f {made_by}`" in line or f"`dvc repro {made_by}`" in line
+        assert f"`dvc repro -s -f {made_by}`" in line or f"`dvc repro {made_by}`" in line
 
 
 def test_a_report_without_curves_is_refused(run):

@@ -81,7 +81,7 @@ def test_verify_lists_what_is_wrong_and_exits_1(run):
     assert "stores/liver.zarr: whole" in output
     assert "1 problem:" in output
     assert "4 frames, " in output
-    assert "dvc repro -f cache_logits@colon" in output
+    assert "dvc repro -s -f cache_logits@colon" in output
 
 
 def test_verify_finds_answers_in_the_wrong_place(run):
@@ -358,6 +358,9 @@ def test_teachers_speak_on_frames_without_labels(run):
         write_png(run / "video" / "07" / f"{number}.png", pixels)
     params = yaml.safe_load((run / "params.yaml").read_text())
     params["data"]["unlabelled_root"] = "video"
+    (run / "hollow").mkdir()
+    (run / "params.yaml").write_text(yaml.safe_dump(params | {"data": params["data"] | {"unlabelled_root": "hollow"}}))
+    assert "warning: data.unlabelled_root hollow holds no <surgery>/*.png" in mtkd("prepare")
     (run / "params.yaml").write_text(yaml.safe_dump(params))
     assert "without label: 4 frames" in mtkd("prepare")
     assert "run `dvc repro cache_logits@liver`" in mtkd("train-student", "mtkd", code=1)

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from pipeline.machine import Machine
 from stages import study_parity
 from stages.params import load_params
-from stages.study import _measure
+from stages.study import _data, _measure, case_file
 from stages.study_arms import Case, _coarsened, lesson
 from stages.study_ways import _closed
 from stages.summary import read
@@ -54,6 +54,15 @@ def test_a_study_keeps_its_runs(run):
     params["distill"]["weight"] = 7
     (run / "params.yaml").write_text(yaml.safe_dump(params))
     assert "1 of 4 runs are there, 3 to go" in mtkd(*arguments)  # the one without teachers does not depend on it
+
+
+def test_a_run_that_was_measured_on_other_labels_is_another(run):
+    case = Case("alone", load_params().student, None)
+    before = case_file(case, _data(Path()))
+    assert case_file(case, _data(Path())) == before
+    label = next((run / "data/prepared/labels/test").rglob("*.png"))
+    label.write_bytes(label.read_bytes() + b"0")
+    assert case_file(case, _data(Path())) != before
 
 
 def test_the_gap_is_closed_against_the_baseline_of_the_same_seed():
