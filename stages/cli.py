@@ -461,7 +461,7 @@ SHARED_RUNS = (
 for _name, _help in {
     "gain": "How much of the way from the baseline to the teachers each way of distilling goes, and hard pseudo-labels."
     "\n\nWithout --way also baselines with class weights, and runs that are two and four times as long.",
-    "settings": "classes_balanced with one setting at a time changed: temperature, weight, grid; and what came out.",
+    "settings": "classes_balanced with one setting at a time changed: temperature, weight, grid.",
     "beyond": "What the paper does not do, in the same tables: teachers trusted by their Dice, and more.",
 }.items():
     studies.command(_name, help=_help + SHARED_RUNS)(_comparison(_name))
