@@ -14,6 +14,7 @@ from pipeline.evaluation import METRICS, Result
 from pipeline.uncertainty import Estimate, Value, estimates, paired, significance
 
 TOO_FEW = "too few"
+DIGITS = 4  # tables show one: with two here, that one would now and then be another than in metrics/evaluate.json
 
 
 def intervals(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str, Any]:
@@ -134,8 +135,8 @@ def annotators(annotations: Sequence[Annotation]) -> dict[str, dict[str, float |
 
 
 def _percent(share: float) -> float:
-    return round(100 * share, 2)
+    return round(100 * share, DIGITS)
 
 
 def _rounded(value: float) -> float | None:
-    return None if isnan(value) else round(value, 2)
+    return None if isnan(value) else round(value, DIGITS)
