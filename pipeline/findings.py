@@ -14,7 +14,6 @@ from pipeline.evaluation import METRICS, Result
 from pipeline.uncertainty import Estimate, Value, estimates, paired, significance
 
 TOO_FEW = "too few"
-DIGITS = 4  # tables show one: with two here, that one would now and then be another than in metrics/evaluate.json
 
 
 def intervals(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str, Any]:
@@ -135,8 +134,9 @@ def annotators(annotations: Sequence[Annotation]) -> dict[str, dict[str, float |
 
 
 def _percent(share: float) -> float:
-    return round(100 * share, DIGITS)
+    return round(100 * share, 2)
 
 
 def _rounded(value: float) -> float | None:
-    return None if isnan(value) else round(value, DIGITS)
+    # Tables show one digit: of two, it would now and then be another than in metrics/evaluate.json.
+    return None if isnan(value) else round(value, 4)

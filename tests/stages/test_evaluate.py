@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import disc, mtkd, write_dataset, write_png
+from conftest import ROOT, disc, mtkd, write_dataset, write_png
 
 from stages.elsewhere import write_stand_in
 from stages.layout import teacher_checkpoint
+from stages.summary import number
 
 METRICS = ("dice", "iou", "precision", "recall", "specificity", "nsd", "hd95")
 
@@ -186,6 +187,16 @@ def test_annotators_stand_beside_the_checkpoint(run, tmp_path):
     assert f"warning: {mask.parent / 'weak_labels.csv'}: cannot be read (Is a directory)" in output
     found = json.loads((tmp_path / "out/evaluation.json").read_text())["annotators"]
     assert found == {"liver": {"anno_1": {"dice": 100, "frames": 1}}, "colon": {}}
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_report_shows_the_dice_of_the_metrics(run, recorded):
+    folder = ROOT if recorded else run
+    intervals = json.loads((folder / "results/evaluation.json").read_text())["intervals"]
+    metrics = json.loads((folder / "metrics/evaluate.json").read_text())
+    for network in ("teachers", "baseline", "mtkd"):
+        for anatomy, dice in metrics[network]["dice"].items():
+            assert number(intervals[network]["dice"][anatomy]["mean"]) == number(dice)
 
 
 def test_what_evaluate_refuses(run, tmp_path):
