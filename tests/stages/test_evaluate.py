@@ -11,9 +11,9 @@ import pytest
 import yaml
 from conftest import ROOT, disc, mtkd, write_dataset, write_png
 
+from stages import summary
 from stages.elsewhere import write_stand_in
 from stages.layout import teacher_checkpoint
-from stages.summary import number
 
 METRICS = ("dice", "iou", "precision", "recall", "specificity", "nsd", "hd95")
 
@@ -196,7 +196,7 @@ def test_the_report_shows_the_dice_of_the_metrics(run, recorded):
     metrics = json.loads((folder / "metrics/evaluate.json").read_text())
     for network in ("teachers", "baseline", "mtkd"):
         for anatomy, dice in metrics[network]["dice"].items():
-            assert number(intervals[network]["dice"][anatomy]["mean"]) == number(dice)
+            assert summary.number(intervals[network]["dice"][anatomy]["mean"]) == summary.number(dice)
 
 
 def test_what_evaluate_refuses(run, tmp_path):
