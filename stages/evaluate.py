@@ -22,6 +22,7 @@ from stages.elsewhere import is_elsewhere
 from stages.evaluation_tables import write_csv, write_per_frame, write_per_surgery
 from stages.layout import METRICS, PREPARED_LABELS, RESULTS, frames_of, student_checkpoint, teacher_checkpoint
 from stages.params import load_params
+from stages.records import read
 
 QUALITATIVE, PLOTS = RESULTS / "qualitative", RESULTS / "plots"
 STUDENTS = ("baseline", "mtkd")
@@ -29,7 +30,7 @@ Masks = dict[str, NDArray[np.bool_]]  # by a frame's id
 
 
 def run(machine: Machine) -> None:
-    """Write metrics/evaluate.json, tables, what plots and report need, and pictures."""
+    """Write metrics/evaluate.json and its summary, tables, what plots and report need, and pictures."""
     params = load_params()
     anatomies, frames = params.data.anatomies, frames_of("test", params.data.anatomies)
     _require_fit(params)
@@ -46,7 +47,9 @@ def run(machine: Machine) -> None:
     order = ("teachers", *STUDENTS)
     results = {name: results[name] for name in order}
     tables = {name: summarise(rows, anatomies) for name, rows in results.items()}
-    write_json(METRICS / "evaluate.json", {**tables, "gain": _gain(tables["mtkd"], tables["baseline"])})
+    measured = {**tables, "gain": _gain(tables["mtkd"], tables["baseline"])}
+    write_json(METRICS / "evaluate.json", measured)
+    write_json(METRICS / "summary.json", _summary(measured))
     write_per_frame(RESULTS / "per_frame.csv", results)
     write_per_surgery(RESULTS / "per_surgery.csv", results)
     write_json(RESULTS / "evaluation.json", _findings(results, params))
@@ -119,13 +122,24 @@ def _teachers(
     return results, masks
 
 
-def _gain(new: dict[str, dict[str, float | None]], old: dict[str, dict[str, float | None]]) -> dict[str, object]:
+def _gain(
+    new: dict[str, dict[str, float | None]], old: dict[str, dict[str, float | None]]
+) -> dict[str, dict[str, float | None]]:
     """Difference in percentage points, None where there is nothing to compare."""
 
     def minus(a: float | None, b: float | None) -> float | None:
         return None if a is None or b is None else round(a - b, 1)
 
     return {metric: {key: minus(value, old[metric][key]) for key, value in new[metric].items()} for metric in new}
+
+
+def _summary(measured: Mapping[str, dict[str, dict[str, float | None]]]) -> dict[str, dict[str, float | None]]:
+    """Mean Dice, to choose by (validation surgeries) and to report (test): few enough figures for a table of runs."""
+    chosen_by = {name: METRICS / "students" / f"{name}.json" for name in STUDENTS}
+    return {
+        "val_dice": {name: read(path, f"train_student@{name}")["val_dice"]["mean"] for name, path in chosen_by.items()},
+        "test_dice": {name: table["dice"]["mean"] for name, table in measured.items()},
+    }
 
 
 def _findings(results: Mapping[str, list[Result]], params: Params) -> dict[str, object]:

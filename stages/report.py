@@ -17,6 +17,7 @@ from stages import report_charts, summary
 from stages.layout import PHANTOM, REPORT, RESULTS
 from stages.paper_tables import table
 from stages.params import PARAMS, load_params
+from stages.records import read
 
 CURVES = RESULTS / "curves" / "students"
 NOTED = {
@@ -38,10 +39,10 @@ def run() -> None:
     page = environment.from_string(template).render(
         rows=rows,
         same_anatomies=summary.same_anatomies(rows),
-        found=summary.read(RESULTS / "evaluation.json", "evaluate"),
+        found=read(RESULTS / "evaluation.json", "evaluate"),
         fewest=FEWEST,
         measured=lambda of: sum(of[anatomy]["mean"] is not None for anatomy in params.data.anatomies),
-        benchmark=summary.read(RESULTS / "benchmark.json", "benchmark"),
+        benchmark=read(RESULTS / "benchmark.json", "benchmark"),
         data=params.data,
         settings=PARAMS.read_text(),
         number=summary.number,

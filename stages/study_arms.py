@@ -19,8 +19,8 @@ from pipeline.prepared import Frame
 from pipeline.settings import Distill, Params, Training
 from pipeline.training import Objective, Terms, supervised
 from stages.layout import METRICS, frames_of, taught_frames, teacher_checkpoint
+from stages.records import read
 from stages.soft_targets import open_stores
-from stages.summary import read
 from stages.training_run import class_weights
 
 Arm = Literal["stores", "pseudo_labels", "live", "coarse", "trusted", "with_pixels", "apart"]

@@ -17,10 +17,11 @@ from stages.console import say
 from stages.elsewhere import is_elsewhere
 from stages.layout import METRICS, PREPARED_FRAMES, frames_of, teacher_checkpoint
 from stages.params import load_params
+from stages.records import read
 from stages.study import measure_all
 from stages.study_arms import PIXELS, Arm, Case
 from stages.study_charts import write_curves
-from stages.summary import number, read
+from stages.summary import number
 
 # Where each student starts, and its learning rates.
 STUDENTS = {

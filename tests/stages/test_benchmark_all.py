@@ -10,7 +10,7 @@ from pipeline.errors import MtkdError
 from pipeline.latency import available
 from pipeline.machine import Machine
 from stages import benchmark_all
-from stages.summary import read
+from stages.records import read
 
 
 def test_every_runtime_in_both_forms_and_they_agree(run):

@@ -273,6 +273,16 @@ def test_an_experiment_with_another_student_uses_the_same_stores(project, where,
     assert sorted(re.findall(r"Running stage '(.*)'", said)) == sorted([*STUDENTS, *MEASURED])
 
 
+def test_bare_tables_of_dvc_fit_a_screen(project):
+    """Every figure of a DVC metric is a column: those of each anatomy are outputs beside them."""
+    shutil.copytree(ROOT / "metrics", project.folder / "metrics", dirs_exist_ok=True)
+    table = project.run("dvc", "metrics", "show").splitlines()
+    assert [row.split()[0] for row in table] == ["Path", "metrics/summary.json", "metrics/benchmark.json"]
+    assert max(map(len, table)) < 200
+    assert project.run("dvc", "metrics", "diff").count("metrics/") < 20
+    project.run("git", "checkout", "-q", "--", "metrics")
+
+
 # Modules whose edits cannot change a result: they check settings, refuse, talk, or say where to compute and go on.
 NEUTRAL = {
     "stages/__init__.py", "pipeline/__init__.py", "pipeline/losses/__init__.py", "pipeline/models/__init__.py",

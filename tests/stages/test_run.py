@@ -25,6 +25,16 @@ def test_every_stage_leaves_what_the_next_one_needs(run, finished):
     assert not (run / "scratch/stores").exists() or not list((run / "scratch/stores").iterdir())
 
 
+def test_the_summary_that_dvc_compares_has_the_means_of_both_splits(run):
+    summary = json.loads((run / "metrics/summary.json").read_text())
+    evaluation = json.loads((run / "metrics/evaluate.json").read_text())
+    assert summary["test_dice"] == {name: table["dice"]["mean"] for name, table in evaluation.items()}
+    for name in ("baseline", "mtkd"):
+        student = json.loads((run / f"metrics/students/{name}.json").read_text())
+        assert summary["val_dice"][name] == student["val_dice"]["mean"] is not None
+    assert set(summary["val_dice"]) == {"baseline", "mtkd"}
+
+
 def test_the_table_of_frames_gives_the_metrics(run):
     rows = [line.split(",") for line in (run / "results/per_frame.csv").read_text().splitlines()]
     header, rows = rows[0], rows[1:]

@@ -12,10 +12,10 @@ from torch.utils.data import default_collate
 from pipeline.machine import Machine
 from stages import study_parity
 from stages.params import load_params
+from stages.records import read
 from stages.study import _data, _measure, case_file
 from stages.study_arms import Case, _coarsened, lesson
 from stages.study_ways import _closed
-from stages.summary import read
 
 
 def test_live_teachers_and_replayed_views_teach_the_same(run):
