@@ -38,6 +38,19 @@ PRESENCE, ANNOTATORS = "presence.csv", "annotators.csv"
 
 
 @dataclass(frozen=True)
+class WeakLabels:
+    """Which anatomies the frames of one surgery show.
+
+    Attributes:
+        shows: by the frame's number, then by anatomy.
+        named: whether the file names its columns; else their order is only implied.
+    """
+
+    shows: dict[int, dict[str, bool]]
+    named: bool
+
+
+@dataclass(frozen=True)
 class Annotation:
     """One annotator's mask of one frame against the consensus, at the prepared size."""
 
@@ -46,8 +59,8 @@ class Annotation:
     counts: Counts
 
 
-def read_weak_labels(path: Path, folders: Sequence[str], listed: Sequence[str] = ()) -> dict[int, dict[str, bool]]:
-    """Which anatomies each frame shows, by the frame's number.
+def read_weak_labels(path: Path, folders: Sequence[str], listed: Sequence[str] = ()) -> WeakLabels:
+    """Which anatomies each frame of a surgery shows.
 
     A first row of words names the columns, in any case and with spaces for underscores. Without one they are the lines
     of the data set's ``anatomies.txt``, or its anatomies in alphabetical order, or DSAD's twelve. A frame's number are
@@ -64,7 +77,8 @@ def read_weak_labels(path: Path, folders: Sequence[str], listed: Sequence[str] =
     rows = _numbered_rows(path)
     first = rows[0][1][1:]
     columns = _implied_columns(len(first), folders, listed)
-    if _names_columns(rows):
+    named = not any(re.fullmatch(r"[\d.+-]*", cell.strip()) for cell in first)
+    if named:
         columns, rows = matched(first, folders), rows[1:]
     if not set(columns) & set(folders):
         raise DataError([f"{path}: its columns ({', '.join(columns)}) name none of {', '.join(sorted(folders))}"])
@@ -78,7 +92,7 @@ def read_weak_labels(path: Path, folders: Sequence[str], listed: Sequence[str] =
         if int(number[1]) in found:
             raise DataError([f"{path}: row {line} is another one of frame {number[1]}"])
         found[int(number[1])] = {name: cell.strip() == "1" for name, cell in zip(columns, row[1:], strict=True)}
-    return found
+    return WeakLabels(found, named)
 
 
 def _numbered_rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -91,10 +105,6 @@ def _numbered_rows(path: Path) -> list[tuple[int, list[str]]]:
     if not numbered:
         raise DataError([f"{path}: is empty"])
     return numbered
-
-
-def _names_columns(rows: Sequence[tuple[int, list[str]]]) -> bool:
-    return not any(re.fullmatch(r"[\d.+-]*", cell.strip()) for cell in rows[0][1][1:])
 
 
 def _implied_columns(number: int, folders: Sequence[str], listed: Sequence[str]) -> Sequence[str]:
@@ -169,11 +179,11 @@ def _write_presence(sources: Sequence[Source], path: Path, warnings: list[str]) 
             warnings.append(f"{error}; it is left out")
             continue
         own = [s for s in sources if s.image.parent == surgery]
-        told = {s: known[number] for s in own if (number := int(re.sub(r"\D", "", s.name))) in known}
+        told = {s: known.shows[number] for s in own if (number := int(re.sub(r"\D", "", s.name))) in known.shows}
         if not told:
             warnings.append(f"{file}: has no row for any frame here")
         denied = _denied(told)
-        if len(denied) > DENIED * len(told) and not _names_columns(_numbered_rows(file)):
+        if len(denied) > DENIED * len(told) and not known.named:
             warnings.append(
                 f"{file}: denies {len(denied)} of {len(told)} frames the {denied[0].anatomy} that their masks show, so "
                 "its columns are in another order: name them in a first row or in anatomies.txt; it is left out"

@@ -130,7 +130,10 @@ def _named(path: Path, made_by: str) -> Iterator[None]:
 def _read(path: Path) -> tuple[Card, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            fields = json.loads((file.metadata() or {})["mtkd"])
+            metadata = file.metadata() or {}
+            if "mtkd" not in metadata:
+                raise ValueError("it was not written by this project")
+            fields = json.loads(metadata["mtkd"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         if _digest(tensors) != fields.pop("sha256"):
             raise ValueError("its weights are damaged: their checksum does not match")

@@ -75,13 +75,13 @@ class Summary:
         counts: number of frames by split and anatomy.
         unlabelled: number of frames without a label.
         warnings: what is legal and suspicious, one line each.
-        beside: those of them that concern what lies beside the masks.
+        files: those of them that say of single files that they may be no masks, or are left out.
     """
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     unlabelled: int = 0
     warnings: list[str] = field(default_factory=list)
-    beside: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def prepare(
         _replace(labels, output_labels)
     summary = _summary(checked, anatomies, splits, surgery_ids(root))
     summary.unlabelled = len(unlabelled)
-    summary.warnings += beside
-    summary.beside = beside
+    summary.files += beside
+    summary.warnings += summary.files
     return summary
 
 
@@ -305,7 +305,7 @@ def _summary(
         missing = [a for a, n in summary.counts[part].items() if not n]
         summary.warnings += [f"{anatomy}: no {part} frames, {what}" for anatomy in missing]
     summary.warnings += _masks_that([c for c in checked if c.empty], "empty, so that the frame teaches only background")
-    summary.warnings += _masks_that([c for c in checked if c.odd], "not only 0 and 255; all above 0 is foreground")
+    summary.files = _masks_that([c for c in checked if c.odd], "not only 0 and 255; all above 0 is foreground")
     for part, ids in (("val", splits.val), ("test", splits.test)):
         absent = [str(s) for s in ids if surgery_id(s) not in surgeries]
         summary.warnings += [f"data.splits.{part}: no anatomy has a folder of surgery {s}" for s in absent]

@@ -21,6 +21,7 @@ from stages.console import progress, say
 from stages.elsewhere import is_elsewhere
 from stages.evaluation_tables import write_csv, write_per_frame, write_per_surgery
 from stages.layout import METRICS, PREPARED_LABELS, RESULTS, frames_of, student_checkpoint, teacher_checkpoint
+from stages.machine_record import machine_record
 from stages.params import load_params
 from stages.records import read
 
@@ -52,7 +53,7 @@ def run(machine: Machine) -> None:
     write_json(METRICS / "summary.json", _summary(measured))
     write_per_frame(RESULTS / "per_frame.csv", results)
     write_per_surgery(RESULTS / "per_surgery.csv", results)
-    write_json(RESULTS / "evaluation.json", _findings(results, params))
+    write_json(RESULTS / "evaluation.json", {"machine": machine_record(machine), **_findings(results, params)})
     _write_plots(results, tables, anatomies)
     _draw(chosen, [masks[name] for name in order])
     for name, table in tables.items():

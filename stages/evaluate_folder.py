@@ -111,7 +111,7 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
         summary = prepare(
             root, own, everyone, card.image_size, frames, labels, workers=2, progress=bar, least_training=0
         )
-    for warning in summary.beside:
+    for warning in summary.files:
         say(f"warning: {warning}")
     found = list_frames(frames, labels, "test", own)
     if not found:
@@ -125,10 +125,11 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
 def _print(found: Mapping[str, Any], title: str) -> None:
     table = Table(title=f"{title}: percent (hd95: pixels), 95 % interval of Dice over surgeries")
     table.add_column("")
-    ceiling = any(found["annotators"].values())
-    for column in (*METRICS, *(["annotators' dice (frames)"] if ceiling else [])):
+    people = sorted(set().union(*found["annotators"].values()))
+    for column in (*METRICS, *([f"dice of {' / '.join(people)} (frames)"] if people else [])):
         table.add_column(column, justify="right")
     few = False
+    counted = sum(one["surgeries"] > 0 for name, one in found["intervals"]["dice"].items() if name != "mean")
     for name, dice in found["intervals"]["dice"].items():
         if not dice["surgeries"] and found["intervals"]["specificity"][name]["mean"] is None:
             continue
@@ -137,10 +138,10 @@ def _print(found: Mapping[str, Any], title: str) -> None:
             cells[0] += f" ({_number(dice['low'])} .. {_number(dice['high'])})"
         if dice["surgeries"] < FEWEST:
             cells[0], few = f"{cells[0]}*", True
-        if ceiling:
-            people = found["annotators"].get(name, {}).values()
-            cells.append(" / ".join(f"{_number(p['dice'])} ({p['frames']})" for p in people) or "-")
-        table.add_row(name.replace("_", " "), *cells)
+        if people:
+            drawn = [found["annotators"].get(name, {}).get(who) for who in people]
+            cells.append(" / ".join(f"{_number(d['dice'])} ({d['frames']})" if d else "-" for d in drawn))
+        table.add_row(f"mean of {counted}" if name == "mean" else name.replace("_", " "), *cells)
     console.print(table)
     if few:
         say(f"* too few surgeries: an interval over fewer than {FEWEST} is too narrow, and one surgery has none")

@@ -38,7 +38,7 @@ def unfold(data: Path, anatomies: Sequence[str], root: Path) -> dict[str, dict[s
     """
     names, source = _names(data, anatomies)
     presence: dict[str, dict[str, bool]] = {}
-    problems = _same_surgeries(data)
+    problems = _same_surgeries(data) + _without_label(data)
     for path, number in _label_maps(data):
         try:
             values = _read_map(path, number, len(names), source)
@@ -62,6 +62,12 @@ def _label_maps(data: Path) -> Iterator[tuple[Path, str]]:
         match = _LABEL.fullmatch(path.name)
         if match:
             yield path, match[1]
+
+
+def _without_label(data: Path) -> list[str]:
+    frames = sorted(path for path in data.glob("*/image*.png") if re.fullmatch(r"image\d+\.png", path.name))
+    pairs = [(path, path.with_name(path.name.replace("image", "label", 1))) for path in frames]
+    return [f"{frame}: its label {label.name} is missing" for frame, label in pairs if not label.is_file()]
 
 
 def _same_surgeries(data: Path) -> list[str]:
@@ -103,7 +109,8 @@ def _read_map(path: Path, number: str, known: int, source: str) -> NDArray[np.in
         raise DataError([f"{path}: frame and label have different sizes, {sizes}"])
     unknown = [str(value) for value in np.unique(values) if value > known]
     if unknown:
-        raise DataError([f"{path}: holds {', '.join(unknown)}, and {source} names only 1 to {known}"])
+        named = f"names only 1 to {known}" if known else "names nothing"
+        raise DataError([f"{path}: holds {', '.join(unknown)}, and {source} {named}"])
     return values
 
 

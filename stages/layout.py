@@ -1,5 +1,6 @@
 """Where everything lies. dvc.yaml names the same paths; a test holds the two together."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,8 +47,10 @@ def require_folder(output: Path) -> None:
     """That a folder to write in is there, or can be made.
 
     Raises:
-        MtkdError: it, or one that it would lie in, is a file.
+        MtkdError: it, or one that it would lie in, is a file, or nothing can be written there.
     """
     there = next(p for p in (output, *output.parents) if p.exists())
     if not there.is_dir():
         raise MtkdError(f"--output {output}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK):
+        raise MtkdError(f"--output {output}: nothing can be written to {there}; name another folder")

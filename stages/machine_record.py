@@ -1,4 +1,4 @@
-"""The machine that a time holds for."""
+"""The machine that figures come from."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ LIBRARIES = ("numpy", "transformers", "onnxruntime", "openvino", "nncf")
 
 
 def machine_record(machine: Machine) -> dict[str, Any]:
-    """Processor, threads, device and library, as they stand beside every time."""
+    """Processor, threads, device and library, as they stand beside every time and evaluation."""
     device = machine.torch_device
     return {
         "processor": _processor(),

@@ -33,26 +33,32 @@ PAPER_TEST, PAPER_ANATOMIES = {2, 7, 11, 13, 14, 18, 20, 32}, 11
 def run() -> None:
     """Write the page and print the table of results."""
     params, rows, dice = load_params(), summary.results(), _dice_of_frames()
+    found, benchmark = read(RESULTS / "evaluation.json", "evaluate"), read(RESULTS / "benchmark.json", "benchmark")
+    comparable = _is_papers_data(params, found["surgeries"])
     template = (files("stages") / "templates" / "report.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"plain": lambda name: name.replace("_", " ")}
     page = environment.from_string(template).render(
         rows=rows,
         same_anatomies=summary.same_anatomies(rows),
-        found=read(RESULTS / "evaluation.json", "evaluate"),
+        found=found,
         fewest=FEWEST,
+        annotators=sorted(set().union(*found["annotators"].values())),
         measured=lambda of: sum(of[anatomy]["mean"] is not None for anatomy in params.data.anatomies),
-        benchmark=read(RESULTS / "benchmark.json", "benchmark"),
+        benchmark=benchmark,
+        same_machine=all(
+            found["machine"][key] == benchmark["machine"][key] for key in ("processor", "device", "threads")
+        ),
         data=params.data,
         settings=PARAMS.read_text(),
         number=summary.number,
         commit=_commit(),
-        comparable=_is_papers_data(params),
+        comparable=comparable,
         phantom=_is_phantom(params),
         paper=_paper(params),
         charts={
             "curves": report_charts.curves(_curves()),
-            "speed": report_charts.accuracy_and_speed(rows, table(1) if _is_papers_data(params) else {}),
+            "speed": report_charts.accuracy_and_speed(rows, table(1) if comparable else {}),
             "frames": report_charts.dice_of_frames(dice, params.data.anatomies),
         },
         pictures=_pictures([anatomy for anatomy in params.data.anatomies if ("mtkd", anatomy) in dice]),
@@ -79,12 +85,18 @@ def _commit() -> str:
     return f"{commit} with changes that are not committed" if changed else commit
 
 
-def _is_papers_data(params: Params) -> bool:
-    """Whether these are DSAD's test surgeries and anatomies, as far as names and numbers tell."""
+def _is_papers_data(params: Params, surgeries: int) -> bool:
+    """Whether these are DSAD's test surgeries and anatomies, all of them, as far as names and numbers tell.
+
+    Args:
+        params: say which were asked for.
+        surgeries: how many were measured.
+    """
     data = params.data
     same = {int(s) if str(s).isdigit() else s for s in data.splits.test} == PAPER_TEST
     known = set(next(iter(table(2).values()))) & set(data.anatomies)
-    return same and len(known) == PAPER_ANATOMIES and not _is_phantom(params)
+    whole = surgeries == len(PAPER_TEST) and len(known) == len(data.anatomies) == PAPER_ANATOMIES
+    return same and whole and not _is_phantom(params)
 
 
 def _is_phantom(params: Params) -> bool:

@@ -44,8 +44,10 @@ def number(value: float | None) -> str:
 def run() -> None:
     """Print it."""
     rows = results()
-    height, width = read(RESULTS / "benchmark.json", "benchmark")["image_size"]
-    table = Table(title=f"Dice (%) on the test surgeries; time for one {width}x{height} frame on this run's machine")
+    benchmark = read(RESULTS / "benchmark.json", "benchmark")
+    (height, width), machine = benchmark["image_size"], benchmark["machine"]
+    where = f"{machine['processor']}, {machine['device']}, {machine['threads']} threads"
+    table = Table(title=f"Dice (%) on the test surgeries; time for one {width}x{height} frame, {where}")
     table.add_column("")
     for row in rows:
         table.add_column(row["name"], justify="right")

@@ -28,7 +28,7 @@ def prepared(root, out):
 )  # fmt: skip
 def test_columns_are_named_by_the_header_the_folders_or_dsad(tmp_path, text, expected):
     (tmp_path / "weak_labels.csv").write_text(text)
-    assert read_weak_labels(tmp_path / "weak_labels.csv", ["liver", "colon"]) == expected
+    assert read_weak_labels(tmp_path / "weak_labels.csv", ["liver", "colon"]).shows == expected
 
 
 def test_columns_without_a_header_are_those_of_the_data_sets_list(tmp_path):
@@ -57,13 +57,13 @@ def test_implied_columns_that_deny_most_masks_are_left_out(tmp_path):
 
 def test_spaces_in_the_header_are_underscores(tmp_path):
     (tmp_path / "weak_labels.csv").write_text("image,Abdominal wall\nimage00.png,1\n")
-    assert read_weak_labels(tmp_path / "weak_labels.csv", ["abdominal_wall"]) == {0: {"abdominal_wall": True}}
+    assert read_weak_labels(tmp_path / "weak_labels.csv", ["abdominal_wall"]).shows == {0: {"abdominal_wall": True}}
 
 
 def test_twelve_columns_are_the_data_sets_if_it_has_twelve_of_its_own(tmp_path):
     folders = [f"organ{i:02d}" for i in range(12)]
     (tmp_path / "weak_labels.csv").write_text(f"image00.png,{','.join('010000000001')}\n")
-    (shows,) = read_weak_labels(tmp_path / "weak_labels.csv", folders).values()
+    (shows,) = read_weak_labels(tmp_path / "weak_labels.csv", folders).shows.values()
     assert [name for name, there in shows.items() if there] == ["organ01", "organ11"]
 
 
@@ -164,6 +164,6 @@ def test_real_weak_labels(tmp_path):
     root = REAL_DATA / "cholecseg8k" / "single"
     folders = [p.name for p in root.iterdir() if p.is_dir()]
     for file in root.glob("*/*/weak_labels.csv"):
-        for shows in read_weak_labels(file, folders).values():
+        for shows in read_weak_labels(file, folders).shows.values():
             assert set(shows) == set(folders)
             assert shows[file.parts[-3]] or not all(shows.values())

@@ -10,7 +10,7 @@ import pytest
 from pipeline.calibration import BINS, calibration, total
 from pipeline.counts import Counts, count_masks
 from pipeline.evaluation import Result
-from pipeline.findings import intervals, per_surgery
+from pipeline.findings import claimants, confusion, difference, false_alarms, intervals, per_surgery
 from pipeline.prepared import Frame
 from pipeline.surface import Surface, compare_outlines
 from pipeline.uncertainty import Value, estimates, paired, significance
@@ -145,6 +145,62 @@ def test_a_surgery_is_one_however_its_folders_are_written():
     assert intervals(results, ["a", "b"])["dice"]["mean"]["surgeries"] == 2
     rows = [(row["surgery"], row["anatomy"]) for row in per_surgery(results)]
     assert rows == [(3, "a"), (3, "b"), ("x", "b")]
+
+
+def drawn_results(rng, gain=0.0):
+    """Results of a network with decoders a and b on frames of four surgeries, and the masks that they come from."""
+    results, masks = [], []
+    for surgery in range(4):
+        for anatomy in "ab":
+            for i in range(2):
+                label = rng.random((6, 8)) < 0.4
+                claims = rng.random((2, 6, 8)) < 0.4
+                own = "ab".index(anatomy)
+                claims[own] = np.where(rng.random((6, 8)) < 0.3 + gain, label, claims[own])
+                if (surgery, i) == (0, 0):
+                    claims[1 - own] = False
+                frame = Frame(f"{anatomy}/{surgery}/image{i}", anatomy, str(surgery), Path(), Path())
+                inside, claimed = (claims & label).sum((1, 2)), claims.sum((1, 2))
+                several = np.bincount(claims.sum(0).ravel(), minlength=3)
+                counts = count_masks(claims[own], label)
+                nothing = calibration(np.zeros((1, 1), np.float32), label[:1, :1])
+                results.append(
+                    Result(frame, counts, Surface(0, 1), nothing, tuple(inside), tuple(claimed), tuple(several))
+                )
+                masks.append((claims, label))
+    return results, masks
+
+
+def test_confusion_and_false_alarms_are_those_of_masks():
+    results, masks = drawn_results(np.random.default_rng(3))
+    table = confusion(results, ["a", "b"])
+    for labelled in "ab":
+        own = [m for r, m in zip(results, masks, strict=True) if r.frame.anatomy == labelled]
+        for i, decoder in enumerate("ab"):
+            there = [bool(claim) for c, y in own for claim, is_it in zip(c[i].ravel(), y.ravel(), strict=True) if is_it]
+            assert table[labelled][decoder] == pytest.approx(100 * np.mean(there), abs=0.006)
+    shows = {r.frame.id: {"b": False} for r in results if r.frame.anatomy == "a"}
+    absent = [claims[1] for r, (claims, _) in zip(results, masks, strict=True) if r.frame.anatomy == "a"]
+    said = [claim for claim in absent if claim.any()]
+    alarm = false_alarms(results, ["a", "b"], shows)["b"]
+    assert alarm["frames"] == len(absent) > len(said) > 0
+    assert alarm["claimed"] == pytest.approx(100 * len(said) / len(absent), abs=0.006)
+    assert alarm["pixels"] == pytest.approx(100 * np.mean([claim.mean() for claim in said]), abs=0.006)
+    shares = [np.mean([(claims.sum(0) == n).mean() for claims, _ in masks]) for n in range(3)]
+    assert list(claimants(results).values()) == pytest.approx([100 * share for share in shares], abs=0.006)
+
+
+def test_a_difference_is_the_new_minus_the_old():
+    (new, _), (old, _) = drawn_results(np.random.default_rng(4), gain=0.5), drawn_results(np.random.default_rng(5))
+    found = difference(new, old, ["a", "b"])["dice"]["intervals"]
+    gains = {
+        name: [n.counts.dice - o.counts.dice for n, o in zip(new, old, strict=True) if n.frame.anatomy == name]
+        for name in "ab"
+    }
+    for name in "ab":
+        assert found[name]["mean"] == pytest.approx(100 * np.mean(gains[name]), abs=1e-3)
+    assert found["mean"]["mean"] == pytest.approx(50 * (np.mean(gains["a"]) + np.mean(gains["b"])), abs=1e-3)
+    assert 0 < found["mean"]["low"] < found["mean"]["mean"] < found["mean"]["high"]
 
 
 def test_nothing_to_estimate():

@@ -167,23 +167,30 @@ def test_label_maps_that_would_be_misread_are_refused_together(run, tmp_path):
     write_png(maps / "05/image04.png", np.zeros((40, 60, 3), np.uint8))
     write_png(maps / "05/label04.png", np.zeros((40, 61), np.uint8))
     write_png(maps / "05/label05.png", np.zeros((40, 60), np.uint8))
+    write_png(maps / "04/image06.png", np.zeros((40, 60, 3), np.uint8))
     output = measured(maps, tmp_path / "out", code=1)
     assert f"{maps}/04/label03.png: holds 7, and the checkpoint (there is no anatomies.txt) names only 1 to 2" in output
     assert f"{maps}/05/label03.png: is a colour" in output
     assert output.count("label04.png: frame and label have different sizes, 60x40 and 61x40") == 1
     assert f"{maps}/05/label05.png: its frame image05.png is missing" in output
-    assert "4 problems" in output
+    assert f"{maps}/04/image06.png: its label label06.png is missing" in output
+    assert "5 problems" in output
     (maps / "anatomies.txt").write_bytes("Gekröse\n".encode("latin1"))
     assert "anatomies.txt: is no UTF-8 text" in measured(maps, tmp_path / "out", code=1)
+    (maps / "anatomies.txt").write_text("")
+    assert "anatomies.txt names nothing" in measured(maps, tmp_path / "out", code=1)
 
 
 def test_annotators_stand_beside_the_checkpoint(run, tmp_path):
     root = write_dataset(tmp_path / "annotated", surgeries=("03",), frames=1)
     mask = root / "liver/03/mask00.png"
     write_png(mask.parent / "anno_1/mask00.png", cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE))
+    odd = mask.parents[2] / "colon/03/mask00.png"
+    write_png(odd, np.minimum(cv2.imread(str(odd), cv2.IMREAD_GRAYSCALE), 137))
     (mask.parent / "weak_labels.csv").mkdir()
     output = measured(root, tmp_path / "out")
-    assert "annotators" in output
+    assert "anno_1" in output
+    assert f"warning: 1 mask is not only 0 and 255; all above 0 is foreground:\n  {odd}" in output
     assert f"warning: {mask.parent / 'weak_labels.csv'}: cannot be read (Is a directory)" in output
     found = json.loads((tmp_path / "out/evaluation.json").read_text())["annotators"]
     assert found == {"liver": {"anno_1": {"dice": 100, "frames": 1}}, "colon": {}}

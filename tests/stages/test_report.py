@@ -76,18 +76,31 @@ def test_the_papers_figures_are_beside_ours_only_on_its_data(run):
     from stages.params import load_params
     from stages.report import _is_papers_data
 
-    assert not _is_papers_data(load_params())
-    (run / "params.yaml").write_text((ROOT / "stages/presets/paper.yaml").read_text())
-    assert _is_papers_data(load_params())
-    params = yaml.safe_load((run / "params.yaml").read_text())
-    params["data"]["splits"]["test"] = [2, 7]
-    (run / "params.yaml").write_text(yaml.safe_dump(params))
-    assert not _is_papers_data(load_params())
+    def comparable(surgeries=8, **changes):
+        (run / "params.yaml").write_text(yaml.safe_dump(paper | {"data": paper["data"] | changes}))
+        return _is_papers_data(load_params(), surgeries)
+
+    assert not _is_papers_data(load_params(), 8)
+    paper = yaml.safe_load((ROOT / "stages/presets/paper.yaml").read_text())
+    assert comparable()
+    assert not comparable(surgeries=4)  # of those that were asked for
+    assert not comparable(splits=paper["data"]["splits"] | {"test": [2, 7]})
+    assert not comparable(anatomies=[*paper["data"]["anatomies"], "uterus"])
     # The phantom has the names and may be given the numbers.
-    params["data"]["splits"]["test"] = [2, 7, 11, 13, 14, 18, 20, 32]
-    params["data"]["root"] = str(run / "data/phantom")
-    (run / "params.yaml").write_text(yaml.safe_dump(params))
-    assert not _is_papers_data(load_params())
+    assert not comparable(root=str(run / "data/phantom"))
+
+
+def test_times_of_another_machine_are_said_to_be_its_own(run):
+    mtkd("report")
+    assert "times are of the same machine" in (run / "report/index.html").read_text()
+    path = run / "results/benchmark.json"
+    benchmark = json.loads(path.read_text())
+    benchmark["machine"] |= {"processor": "Another Processor", "threads": 77}
+    path.write_text(json.dumps(benchmark))
+    table = mtkd("report")
+    text = (run / "report/index.html").read_text()
+    assert "Times are of another machine:</strong> Another Processor, cpu, 77 threads" in text
+    assert "Another Processor" in re.sub(r"\s+", " ", table)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
@@ -117,12 +130,14 @@ def test_the_page_in_a_browser(page, tmp_path, width):
 def test_annotators_stand_beside_the_networks(run):
     path = run / "results/evaluation.json"
     found = json.loads(path.read_text())
-    found["annotators"]["liver"] = {"anno_1": {"dice": 91.25, "frames": 20}, "anno_2": {"dice": 88.0, "frames": 18}}
+    found["annotators"]["liver"] = {"anno_1": {"dice": 91.25, "frames": 20}, "anno_3": {"dice": 88.0, "frames": 18}}
+    found["annotators"]["colon"] = {"anno_2": {"dice": 70.0, "frames": 1}}
     path.write_text(json.dumps(found))
     mtkd("report")
     dice = (run / "report/index.html").read_text().split('id="dice"')[1].split("</table>")[0]
-    assert "single annotators" in dice
-    assert '91.2 / 88.0 <span class="ci">(20 / 18)</span>' in dice
+    assert "single annotators: anno_1 / anno_2 / anno_3 (frames)" in dice
+    assert '- / 70.0 <span class="ci">(1)</span> / -' in dice
+    assert '91.2 <span class="ci">(20)</span> / - / 88.0 <span class="ci">(18)</span>' in dice
 
 
 def test_a_chart_names_every_network_that_it_shows(recwarn):
