@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from stages.charts import COLOURS as ALL
 from stages.charts import svg, unframed
@@ -64,6 +65,11 @@ def accuracy_and_speed(
             x, y = [row["fps"] for row in own], [row["dice"] for row in own]
             axes.scatter(x, y, marker=marker, facecolors="none", edgecolors="#555", label=f"paper, RTX 3090: {form}")
     axes.set(xlabel="frames per second (logarithmic)", ylabel="Dice (%)", xscale="log", ylim=(0, 100))
+    low, high = np.log10(axes.get_xlim())
+    axes.set_xlim(10 ** np.floor(low), 10 ** np.ceil(high))  # whole decades: some tick is always within
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _legend(axes, fontsize=8)
     return _svg(figure, "accuracy over speed")
 
