@@ -35,6 +35,7 @@ def run(machine: Machine) -> None:
     params = load_params()
     anatomies, frames = params.data.anatomies, frames_of("test", params.data.anatomies)
     _require_fit(params)
+    validated = {name: _validation_dice(name) for name in STUDENTS}
     results, masks = {}, {}
     for name in STUDENTS:
         results[name] = list(_evaluated(name, _student(name), frames, anatomies, params, machine))
@@ -50,7 +51,9 @@ def run(machine: Machine) -> None:
     tables = {name: summarise(rows, anatomies) for name, rows in results.items()}
     measured = {**tables, "gain": _gain(tables["mtkd"], tables["baseline"])}
     write_json(METRICS / "evaluate.json", measured)
-    write_json(METRICS / "summary.json", _summary(measured))
+    # Few enough figures for a table of runs: to choose by, and to report.
+    tested = {name: table["dice"]["mean"] for name, table in measured.items()}
+    write_json(METRICS / "summary.json", {"val_dice": validated, "test_dice": tested})
     write_per_frame(RESULTS / "per_frame.csv", results)
     write_per_surgery(RESULTS / "per_surgery.csv", results)
     write_json(RESULTS / "evaluation.json", {"machine": machine_record(machine), **_findings(results, params)})
@@ -134,13 +137,10 @@ def _gain(
     return {metric: {key: minus(value, old[metric][key]) for key, value in new[metric].items()} for metric in new}
 
 
-def _summary(measured: Mapping[str, dict[str, dict[str, float | None]]]) -> dict[str, dict[str, float | None]]:
-    """Mean Dice, to choose by (validation surgeries) and to report (test): few enough figures for a table of runs."""
-    chosen_by = {name: METRICS / "students" / f"{name}.json" for name in STUDENTS}
-    return {
-        "val_dice": {name: read(path, f"train_student@{name}")["val_dice"]["mean"] for name, path in chosen_by.items()},
-        "test_dice": {name: table["dice"]["mean"] for name, table in measured.items()},
-    }
+def _validation_dice(name: str) -> float | None:
+    """Mean Dice (%) of a student on the validation surgeries, as its training left it."""
+    dice: float | None = read(METRICS / "students" / f"{name}.json", f"train_student@{name}")["val_dice"]["mean"]
+    return dice
 
 
 def _findings(results: Mapping[str, list[Result]], params: Params) -> dict[str, object]:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pipeline.beside_masks import anatomies_file, matched, read_lines
 from pipeline.dsad import DataError, read_frame, read_mask, surgery_id
 
-_LABEL = re.compile(r"label(\d+)\.png")
 _GREY = 0  # colour type in the header of a PNG: one channel, and no palette
 
 
@@ -57,16 +56,19 @@ def unfold(data: Path, anatomies: Sequence[str], root: Path) -> dict[str, dict[s
 
 
 def _label_maps(data: Path) -> Iterator[tuple[Path, str]]:
-    """Files and their numbers, in order."""
-    for path in sorted(data.glob("*/label*.png")):
-        match = _LABEL.fullmatch(path.name)
+    return _numbered(data, "label")
+
+
+def _numbered(data: Path, kind: str) -> Iterator[tuple[Path, str]]:
+    """Files ``<surgery>/<kind>MM.png`` and their numbers, in order."""
+    for path in sorted(data.glob(f"*/{kind}*.png")):
+        match = re.fullmatch(rf"{kind}(\d+)\.png", path.name)
         if match:
             yield path, match[1]
 
 
 def _without_label(data: Path) -> list[str]:
-    frames = sorted(path for path in data.glob("*/image*.png") if re.fullmatch(r"image\d+\.png", path.name))
-    pairs = [(path, path.with_name(path.name.replace("image", "label", 1))) for path in frames]
+    pairs = [(frame, frame.with_name(f"label{number}.png")) for frame, number in _numbered(data, "image")]
     return [f"{frame}: its label {label.name} is missing" for frame, label in pairs if not label.is_file()]
 
 
