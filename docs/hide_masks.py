@@ -13,6 +13,9 @@ from pipeline.dsad import scan, surgery_id
 
 def main(source: Path, labelled: Path, unlabelled: Path, kept: set[str | int]) -> None:
     """Frames of the surgeries in ``kept`` all stay labelled."""
+    for folder in (labelled, unlabelled):
+        if folder.exists():
+            sys.exit(f"{folder} is there already: remove it, or name another folder")
     folders = sorted(p.name for p in source.iterdir() if p.is_dir())
     frames, _ = scan(source, folders)
     for number, frame in enumerate(frames):

@@ -38,6 +38,13 @@ class Card:
     std: tuple[float, float, float]
     trained_on: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse what no network can have (``ValueError``): files may have been written by hand."""
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise ValueError(f"its image_size is {list(self.image_size)}, expected height and width in pixels")
+        if not self.anatomies or not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
+            raise ValueError("its card lacks anatomies, or a mean and a positive std of three channels")
+
 
 def save_checkpoint(
     path: Path, network: Network, image_size: tuple[int, int], trained_on: Mapping[str, Any] | None = None

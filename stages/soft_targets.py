@@ -43,15 +43,26 @@ def open_stores(params: Params) -> Stores:
         StoreError: a store is missing, incomplete or damaged.
     """
     anatomies = params.data.anatomies
-    digest = frames_digest(taught_frames(anatomies))
+    frames = taught_frames(anatomies)
+    digest = frames_digest(frames)
     stores = [open_store(store(anatomy)) for anatomy in anatomies]
     lines = [
         misfit_line(one, anatomy, expected_parts(params, digest, known_checkpoint(anatomy)))
         for anatomy, one in zip(anatomies, stores, strict=True)
     ]
     if any(lines):
-        raise MtkdError("\n".join(filter(None, lines)))
+        raise MtkdError("\n".join([*filter(None, lines), *_other_lists(stores, [frame.id for frame in frames])]))
     grids = {one.shape[-2:] for one in stores}
     if len(grids) > 1:
         raise MtkdError(f"the stores have different grids {sorted(grids)}: run `dvc repro cache_logits`")
     return Stores(stores, params.cache.views, params.cache.seed)
+
+
+def _other_lists(stores: Sequence[Store], wanted: Sequence[str]) -> list[str]:
+    """A line for each store that lacks frames or holds others, naming the first of them."""
+    differences = (
+        (one.path, verb, sorted({*some} - {*others}))
+        for one in stores
+        for verb, some, others in (("lacks", wanted, one.frames), ("has other", one.frames, wanted))
+    )
+    return [f"{path} {verb} frames, {found[0]} first of {len(found)}" for path, verb, found in differences if found]

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from hashlib import sha256
 from itertools import pairwise
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import median
+from threading import Thread
 from time import perf_counter
 from typing import Any
 
@@ -48,7 +49,7 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
     context = get_context("spawn")
     # A process per case: the memory of another case would hide this one's peak.
     with (
-        ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool,
+        ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1, initializer=_end_with_parent) as pool,
         progress("students trained") as bar,
     ):
         asked = {pool.submit(_measure, case, threads, machine): (case, file) for case, file in missing}
@@ -58,6 +59,18 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
             say(f"{case.name} {case.student.arch} seed {case.student.seed}: test Dice {result['dice']['mean']}")
             bar(number, len(missing))
     return [json.loads(file.read_text()) for file in files]
+
+
+def _end_with_parent() -> None:
+    """A study that is killed leaves no training behind, whose result nobody would write."""
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _data(folder: Path) -> str:

@@ -185,23 +185,22 @@ def _tables(arch: str, own: dict[str, list[dict[str, Any]]], teachers: dict[str,
     """One architecture: Dice per anatomy, the mean over seeds; below, the share of the gap that is closed, per seed."""
     lines = [f"### {arch}", ""]
     for key, where in WHERE.items():
-        lines += [*_table(key, where, own, teachers[key], whole=key == "dice"), ""]
+        lines += [*_table(key, where, own, teachers[key]), ""]
     return lines
 
 
-def _table(key: str, where: str, own: dict[str, list[dict[str, Any]]], teachers: Dice, *, whole: bool) -> list[str]:
+def _table(key: str, where: str, own: dict[str, list[dict[str, Any]]], teachers: Dice) -> list[str]:
     means = {way: {name: _mean([r[key].get(name) for r in runs]) for name in teachers} for way, runs in own.items()}
     counted = [a for a in teachers if a != "mean" and _lead(teachers[a], means[BASELINE][a]) >= CLEAR]
     lines = [f"| Dice (%), {where} | teachers | {' | '.join(own)} |", f"|---|{'---:|' * (len(own) + 1)}"]
-    for name in teachers if whole else ["mean"]:
+    for name in teachers:
         cells = [number(teachers[name]), *(number(means[way][name]) for way in own)]
         lines.append(f"| {name.replace('_', ' ')}{' *' if name in counted else ''} | {' | '.join(cells)} |")
     spans = [f"{min(found):.1f} .. {max(found):.1f}" for found in ([r[key]["mean"] for r in own[w]] for w in own)]
     lines.append(f"| mean, lowest and highest seed | | {' | '.join(spans)} |")
-    closed = [[_closed(key, r, own[BASELINE], teachers, counted) for r in runs] for runs in own.values()]
-    cells = [f"**{mean(seeds):.0f}** ({' '.join(f'{seed:.0f}' for seed in seeds)})" for seeds in closed]
+    cells = [_shares([_closed(key, r, own[BASELINE], teachers, counted) for r in runs]) for runs in own.values()]
     lines.append(f"| gap closed (%), mean (per seed), over {len(counted)} anatomies * | 100 | {' | '.join(cells)} |")
-    if whole:
+    if key == "dice":
         seconds = [f"{mean(r['seconds_per_epoch'] for r in runs):.1f}" for runs in own.values()]
         lines.append(f"| seconds per epoch | | {' | '.join(seconds)} |")
     else:
@@ -212,12 +211,18 @@ def _table(key: str, where: str, own: dict[str, list[dict[str, Any]]], teachers:
 
 def _closed(
     key: str, run: dict[str, Any], baselines: Sequence[dict[str, Any]], teachers: Dice, counted: Sequence[str]
-) -> float:
-    """(run - baseline) / (teachers - baseline) in percent, against the baseline of the same seed."""
+) -> float | None:
+    """(run - baseline) / (teachers - baseline) in percent, against the baseline of the same seed; None: no gap."""
     (base,) = [b for b in baselines if b["seed"] == run["seed"]]
     gained = sum(run[key][a] - base[key][a] for a in counted)
     gap = sum((teachers[a] or 0.0) - base[key][a] for a in counted)
-    return 100 * gained / gap if gap else float("nan")
+    return 100 * gained / gap if gap else None
+
+
+def _shares(seeds: Sequence[float | None]) -> str:
+    """Their mean and each of them, or a dash where no teacher is clearly above the baseline."""
+    known = [seed for seed in seeds if seed is not None]
+    return f"**{mean(known):.0f}** ({' '.join(f'{seed:.0f}' for seed in known)})" if known else "-"
 
 
 def _last_gain(run: dict[str, Any]) -> float:

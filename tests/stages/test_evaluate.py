@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, disc, mtkd, write_dataset, write_png
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from stages import summary
 from stages.elsewhere import write_stand_in
@@ -223,6 +225,25 @@ def test_what_evaluate_refuses(run, tmp_path):
         output = mtkd("evaluate", "--checkpoint", name, "--data", str(tmp_path), code=1)
         assert f"{name} {what}" in output
         assert "dvc" not in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"image_size": [0, 0]}, "its image_size is [0, 0], expected height and width"),
+        ({"image_size": "small"}, "is no whole checkpoint"),
+        ({"std": [0.2, 0, 0.2]}, "its card lacks anatomies, or a mean and a positive std"),
+        ({"anatomies": []}, "its card lacks anatomies, or a mean and a positive std"),
+    ],
+)
+def test_a_card_that_no_network_can_have_is_refused(run, changes, what):
+    with safe_open("checkpoints/students/mtkd.safetensors", framework="pt") as file:
+        fields = json.loads(file.metadata()["mtkd"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    save_file(tensors, "made.safetensors", metadata={"mtkd": json.dumps(fields | changes)})
+    output = mtkd("evaluate", "--checkpoint", "made.safetensors", "--data", str(run), code=1)
+    assert "made.safetensors is no whole checkpoint" in output
+    assert what in output
 
 
 def test_checkpoints_of_other_settings_are_refused(run):

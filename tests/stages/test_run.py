@@ -82,6 +82,16 @@ def test_other_frames_or_settings_make_the_stores_refused(run):
     assert "does not fit: its frames is" in mtkd("train-student", "mtkd", code=1)
 
 
+def test_frames_that_the_stores_lack_or_have_too_many_are_named(run):
+    folder = run / "data/prepared/frames/train/liver"
+    (folder / "01/image00.png").rename(folder / "01/image77.png")
+    index = folder / "index.csv"
+    index.write_text(index.read_text().replace("01/image00", "01/image77"))
+    output = mtkd("train-student", "mtkd", code=1)
+    assert "stores/colon.zarr lacks frames, liver/01/image77 first of 1" in output
+    assert "stores/liver.zarr has other frames, liver/01/image00 first of 1" in output
+
+
 def test_a_damaged_store_stops_the_student(run):
     shard = run / "stores/liver.zarr/logits/c/0/0/0/0/0"
     content = bytearray(shard.read_bytes())

@@ -1,5 +1,7 @@
 """Studies: what their arms are, and that one which was stopped goes on."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from stages.params import load_params
 from stages.records import read
 from stages.study import _data, _measure, case_file
 from stages.study_arms import Case, _coarsened, lesson
-from stages.study_ways import _closed
+from stages.study_ways import _closed, _table
 
 
 def test_live_teachers_and_replayed_views_teach_the_same(run):
@@ -126,3 +128,29 @@ def test_gain_and_beyond_share_their_runs(run):
         "study", "beyond", *arguments, "--way", "classes_balanced", "--way", "trusted teachers"
     )
     assert "--way nothing: one of baseline" in mtkd("study", "gain", *arguments, "--way", "nothing", code=1)
+
+
+def test_a_table_without_a_gap_says_so():
+    """Teachers that are nowhere clearly above the baseline have nothing to give, and no share of it to close."""
+    run = {"dice": {"liver": 80.0, "mean": 80.0}, "seed": 1, "seconds_per_epoch": 1.0}
+    lines = _table("dice", "test", {"baseline": [run], "other": [run]}, {"liver": 82.0, "mean": 82.0})
+    assert "| gap closed (%), mean (per seed), over 0 anatomies * | 100 | - | - |" in lines
+
+
+def test_a_killed_study_leaves_no_training_behind():
+    script = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from stages.study import _end_with_parent
+
+pool = ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent)
+pool.submit(os.getpid).result()
+pool.submit(time.sleep, 600)
+print("busy", flush=True)
+time.sleep(600)
+"""
+    study = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert study.stdout.readline() == b"busy\n"
+    study.kill()
+    study.communicate(timeout=30)  # the worker holds the other end of the pipe as long as it lives
