@@ -159,9 +159,10 @@ def fit(
         sampler.epoch = number
         with mendable():
             batches = zip(_grouped(stopwatch.waiting("data", train_loader), share.pieces), sampler.sizes(), strict=True)
+            require_finite = partial(_require_finite, fabric, objective, train.anatomies, number)
             told = partial(step, number)
             terms, norms = _train_epoch(
-                fabric, model, network, batches, sampler.steps, optimizer, objective, told, stopwatch
+                fabric, model, network, batches, sampler.steps, optimizer, objective, require_finite, told, stopwatch
             )
             counts = _validate(fabric, network, val_loader, len(val))
         dice = metrics.mean_dice(counts, [frame.anatomy for frame in val.frames])
@@ -225,6 +226,7 @@ def _train_epoch(
     steps: int,
     optimizer: Any,
     objective: Objective,
+    require_finite: Callable[[int, Terms], None],
     step: Callable[[int, int], None],
     stopwatch: Stopwatch,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
@@ -236,7 +238,7 @@ def _train_epoch(
         with stopwatch.step("network"):
             optimizer.zero_grad(set_to_none=True)
             terms, squares = _backward(fabric, model, network, pieces, sizes, objective, measured=number == 1)
-            _require_finite(fabric, terms, objective)
+            require_finite(number, terms)
             optimizer.step()
         norms = norms or {name: float(square.sqrt()) for name, square in squares.items()}
         sums = {name: sums.get(name, 0) + term for name, term in terms.items()}
@@ -296,11 +298,20 @@ def _squared(term: Tensor, logits: Tensor) -> Tensor:
     return torch.autograd.grad(term, logits, retain_graph=True)[0].float().norm().square()
 
 
-def _require_finite(fabric: Fabric, terms: Terms, objective: Objective) -> None:
-    bad = [name for name in objective.weights if not torch.isfinite(terms[name]).all()]
-    if bad and fabric.is_global_zero:
-        raise MtkdError(f"the {', '.join(bad)} is not finite: lower learning_rate, or use precision 32-true")
-    if bad:  # the first process says it for all
+def _require_finite(
+    fabric: Fabric, objective: Objective, anatomies: Sequence[str], epoch: int, step: int, terms: Terms
+) -> None:
+    lost = {
+        name: [a for a, value in zip(anatomies, terms[name].tolist(), strict=True) if not math.isfinite(value)]
+        for name in objective.weights
+    }
+    which = " and the ".join(f"{name} is not finite ({', '.join(whose)})" for name, whose in lost.items() if whose)
+    if which and fabric.is_global_zero:
+        stores = "" if lost["cross_entropy"] else "; `mtkd cache verify` says whether the stored logits are whole"
+        raise MtkdError(
+            f"the {which} in epoch {epoch + 1}, step {step}: lower learning_rate, or use precision 32-true{stores}"
+        )
+    if which:  # the first process says it for all
         raise SystemExit(1)
 
 
