@@ -9,8 +9,8 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from hashlib import sha256
 from itertools import pairwise
 from multiprocessing import get_context, parent_process
@@ -37,6 +37,7 @@ from stages.study_arms import Case, lesson
 from stages.training_run import seeded_network
 
 FOLDER = RESULTS / "study"
+_epochs: Any = None  # how many a study's processes have trained; each is given the number when it begins
 
 
 def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict[str, Any]]:
@@ -47,22 +48,35 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
     say(f"{len(cases) - len(missing)} of {len(cases)} runs are there, {len(missing)} to go")
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = get_context("spawn")
+    epochs, total = context.Value("q", 0), sum(case.student.epochs for case, _ in missing)
     # A process per case: the memory of another case would hide this one's peak.
-    with (
-        ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1, initializer=_end_with_parent) as pool,
-        progress("students trained") as bar,
-    ):
-        asked = {pool.submit(_measure, case, threads, machine): (case, file) for case, file in missing}
-        for number, done in enumerate(as_completed(asked), start=1):
-            (case, file), result = asked[done], done.result()
-            write_json(file, result)
-            say(f"{case.name} {case.student.arch} seed {case.student.seed}: test Dice {result['dice']['mean']}")
-            bar(number, len(missing))
+    pool = ProcessPoolExecutor(jobs, context, _begin, (epochs,), max_tasks_per_child=1)
+    with pool, progress("epochs of students") as bar:
+        asked = {pool.submit(_keep, case, file.resolve(), threads, machine): case for case, file in missing}
+        try:
+            for done in _finished(asked, lambda: bar(epochs.value, total)):
+                case, result = asked[done], done.result()
+                say(f"{case.name} {case.student.arch} seed {case.student.seed}: test Dice {result['dice']['mean']}")
+        except BaseException:
+            for one in asked:
+                one.cancel()  # those that have begun are waited for, and kept
+            raise
     return [json.loads(file.read_text()) for file in files]
 
 
-def _end_with_parent() -> None:
-    """A study that is killed leaves no training behind, whose result nobody would write."""
+def _finished(asked: Iterable[Future[Any]], meanwhile: Callable[[], None]) -> Iterator[Future[Any]]:
+    """What is done, as soon as it is; something is called every few seconds."""
+    running = set(asked)
+    while running:
+        ended, running = wait(running, timeout=5, return_when=FIRST_COMPLETED)
+        yield from ended
+        meanwhile()
+
+
+def _begin(epochs: Any) -> None:
+    """Prepare a process for a case: it counts epochs, and ends with the study, which alone keeps its result."""
+    global _epochs
+    _epochs = epochs
 
     def watch() -> None:
         parent = parent_process()
@@ -103,6 +117,12 @@ def case_file(case: Case, data: str) -> Path:
     return FOLDER / f"{name}-{case.student.arch}-{case.student.seed}-{digest}.json"
 
 
+def _keep(case: Case, file: Path, threads: int, machine: Machine) -> dict[str, Any]:
+    result = _measure(case, threads, machine)
+    write_json(file, result)
+    return result
+
+
 def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
     """Train and test one student, in a process of its own."""
     keep_freed_memory()
@@ -113,6 +133,13 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
     objective, data = lesson(case, params, machine)
     network = seeded_network(case.student, anatomies)
     ends = [perf_counter()]
+
+    def epoch_done(_: Epoch) -> None:
+        ends.append(perf_counter())
+        if _epochs is not None:
+            with _epochs.get_lock():
+                _epochs.value += 1
+
     history = fit(
         make_fabric(machine, case.student.precision),
         network,
@@ -121,7 +148,7 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
         objective,
         case.student,
         machine,
-        done=lambda epoch: ends.append(perf_counter()),
+        done=epoch_done,
         step=lambda *_: None,
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

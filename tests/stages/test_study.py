@@ -137,14 +137,21 @@ def test_a_table_without_a_gap_says_so():
     assert "| gap closed (%), mean (per seed), over 0 anatomies * | 100 | - | - |" in lines
 
 
+def test_a_run_that_fails_costs_no_other(run):
+    (run / "metrics/teachers/liver.json").unlink()
+    arguments = ["--student", "mininetv2", "--seeds", "1", "--epochs", "1", "--jobs", "2", "--way", "trusted teachers"]
+    assert "metrics/teachers/liver.json is missing" in mtkd("study", "beyond", *arguments, code=1)
+    assert "1 of 2 runs are there, 1 to go" in mtkd("study", "beyond", *arguments, code=1)
+
+
 def test_a_killed_study_leaves_no_training_behind():
     script = """
 import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from stages.study import _end_with_parent
+from stages.study import _begin
 
-pool = ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent)
+pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (None,))
 pool.submit(os.getpid).result()
 pool.submit(time.sleep, 600)
 print("busy", flush=True)
