@@ -54,7 +54,7 @@ class Way:
 
 Ways = dict[str, Way]
 # Without teachers, also longer and with Kolbinger's class weights; Shu's reference run; the other reading; ours; hard
-# labels; and how ours and the baseline end.
+# labels; and how ours and the baselines end.
 GAIN: Ways = {
     BASELINE: Way(),
     "baseline, twice as long": Way(longer=2),
@@ -65,6 +65,7 @@ GAIN: Ways = {
     "pseudo_labels": Way(BALANCED, "pseudo_labels"),
     "baseline, four times as long": Way(longer=4),
     "classes_balanced, four times as long": Way(BALANCED, longer=4),
+    "baseline, class weights, four times as long": Way(class_weights=True, longer=4),
 }
 # Ours, one setting at a time changed.
 SETTINGS: Ways = {
