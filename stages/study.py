@@ -159,6 +159,7 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
         "arch": case.student.arch,
         "seed": case.student.seed,
         "epochs": case.student.epochs,
+        "class_weights": case.student.class_weights,
         "dice": summarise(results, anatomies)["dice"],
         "validation": _in_percent(best_epoch(history)),
         "val_dice": [None if e.mean_dice is None else round(100 * e.mean_dice, 1) for e in history],

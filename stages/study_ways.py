@@ -41,7 +41,7 @@ class Way:
         distill: as in :class:`stages.study_arms.Case`.
         arm: likewise.
         longer: how many times the epochs of the other ways.
-        class_weights: whether the loss on labels weighs rare classes up.
+        class_weights: whether the loss on labels weighs rare classes up, also where ``student.class_weights`` is off.
         unlabelled: as in ``Case``.
     """
 
@@ -154,7 +154,7 @@ def _case(name: str, way: Way, arch: str, seed: int, epochs: int) -> Case:
             "pretrained": pretrained,
             "learning_rate": rate,
             "final_learning_rate": final,
-            "class_weights": way.class_weights,
+            "class_weights": base.class_weights or way.class_weights,
             "epochs": way.longer * epochs,
             "seed": seed,
         }

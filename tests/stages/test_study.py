@@ -17,7 +17,7 @@ from stages.params import load_params
 from stages.records import read
 from stages.study import _data, _measure, case_file
 from stages.study_arms import Case, _coarsened, lesson
-from stages.study_ways import _closed, _table
+from stages.study_ways import Way, _case, _closed, _table
 
 
 def test_live_teachers_and_replayed_views_teach_the_same(run):
@@ -128,6 +128,15 @@ def test_gain_and_beyond_share_their_runs(run):
         "study", "beyond", *arguments, "--way", "classes_balanced", "--way", "trusted teachers"
     )
     assert "--way nothing: one of baseline" in mtkd("study", "gain", *arguments, "--way", "nothing", code=1)
+
+
+@pytest.mark.parametrize(("weighted", "expected"), [(False, [False, True]), (True, [True, True])])
+def test_class_weights_of_the_student_are_those_of_every_way(run, weighted, expected):
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    params["student"]["class_weights"] = weighted
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
+    ways = [Way(), Way(class_weights=True)]
+    assert [_case("any", way, "mininetv2", 1, 1).student.class_weights for way in ways] == expected
 
 
 def test_a_table_without_a_gap_says_so():
