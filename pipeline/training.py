@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pipeline import metrics
 from pipeline.counts import Counts
 from pipeline.datasets import EpochBatches, FrameDataset, Sample, Share, clean_batches
+from pipeline.depthwise import exact_depthwise
 from pipeline.errors import MtkdError
 from pipeline.guards import mendable
 from pipeline.losses.partial_labels import IGNORE, partial_label_cross_entropy, partial_targets
@@ -265,7 +266,8 @@ def _backward(
     for number, (piece, kept, size) in enumerate(zip(pieces, own, sizes, strict=True)):
         # Processes exchange gradients once per batch, with its last piece.
         with fabric.no_backward_sync(model, enabled=number + 1 < len(pieces)):
-            logits = model(normalise(piece["frame"], network))[: len(kept["anatomy"])]
+            with exact_depthwise(fabric.device):
+                logits = model(normalise(piece["frame"], network))[: len(kept["anatomy"])]
             terms = objective.terms(logits, kept)
             for name, term in terms.items():
                 of_whole = counted[number][name] / whole[name].clamp(min=1) if name in whole else bool(size)

@@ -13,8 +13,10 @@ import torch
 from conftest import ROOT, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from pipeline.datasets import EpochBatches, FrameDataset, Share, clean_batches
+from pipeline.depthwise import exact_depthwise
 from pipeline.dsad import Splits
 from pipeline.errors import MtkdError
 from pipeline.files import Unchanged, write_atomically
@@ -164,6 +166,21 @@ def test_mixed_precision_stays_near(prepared, one_process, precision, monkeypatc
     monkeypatch.setattr(share_a_batch, "SETTINGS", share_a_batch.SETTINGS.model_copy(update={"precision": precision}))
     told = share_a_batch.run(prepared, 1, 1)[1]
     torch.testing.assert_close(told["terms"], one_process["terms"], rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("dilation", [2, 8])
+def test_dilated_depthwise_gradients_hold_in_bfloat16(dilation):
+    """Memory that was freed is full of NaN here, and none of it may turn up in a gradient."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(128, 128, 3, padding=dilation, dilation=dilation, groups=128, bias=False)
+    maps, pull = (torch.randn(4, 128, 24, 32).to(memory_format=torch.channels_last) for _ in range(2))
+    (expected,) = torch.autograd.grad(conv(maps), conv.weight, pull)
+    full_of_nan = [torch.full((2**20,), math.nan) for _ in range(3)]
+    del full_of_nan
+    with torch.autocast("cpu", torch.bfloat16), exact_depthwise(torch.device("cpu")):
+        answer = conv(maps)
+    (found,) = torch.autograd.grad(answer, conv.weight, pull.to(answer.dtype))
+    torch.testing.assert_close(found, expected, atol=0.02 * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("answer", [math.nan, math.inf])
