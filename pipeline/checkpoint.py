@@ -3,12 +3,14 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from hashlib import sha256
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, channels_last
@@ -18,8 +20,12 @@ from pipeline.files import write_atomically
 from pipeline.models import Network, create_model
 from pipeline.models.start import copy_weights, started
 
+Side = Annotated[int, Field(strict=True, gt=0)]
+Mean = Annotated[float, Field(allow_inf_nan=False)]
+Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Card:
     """What a checkpoint holds.
 
@@ -32,18 +38,11 @@ class Card:
     """
 
     architecture: str
-    anatomies: tuple[str, ...]
-    image_size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    anatomies: Annotated[tuple[str, ...], Field(min_length=1)]
+    image_size: tuple[Side, Side]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Std, Std, Std]
     trained_on: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse what no network can have (``ValueError``): files may have been written by hand."""
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(f"its image_size is {list(self.image_size)}, expected height and width in pixels")
-        if not self.anatomies or not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
-            raise ValueError("its card lacks anatomies, or a mean and a positive std of three channels")
 
 
 def save_checkpoint(
@@ -141,12 +140,17 @@ def _read(path: Path) -> tuple[Card, dict[str, Tensor]]:
             if "mtkd" not in metadata:
                 raise ValueError("it was not written by this project")
             fields = json.loads(metadata["mtkd"])
+            if not isinstance(fields, dict):
+                raise ValueError("its card is no mapping")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         if _digest(tensors) != fields.pop("sha256"):
             raise ValueError("its weights are damaged: their checksum does not match")
-        architecture, trained_on = str(fields.pop("architecture")), dict(fields.pop("trained_on", {}))
-        return Card(architecture, **{k: tuple(v) for k, v in fields.items()}, trained_on=trained_on), tensors
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        return TypeAdapter(Card).validate_python(fields), tensors
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise MtkdError(f"its card's {key}: {problem['msg']}, found {problem['input']!r}") from error
+    except (RecursionError, SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise MtkdError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 

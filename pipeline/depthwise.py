@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def exact_depthwise(device: torch.device) -> AbstractContextManager[object]:
-    """Where a network that is trained has to be called: on a CPU, such convolutions are computed in float32."""
+    """For the forward pass of training: on a CPU, autocast leaves these convolutions in float32."""
     return _Float32Depthwise() if device.type == "cpu" else nullcontext()
 
 
@@ -24,14 +24,20 @@ class _Float32Depthwise(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        call = _float32_if_depthwise if function is F.conv2d else function
+        call = _conv2d if function is F.conv2d and torch.is_autocast_enabled("cpu") else function
         return call(*args, **(kwargs or {}))
 
 
-def _float32_if_depthwise(
-    x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+def _conv2d(
+    input: Tensor,  # noqa: A002 (F.conv2d's own name)
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Tensor:
-    if groups == 1 or dilation in (1, (1, 1)):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    with torch.autocast("cpu", enabled=False):
-        return F.conv2d(x.float(), weight, bias, stride, padding, dilation, groups)
+    """F.conv2d, in float32 if it is dilated and depthwise."""
+    exact = dilation not in (1, (1, 1), [1, 1]) and groups == input.shape[1]
+    with torch.autocast("cpu", enabled=not exact):
+        return F.conv2d(input.float() if exact else input, weight, bias, stride, padding, dilation, groups)

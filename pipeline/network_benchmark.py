@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.depthwise import exact_depthwise
 from pipeline.losses.partial_labels import partial_label_cross_entropy, partial_targets
 from pipeline.machine import AUTOCAST, Machine
 from pipeline.models import create_model
@@ -75,7 +76,7 @@ def _training_step(network: nn.Module, frames: Tensor, case: Case) -> Callable[[
     target = partial_targets(label, torch.arange(case.batch, device=frames.device) % case.decoders, case.decoders)
 
     def step() -> None:
-        with _autocast(case):
+        with _autocast(case), exact_depthwise(frames.device):
             logits = network(frames)
         loss = partial_label_cross_entropy(resize(logits.float(), case.size), target).sum()
         optimizer.zero_grad(set_to_none=True)

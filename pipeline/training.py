@@ -309,7 +309,7 @@ def _require_finite(
     }
     which = " and the ".join(f"{name} is not finite ({', '.join(whose)})" for name, whose in lost.items() if whose)
     if which and fabric.is_global_zero:
-        stores = "" if lost["cross_entropy"] else "; `mtkd cache verify` says whether the stored logits are whole"
+        stores = "" if lost.get("cross_entropy") else "; `mtkd cache verify` says whether the stored logits are whole"
         raise MtkdError(
             f"the {which} in epoch {epoch + 1}, step {step}: lower learning_rate, or use precision 32-true{stores}"
         )

@@ -64,7 +64,7 @@ def progress(what: str) -> Iterator[Step]:
         rate = _Rate()
 
         def step(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, rate=f"{rate(done):.1f}/s", note=note)
+            bar.update(task, completed=done, total=total, rate=_pace(rate(done)), note=note)
 
         yield step
 
@@ -81,6 +81,11 @@ class _Rate:
         return (done - self.start[1]) / max(now - self.start[0], 1e-9)
 
 
+def _pace(speed: float) -> str:
+    """Steps per second, or seconds per step where a step takes long."""
+    return f"{1 / speed:.0f} s each" if 0 < speed < 0.1 else f"{speed:.1f}/s"
+
+
 def _lines(what: str) -> Step:
     last, rate = monotonic(), _Rate()
 
@@ -89,7 +94,7 @@ def _lines(what: str) -> Step:
         speed = rate(done)
         if monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = monotonic()
-            left = f", {speed:.1f}/s, {(total - done) / speed:.0f} s left" if speed else ""
+            left = f", {_pace(speed)}, {(total - done) / speed:.0f} s left" if speed else ""
             say(f"{what}: {done}/{total}{left}{f', {note}' if note else ''}")
 
     return step

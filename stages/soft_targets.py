@@ -59,10 +59,11 @@ def open_stores(params: Params) -> Stores:
 
 
 def _other_lists(stores: Sequence[Store], wanted: Sequence[str]) -> list[str]:
-    """A line for each store that lacks frames or holds others, naming the first of them."""
-    differences = (
-        (one.path, verb, sorted({*some} - {*others}))
-        for one in stores
-        for verb, some, others in (("lacks", wanted, one.frames), ("has other", one.frames, wanted))
-    )
-    return [f"{path} {verb} frames, {found[0]} first of {len(found)}" for path, verb, found in differences if found]
+    """A line for each way in which stores hold other frames than are wanted, naming a store and a frame."""
+    found: dict[str, list[Store]] = {}
+    for one in stores:
+        for verb, frames in (("lacks", {*wanted} - {*one.frames}), ("has other", {*one.frames} - {*wanted})):
+            if frames:
+                found.setdefault(f"{verb} frames, {min(frames)} first of {len(frames)}", []).append(one)
+    others = {what: f", like {len(these) - 1} other stores" if these[1:] else "" for what, these in found.items()}
+    return [f"{these[0].path} {what}{others[what]}" for what, these in found.items()]

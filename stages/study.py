@@ -9,10 +9,11 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from hashlib import sha256
-from itertools import pairwise
+from itertools import islice, pairwise
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import median
@@ -22,9 +23,10 @@ from typing import Any
 
 import torch
 
-from cache import open_store
+from cache import StoreError, open_store
 from pipeline.datasets import FrameDataset
 from pipeline.dsad import SPLITS
+from pipeline.errors import MtkdError
 from pipeline.evaluation import evaluate, summarise
 from pipeline.files import write_json
 from pipeline.machine import Machine, keep_freed_memory, make_fabric
@@ -41,7 +43,11 @@ _epochs: Any = None  # how many a study's processes have trained; each is given 
 
 
 def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict[str, Any]]:
-    """The results of all cases, in order; those that an earlier run left are read."""
+    """The results of all cases, in order; those that an earlier run left are read.
+
+    Raises:
+        MtkdError: runs failed; the others are kept.
+    """
     data = {folder: _data(folder) for folder in {case.folder for case in cases}}
     files = [case_file(case, data[case.folder]) for case in cases]
     missing = [(case, file) for case, file in zip(cases, files, strict=True) if not file.is_file()]
@@ -49,32 +55,42 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = get_context("spawn")
     epochs, total = context.Value("q", 0), sum(case.student.epochs for case, _ in missing)
-    # A process per case: the memory of another case would hide this one's peak.
-    pool = ProcessPoolExecutor(jobs, context, _begin, (epochs,), max_tasks_per_child=1)
-    with pool, progress("epochs of students") as bar:
-        asked = {pool.submit(_keep, case, file.resolve(), threads, machine): case for case, file in missing}
-        try:
-            for done in _finished(asked, lambda: bar(epochs.value, total)):
-                case, result = asked[done], done.result()
-                say(f"{case.name} {case.student.arch} seed {case.student.seed}: test Dice {result['dice']['mean']}")
-        except BaseException:
-            for one in asked:
-                one.cancel()  # those that have begun are waited for, and kept
-            raise
+    waiting, failed = iter(missing), list[str]()
+    running: dict[Future[dict[str, Any]], tuple[Case, ProcessPoolExecutor]] = {}
+    with progress("epochs of students") as bar:
+        while True:
+            for case, file in islice(waiting, jobs - len(running)):
+                # A process per case: the memory of another would hide its peak, and one that is killed ends alone.
+                process = ProcessPoolExecutor(1, context, _begin, (epochs,))
+                running[process.submit(_keep, case, file.resolve(), threads, machine)] = case, process
+            if not running:
+                break
+            for ended in wait(running, timeout=5, return_when=FIRST_COMPLETED).done:
+                case, process = running.pop(ended)
+                failed += _told(case, ended)
+                process.shutdown()
+            bar(epochs.value, total)
+    if failed:
+        raise MtkdError("\n".join([f"{len(failed)} of {len(missing)} runs failed, the others are kept:", *failed]))
     return [json.loads(file.read_text()) for file in files]
 
 
-def _finished(asked: Iterable[Future[Any]], meanwhile: Callable[[], None]) -> Iterator[Future[Any]]:
-    """What is done, as soon as it is; something is called every few seconds."""
-    running = set(asked)
-    while running:
-        ended, running = wait(running, timeout=5, return_when=FIRST_COMPLETED)
-        yield from ended
-        meanwhile()
+def _told(case: Case, ended: Future[dict[str, Any]]) -> list[str]:
+    """Say how a run ended; again what went wrong, if anything did that a user can mend."""
+    name = f"{case.name} {case.student.arch} seed {case.student.seed}"
+    try:
+        say(f"{name}: test Dice {ended.result()['dice']['mean']}")
+        return []
+    except BrokenProcessPool:
+        problem = f"{name}: its process ended by itself, as when the kernel needs its memory: try fewer --jobs"
+    except (MtkdError, StoreError, OSError) as error:
+        problem = f"{name}: {error}"
+    say(problem)
+    return [problem]
 
 
 def _begin(epochs: Any) -> None:
-    """Prepare a process for a case: it counts epochs, and ends with the study, which alone keeps its result."""
+    """Prepare a process for a case: it counts epochs, and ends when the study is killed."""
     global _epochs
     _epochs = epochs
 
@@ -118,6 +134,7 @@ def case_file(case: Case, data: str) -> Path:
 
 
 def _keep(case: Case, file: Path, threads: int, machine: Machine) -> dict[str, Any]:
+    """Measure a case and leave its file."""
     result = _measure(case, threads, machine)
     write_json(file, result)
     return result

@@ -123,6 +123,9 @@ def run(
     if name == "gain" and list_unlabelled(PREPARED_FRAMES):
         # Where there are frames without labels, what they add is shown by leaving them out.
         known = {**known, LABELLED_ONLY: Way(BALANCED, unlabelled=False)}
+    if load_params().student.class_weights:
+        # Every student has them: a way that only adds them is none of its own.
+        known = {way: how for way, how in known.items() if not how.class_weights}
     for chosen, option, choices in ((students, "--student", STUDENTS), (ways, "--way", known)):
         for one in chosen:
             if one not in choices:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from math import sqrt
 
@@ -230,17 +231,22 @@ def test_what_evaluate_refuses(run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"image_size": [0, 0]}, "its image_size is [0, 0], expected height and width"),
-        ({"image_size": "small"}, "is no whole checkpoint"),
-        ({"std": [0.2, 0, 0.2]}, "its card lacks anatomies, or a mean and a positive std"),
-        ({"anatomies": []}, "its card lacks anatomies, or a mean and a positive std"),
+        ({"image_size": [0, 0]}, "its card's image_size.0: Input should be greater than 0, found 0"),
+        ({"image_size": [64.5, True]}, "its card's image_size.0"),
+        ({"image_size": "small"}, "its card's image_size"),
+        ({"std": [0.2, 0, 0.2]}, "its card's std.1: Input should be greater than 0, found 0"),
+        ({"mean": [math.nan] * 3}, "its card's mean.0: Input should be a finite number"),
+        ({"anatomies": []}, "its card's anatomies"),
+        ({"anatomies": "liver"}, "its card's anatomies"),
+        ({"colour": "red"}, "its card's colour"),
+        (None, "its card is no mapping"),
     ],
 )
 def test_a_card_that_no_network_can_have_is_refused(run, changes, what):
     with safe_open("checkpoints/students/mtkd.safetensors", framework="pt") as file:
         fields = json.loads(file.metadata()["mtkd"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    save_file(tensors, "made.safetensors", metadata={"mtkd": json.dumps(fields | changes)})
+    save_file(tensors, "made.safetensors", metadata={"mtkd": json.dumps(fields | changes if changes else None)})
     output = mtkd("evaluate", "--checkpoint", "made.safetensors", "--data", str(run), code=1)
     assert "made.safetensors is no whole checkpoint" in output
     assert what in output

@@ -1,18 +1,23 @@
 """Studies: what their arms are, and that one which was stopped goes on."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
-from conftest import mtkd
+from conftest import ROOT, mtkd
 from torch.utils.data import default_collate
 
 from pipeline.machine import Machine
-from stages import study_parity
+from stages import study, study_parity
 from stages.params import load_params
 from stages.records import read
 from stages.study import _data, _measure, case_file
@@ -38,8 +43,6 @@ def test_live_teachers_and_replayed_views_teach_the_same(run):
 
 
 def _measure_here(case, folder):
-    import os
-
     os.chdir(folder)
     return _measure(case, torch.get_num_threads(), Machine("cpu"))
 
@@ -146,27 +149,41 @@ def test_a_table_without_a_gap_says_so():
     assert "| gap closed (%), mean (per seed), over 0 anatomies * | 100 | - | - |" in lines
 
 
-def test_a_run_that_fails_costs_no_other(run):
+def test_a_run_that_fails_costs_no_other(run, monkeypatch):
+    """Nor does one whose process is killed; the bar ends where it should."""
+    steps = []
+    monkeypatch.setattr(study, "progress", lambda _: nullcontext(lambda *step: steps.append(step)))
     (run / "metrics/teachers/liver.json").unlink()
-    arguments = ["--student", "mininetv2", "--seeds", "1", "--epochs", "1", "--jobs", "2", "--way", "trusted teachers"]
-    assert "metrics/teachers/liver.json is missing" in mtkd("study", "beyond", *arguments, code=1)
-    assert "1 of 2 runs are there, 1 to go" in mtkd("study", "beyond", *arguments, code=1)
+    whose = ["--student", "mininetv2", "--seeds", "1", "--epochs", "1", "--jobs", "1"]
+    chosen = ["trusted teachers", "other organs apart"]
+    output = mtkd("study", "beyond", *whose, *(part for way in chosen for part in ("--way", way)), code=1)
+    assert "1 of 3 runs failed, the others are kept" in output
+    assert "trusted teachers mininetv2 seed 1: metrics/teachers/liver.json is missing" in output
+    assert steps[-1] == (2, 3)
+    monkeypatch.setattr(study, "_keep", _killed)
+    assert "1 of 2 runs are there, 1 to go" in mtkd("study", "gain", *whose, "--way", "classes", code=1)
+    output = mtkd("study", "beyond", *whose, *(part for way in chosen for part in ("--way", way)), code=1)
+    assert "2 of 3 runs are there, 1 to go" in output
+    assert "its process ended by itself" in output
 
 
-def test_a_killed_study_leaves_no_training_behind():
-    script = """
-import os, time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from stages.study import _begin
+def _killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
-pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (None,))
-pool.submit(os.getpid).result()
-pool.submit(time.sleep, 600)
-print("busy", flush=True)
-time.sleep(600)
-"""
-    study = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    assert study.stdout.readline() == b"busy\n"
-    study.kill()
-    study.communicate(timeout=30)  # the worker holds the other end of the pipe as long as it lives
+
+def test_a_killed_study_leaves_no_training_behind(run):
+    arguments = ["study", "gain", "--student", "mininetv2", "--seeds", "1", "--epochs", "10000", "--way", "baseline"]
+    command = [sys.executable, "-m", "stages.cli", *arguments]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    while not any("spawn_main" in " ".join(p.cmdline()) for p in psutil.Process(parent.pid).children()):
+        time.sleep(0.1)
+    parent.kill()
+    parent.communicate(timeout=60)  # a worker holds the other end of the pipe as long as it lives
+
+
+def test_ways_that_only_add_class_weights_are_left_out_where_all_have_them(run):
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    params["student"]["class_weights"] = True
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
+    arguments = ["--student", "mininetv2", "--seeds", "1", "--way", "baseline, class weights"]
+    assert "--way baseline, class weights: one of baseline" in mtkd("study", "gain", *arguments, code=1)
