@@ -39,7 +39,7 @@ from stages.study_arms import Case, lesson
 from stages.training_run import seeded_network
 
 FOLDER = RESULTS / "study"
-_epochs: Any = None  # how many a study's processes have trained; each is given the number when it begins
+_epochs: Any = None  # how many this process has trained, where the study can read it
 
 
 def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict[str, Any]]:
@@ -54,14 +54,15 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
     say(f"{len(cases) - len(missing)} of {len(cases)} runs are there, {len(missing)} to go")
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = get_context("spawn")
-    epochs, total = context.Value("q", 0), sum(case.student.epochs for case, _ in missing)
+    epochs, total = list[Any](), sum(case.student.epochs for case, _ in missing)
     waiting, failed = iter(missing), list[str]()
     running: dict[Future[dict[str, Any]], tuple[Case, ProcessPoolExecutor]] = {}
     with progress("epochs of students") as bar:
         while True:
             for case, file in islice(waiting, jobs - len(running)):
                 # A process per case: the memory of another would hide its peak, and one that is killed ends alone.
-                process = ProcessPoolExecutor(1, context, _begin, (epochs,))
+                epochs.append(context.RawValue("q", 0))
+                process = ProcessPoolExecutor(1, context, _begin, (epochs[-1],))
                 running[process.submit(_keep, case, file.resolve(), threads, machine)] = case, process
             if not running:
                 break
@@ -69,14 +70,14 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
                 case, process = running.pop(ended)
                 failed += _told(case, ended)
                 process.shutdown()
-            bar(epochs.value, total)
+            bar(sum(counted.value for counted in epochs), total)
     if failed:
         raise MtkdError("\n".join([f"{len(failed)} of {len(missing)} runs failed, the others are kept:", *failed]))
     return [json.loads(file.read_text()) for file in files]
 
 
 def _told(case: Case, ended: Future[dict[str, Any]]) -> list[str]:
-    """Say how a run ended; again what went wrong, if anything did that a user can mend."""
+    """Say how a run ended; again what went wrong, if anything did."""
     name = f"{case.name} {case.student.arch} seed {case.student.seed}"
     try:
         say(f"{name}: test Dice {ended.result()['dice']['mean']}")
@@ -85,6 +86,8 @@ def _told(case: Case, ended: Future[dict[str, Any]]) -> list[str]:
         problem = f"{name}: its process ended by itself, as when the kernel needs its memory: try fewer --jobs"
     except (MtkdError, StoreError, OSError) as error:
         problem = f"{name}: {error}"
+    except Exception as error:
+        problem = f"{name}: {type(error).__name__}: {error}"
     say(problem)
     return [problem]
 
@@ -154,8 +157,7 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
     def epoch_done(_: Epoch) -> None:
         ends.append(perf_counter())
         if _epochs is not None:
-            with _epochs.get_lock():
-                _epochs.value += 1
+            _epochs.value += 1
 
     history = fit(
         make_fabric(machine, case.student.precision),

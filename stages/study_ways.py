@@ -18,6 +18,7 @@ from stages.elsewhere import is_elsewhere
 from stages.layout import METRICS, PREPARED_FRAMES, frames_of, teacher_checkpoint
 from stages.params import load_params
 from stages.records import read
+from stages.soft_targets import open_stores
 from stages.study import measure_all
 from stages.study_arms import PIXELS, Arm, Case
 from stages.study_charts import write_curves
@@ -126,11 +127,17 @@ def run(
     if load_params().student.class_weights:
         # Every student has them: a way that only adds them is none of its own.
         known = {way: how for way, how in known.items() if not how.class_weights}
+    students = list(dict.fromkeys(students))
     for chosen, option, choices in ((students, "--student", STUDENTS), (ways, "--way", known)):
         for one in chosen:
             if one not in choices:
-                raise MtkdError(f"{option} {one}: one of {', '.join(choices)}")
+                raise MtkdError(f"{option} '{one}': one of {'; '.join(choices)}")
     shown = [way for way in known if way == BASELINE or not ways or way in ways]
+    if output.suffix != ".md" or output.is_dir():
+        raise MtkdError(f"--output {output}: expected a Markdown file, .md")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if any(known[way].distill for way in shown):
+        open_stores(load_params())  # refuses stores of other teachers, also where no run is missing
     cases = [
         _case(way, known[way], arch, seed, epochs) for seed in range(1, seeds + 1) for arch in students for way in shown
     ]
@@ -200,7 +207,7 @@ def _table(key: str, where: str, own: dict[str, list[dict[str, Any]]], teachers:
     for name in teachers:
         cells = [number(teachers[name]), *(number(means[way][name]) for way in own)]
         lines.append(f"| {name.replace('_', ' ')}{' *' if name in counted else ''} | {' | '.join(cells)} |")
-    spans = [f"{min(found):.1f} .. {max(found):.1f}" for found in ([r[key]["mean"] for r in own[w]] for w in own)]
+    spans = [_span([r[key]["mean"] for r in runs]) for runs in own.values()]
     lines.append(f"| mean, lowest and highest seed | | {' | '.join(spans)} |")
     cells = [_shares([_closed(key, r, own[BASELINE], teachers, counted) for r in runs]) for runs in own.values()]
     lines.append(f"| gap closed (%), mean (per seed), over {len(counted)} anatomies * | 100 | {' | '.join(cells)} |")
@@ -208,7 +215,7 @@ def _table(key: str, where: str, own: dict[str, list[dict[str, Any]]], teachers:
         seconds = [f"{mean(r['seconds_per_epoch'] for r in runs):.1f}" for runs in own.values()]
         lines.append(f"| seconds per epoch | | {' | '.join(seconds)} |")
     else:
-        rises = [" ".join(f"{_last_gain(r):+.1f}" for r in runs) for runs in own.values()]
+        rises = [" ".join(_last_gain(r["val_dice"]) for r in runs) for runs in own.values()]
         lines.append(f"| last quarter of the epochs minus the one before | | {' | '.join(rises)} |")
     return lines
 
@@ -229,10 +236,17 @@ def _shares(seeds: Sequence[float | None]) -> str:
     return f"**{mean(known):.0f}** ({' '.join(f'{seed:.0f}' for seed in known)})" if known else "-"
 
 
-def _last_gain(run: dict[str, Any]) -> float:
-    """How much validation Dice still rose at the end: near 0 for a converged run."""
-    values, quarter = run["val_dice"], max(1, len(run["val_dice"]) // 4)
-    return float(mean(values[-quarter:]) - mean(values[-2 * quarter : -quarter] or values[-quarter:]))
+def _span(values: Sequence[float | None]) -> str:
+    """The lowest and the highest, or a dash where nothing was measured."""
+    known = [value for value in values if value is not None]
+    return f"{min(known):.1f} .. {max(known):.1f}" if known else "-"
+
+
+def _last_gain(values: Sequence[float | None]) -> str:
+    """How much validation Dice still rose at the end: near 0 for a converged run; a dash without validation frames."""
+    quarter = max(1, len(values) // 4)
+    last, before = _mean(values[-quarter:]), _mean(values[-2 * quarter : -quarter] or values[-quarter:])
+    return "-" if last is None or before is None else f"{last - before:+.1f}"
 
 
 def _lead(teacher: float | None, baseline: float | None) -> float:

@@ -1,6 +1,7 @@
 """Studies: what their arms are, and that one which was stopped goes on."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,7 +131,23 @@ def test_gain_and_beyond_share_their_runs(run):
     assert "2 of 3 runs are there, 1 to go" in mtkd(
         "study", "beyond", *arguments, "--way", "classes_balanced", "--way", "trusted teachers"
     )
-    assert "--way nothing: one of baseline" in mtkd("study", "gain", *arguments, "--way", "nothing", code=1)
+    assert "--way 'nothing': one of baseline" in mtkd("study", "gain", *arguments, "--way", "nothing", code=1)
+    assert "expected a Markdown file" in mtkd("study", "gain", *arguments, "--output", "results/x.svg", code=1)
+    # Other teachers than the ones that taught these students are no column of their table.
+    shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
+    assert "does not fit" in mtkd("study", "gain", *arguments, "--way", "classes_balanced", code=1)
+
+
+def test_a_study_without_validation_frames_has_dashes(run):
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    params["data"]["splits"]["val"] = []
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
+    mtkd("prepare")
+    student = ["--student", "mininetv2"]
+    mtkd("study", "gain", *student, *student, "--seeds", "1", "--epochs", "2", "--way", "baseline")
+    page = (run / "results/study_gain.md").read_text()
+    assert page.count("### mininetv2") == 1
+    assert "| last quarter of the epochs minus the one before | | - |" in page
 
 
 @pytest.mark.parametrize(("weighted", "expected"), [(False, [False, True]), (True, [True, True])])
@@ -186,4 +203,6 @@ def test_ways_that_only_add_class_weights_are_left_out_where_all_have_them(run):
     params["student"]["class_weights"] = True
     (run / "params.yaml").write_text(yaml.safe_dump(params))
     arguments = ["--student", "mininetv2", "--seeds", "1", "--way", "baseline, class weights"]
-    assert "--way baseline, class weights: one of baseline" in mtkd("study", "gain", *arguments, code=1)
+    assert "--way 'baseline, class weights': one of baseline; baseline, twice as long; pixels" in mtkd(
+        "study", "gain", *arguments, code=1
+    )
