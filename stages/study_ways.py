@@ -118,26 +118,27 @@ def run(
         machine: where.
 
     Raises:
-        MtkdError: a teacher or its store is missing, or a student or a way is not known.
+        MtkdError: a teacher or its store is missing or of another run, a student or a way is not known, or ``output``
+            is no Markdown file.
     """
-    known = STUDIES[name]
+    known, params = STUDIES[name], load_params()
     if name == "gain" and list_unlabelled(PREPARED_FRAMES):
         # Where there are frames without labels, what they add is shown by leaving them out.
         known = {**known, LABELLED_ONLY: Way(BALANCED, unlabelled=False)}
-    if load_params().student.class_weights:
+    if params.student.class_weights:
         # Every student has them: a way that only adds them is none of its own.
         known = {way: how for way, how in known.items() if not how.class_weights}
     students = list(dict.fromkeys(students))
     for chosen, option, choices in ((students, "--student", STUDENTS), (ways, "--way", known)):
         for one in chosen:
             if one not in choices:
-                raise MtkdError(f"{option} '{one}': one of {'; '.join(choices)}")
+                raise MtkdError(f"{option} {one}: one of {'; '.join(choices)}")
     shown = [way for way in known if way == BASELINE or not ways or way in ways]
     if output.suffix != ".md" or output.is_dir():
         raise MtkdError(f"--output {output}: expected a Markdown file, .md")
     output.parent.mkdir(parents=True, exist_ok=True)
     if any(known[way].distill for way in shown):
-        open_stores(load_params())  # refuses stores of other teachers, also where no run is missing
+        open_stores(params)  # refuses stores of other teachers, also where no run is missing
     cases = [
         _case(way, known[way], arch, seed, epochs) for seed in range(1, seeds + 1) for arch in students for way in shown
     ]
@@ -232,13 +233,13 @@ def _closed(
 
 def _shares(seeds: Sequence[float | None]) -> str:
     """Their mean and each of them, or a dash where no teacher is clearly above the baseline."""
-    known = [seed for seed in seeds if seed is not None]
+    known = _known(seeds)
     return f"**{mean(known):.0f}** ({' '.join(f'{seed:.0f}' for seed in known)})" if known else "-"
 
 
 def _span(values: Sequence[float | None]) -> str:
     """The lowest and the highest, or a dash where nothing was measured."""
-    known = [value for value in values if value is not None]
+    known = _known(values)
     return f"{min(known):.1f} .. {max(known):.1f}" if known else "-"
 
 
@@ -254,5 +255,9 @@ def _lead(teacher: float | None, baseline: float | None) -> float:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
+    known = _known(values)
     return mean(known) if known else None
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
