@@ -6,21 +6,39 @@ is refused instead of ignored. Settings of the machine (device, workers) are not
 fast a result is there, never which.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from pipeline.dsad import UNLABELLED
 
-Architecture = Literal[
-    "segformer_b0",
-    "segformer_b3",
-    "deeplabv3_resnet18",
-    "deeplabv3_resnet50",
-    "deeplabv3_efficientnet_b0",
-    "deeplabv3_efficientnet_b3",
-    "deeplabv3_efficientnet_lite0",
-    "mininetv2",
+
+def _own_network(value: object, known: ValidatorFunctionWrapHandler) -> object:
+    """Accept own_<name>, a network that the user has added, beside the known ones."""
+    return value if isinstance(value, str) and re.fullmatch(r"own_\w+", value) else known(value)
+
+
+Architecture = Annotated[
+    Literal[
+        "segformer_b0",
+        "segformer_b3",
+        "deeplabv3_resnet18",
+        "deeplabv3_resnet50",
+        "deeplabv3_efficientnet_b0",
+        "deeplabv3_efficientnet_b3",
+        "deeplabv3_efficientnet_lite0",
+        "mininetv2",
+    ],
+    WrapValidator(_own_network),
 ]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]

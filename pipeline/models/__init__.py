@@ -1,10 +1,12 @@
 """The networks of the paper's Table 1: one encoder with one decoder (its square) or with N decoders (its star).
 
 One module per architecture name declares it; the families (``segformer``, ``deeplabv3``, ``mininetv2``) implement it.
+One of one's own is a module ``own_<name>`` here with a function ``build`` like theirs (docs/networks.md).
 A family is imported only when one of its architectures is built: their libraries take seconds to import.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 
 from pipeline.errors import MtkdError
 from pipeline.models.network import Network
@@ -25,7 +27,7 @@ def create_model(name: str, decoders: int, pretrained: str | None = None) -> Net
     """Build a network by its name.
 
     Args:
-        name: one of ``ARCHITECTURES``.
+        name: one of ``ARCHITECTURES``, or ``own_<name>``.
         decoders: number of anatomies N >= 1, each with its own decoder on the shared encoder.
         pretrained: where the initial weights come from. ``None`` or ``"none"``: random. ``"imagenet"``: the encoder's.
             A hub id or a folder: a Transformers (SegFormer) or smp (DeepLabv3) checkpoint, whose decoder goes to each
@@ -39,7 +41,7 @@ def create_model(name: str, decoders: int, pretrained: str | None = None) -> Net
     Raises:
         MtkdError: the name is unknown, ``decoders`` < 1, or the weights can't be had or don't fit.
     """
-    if name not in ARCHITECTURES:
+    if name not in ARCHITECTURES and not _is_own(name):
         raise MtkdError(f"unknown architecture '{name}': choose one of {', '.join(ARCHITECTURES)}")
     if decoders < 1:
         raise MtkdError(f"a network needs at least one decoder, not {decoders}")
@@ -52,6 +54,19 @@ def create_model(name: str, decoders: int, pretrained: str | None = None) -> Net
 
         start_from(network, pretrained)
     return network
+
+
+def _is_own(name: str) -> bool:
+    """Whether a user has added it.
+
+    Raises:
+        MtkdError: its name says so, but there is no such module.
+    """
+    if not name.startswith("own_"):
+        return False
+    if find_spec(f"{__name__}.{name}") is None:
+        raise MtkdError(f"there is no pipeline/models/{name}.py, whose function build would make this network")
+    return True
 
 
 __all__ = ["ARCHITECTURES", "Network", "create_model"]

