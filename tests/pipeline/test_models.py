@@ -1,6 +1,8 @@
 """Every network of Table 1: shapes, parameter counts, and what is computed together against the libraries' own form."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from pipeline.errors import MtkdError
 from pipeline.models import ARCHITECTURES, create_model
 from pipeline.models.dropout import Dropout, draw
 from pipeline.models.segformer_head import Head
+from pipeline.settings import Training
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 # Millions: one decoder times 11, and one encoder with 11 decoders. The paper's own figures are in brackets in the docs.
 LEDGER = {
@@ -411,3 +416,49 @@ def test_lite0_loads_its_imagenet_weights_and_statistics():
     torch.testing.assert_close(ours, theirs)
     assert network.mean == (127 / 255,) * 3
     assert all(name.startswith("heads.") for name in network.start.random)
+
+
+@pytest.fixture
+def own_unet(monkeypatch):
+    """The module of docs/, where a user would have put it."""
+    import pipeline.models
+
+    monkeypatch.setattr(pipeline.models, "__path__", [*pipeline.models.__path__, str(DOCS)])
+    monkeypatch.delitem(sys.modules, "pipeline.models.own_unet", raising=False)
+    yield
+    sys.modules.pop("pipeline.models.own_unet", None)
+
+
+def test_a_network_of_ones_own_is_built_and_kept_like_the_others(own_unet, tmp_path):
+    network = create_model("own_unet", 3, "imagenet").eval()
+    network.anatomies = ("liver", "colon", "ureter")
+    frames = torch.rand(2, 3, 50, 70)
+    with torch.no_grad():
+        logits = network(frames)
+        assert logits.shape == (2, 3, 2, 25, 35)
+        torch.testing.assert_close(network(frames, ["ureter"]), logits[:, 2:])
+    assert all(name.startswith("heads.") for name in network.start.random)
+    save_checkpoint(tmp_path / "own.safetensors", network, (50, 70))
+    with torch.no_grad():
+        torch.testing.assert_close(load_checkpoint(tmp_path / "own.safetensors", "train_student")[0](frames), logits)
+
+
+def test_own_networks_are_told_from_misspelt_ones(own_unet):
+    training = {
+        "epochs": 1,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "final_learning_rate": 1e-4,
+        "class_weights": False,
+        "precision": "32-true",
+        "seed": 1,
+        "pretrained": "none",
+    }
+    assert Training(arch="own_unet", **training).arch == "own_unet"
+    for name in ("unet", "own_", "own_../x"):
+        with pytest.raises(ValueError, match="'segformer_b0'"):
+            Training(arch=name, **training)
+    with pytest.raises(MtkdError, match=r"no pipeline/models/own_lost\.py"):
+        create_model("own_lost", 1)
+    with pytest.raises(MtkdError, match="own_unet starts from"):
+        create_model("own_unet", 1, "nvidia/mit-b0")
