@@ -62,7 +62,7 @@ def _is_own(name: str) -> bool:
     Raises:
         MtkdError: its name says so, but there is no such module.
     """
-    if not name.startswith("own_"):
+    if not (name.startswith("own_") and name.isidentifier()):
         return False
     if find_spec(f"{__name__}.{name}") is None:
         raise MtkdError(f"there is no pipeline/models/{name}.py, whose function build would make this network")

@@ -460,5 +460,7 @@ def test_own_networks_are_told_from_misspelt_ones(own_unet):
             Training(arch=name, **training)
     with pytest.raises(MtkdError, match=r"no pipeline/models/own_lost\.py"):
         create_model("own_lost", 1)
+    with pytest.raises(MtkdError, match="unknown architecture"):
+        create_model("own_.lost", 1)
     with pytest.raises(MtkdError, match="own_unet starts from"):
         create_model("own_unet", 1, "nvidia/mit-b0")
