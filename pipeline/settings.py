@@ -22,9 +22,13 @@ from pydantic import (
 from pipeline.dsad import UNLABELLED
 
 
+def is_own(architecture: str) -> bool:
+    """Whether it names a network that the user has added: own_<name>."""
+    return re.fullmatch(r"own_\w+", architecture) is not None
+
+
 def _own_network(value: object, known: ValidatorFunctionWrapHandler) -> object:
-    """Accept own_<name>, a network that the user has added, beside the known ones."""
-    return value if isinstance(value, str) and re.fullmatch(r"own_\w+", value) else known(value)
+    return value if isinstance(value, str) and is_own(value) else known(value)
 
 
 Architecture = Annotated[

@@ -5,11 +5,14 @@ One of one's own is a module ``own_<name>`` here with a function ``build`` like 
 A family is imported only when one of its architectures is built: their libraries take seconds to import.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from typing import cast
 
 from pipeline.errors import MtkdError
 from pipeline.models.network import Network
+from pipeline.settings import is_own
 
 ARCHITECTURES = (
     "deeplabv3_efficientnet_b0",
@@ -39,15 +42,17 @@ def create_model(name: str, decoders: int, pretrained: str | None = None) -> Net
         ``start`` tells what was loaded; input statistics follow the weights.
 
     Raises:
-        MtkdError: the name is unknown, ``decoders`` < 1, or the weights can't be had or don't fit.
+        MtkdError: the name is unknown, an own module makes no network, ``decoders`` < 1, or the weights can't be had or
+            don't fit.
     """
-    if name not in ARCHITECTURES and not _is_own(name):
-        raise MtkdError(f"unknown architecture '{name}': choose one of {', '.join(ARCHITECTURES)}")
+    build = _builder(name)
     if decoders < 1:
         raise MtkdError(f"a network needs at least one decoder, not {decoders}")
     own = pretrained is not None and pretrained.endswith(".safetensors")
     weights = None if own or pretrained in (None, "none") else pretrained
-    network: Network = import_module(f"pipeline.models.{name}").build(decoders, weights)
+    network = build(decoders, weights)
+    if not isinstance(network, Network):
+        raise MtkdError(f"build of pipeline/models/{name}.py gives a {type(network).__name__}, which is no Network")
     network.architecture = name
     if own and pretrained is not None:
         from pipeline.checkpoint import start_from  # reads checkpoints of networks, and so imports this module
@@ -56,17 +61,23 @@ def create_model(name: str, decoders: int, pretrained: str | None = None) -> Net
     return network
 
 
-def _is_own(name: str) -> bool:
-    """Whether a user has added it.
+def _builder(name: str) -> Callable[[int, str | None], object]:
+    """The function that builds an architecture of ours, or one that a user has added.
 
     Raises:
-        MtkdError: its name says so, but there is no such module.
+        MtkdError: there is no such architecture, or its module lacks that function or is none.
     """
-    if not (name.startswith("own_") and name.isidentifier()):
-        return False
-    if find_spec(f"{__name__}.{name}") is None:
-        raise MtkdError(f"there is no pipeline/models/{name}.py, whose function build would make this network")
-    return True
+    module = f"{__name__}.{name}"
+    if name not in ARCHITECTURES:
+        if not is_own(name):
+            known = ", ".join(ARCHITECTURES)
+            raise MtkdError(f"unknown architecture '{name}': choose one of {known}, or add your own as own_<name>")
+        if find_spec(module) is None:
+            raise MtkdError(f"there is no pipeline/models/{name}.py, whose function build would make this network")
+    try:
+        return cast(Callable[[int, str | None], object], import_module(module).build)
+    except (ImportError, SyntaxError, AttributeError) as error:
+        raise MtkdError(f"pipeline/models/{name}.py gives no function build: {error}") from error
 
 
 __all__ = ["ARCHITECTURES", "Network", "create_model"]

@@ -462,5 +462,27 @@ def test_own_networks_are_told_from_misspelt_ones(own_unet):
         create_model("own_lost", 1)
     with pytest.raises(MtkdError, match="unknown architecture"):
         create_model("own_.lost", 1)
+    with pytest.raises(MtkdError, match="own_<name>"):
+        create_model("unet", 1)
     with pytest.raises(MtkdError, match="own_unet starts from"):
         create_model("own_unet", 1, "nvidia/mit-b0")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = 1", "no function build.*has no attribute 'build'"),
+        ("def build(", r"no function build.*own_broken\.py, line 1"),
+        ("import a_library_that_is_not_there", "no function build.*a_library_that_is_not_there"),
+        ("def build(decoders, pretrained): return [decoders]", "gives a list, which is no Network"),
+    ],
+)
+def test_own_modules_that_make_no_network_are_told_in_one_line(text, told, monkeypatch, tmp_path):
+    import pipeline.models
+
+    (tmp_path / "own_broken.py").write_text(text)
+    monkeypatch.setattr(pipeline.models, "__path__", [*pipeline.models.__path__, str(tmp_path)])
+    with pytest.raises(MtkdError, match=told) as caught:
+        create_model("own_broken", 1)
+    sys.modules.pop("pipeline.models.own_broken", None)
+    assert "\n" not in str(caught.value)
