@@ -419,17 +419,17 @@ def test_lite0_loads_its_imagenet_weights_and_statistics():
 
 
 @pytest.fixture
-def own_unet(monkeypatch):
-    """The module of docs/, where a user would have put it."""
+def own_networks(monkeypatch, tmp_path):
+    """A folder whose modules are found as if a user had put them into pipeline/models, beside the one of docs/."""
     import pipeline.models
 
-    monkeypatch.setattr(pipeline.models, "__path__", [*pipeline.models.__path__, str(DOCS)])
-    monkeypatch.delitem(sys.modules, "pipeline.models.own_unet", raising=False)
-    yield
-    sys.modules.pop("pipeline.models.own_unet", None)
+    monkeypatch.setattr(pipeline.models, "__path__", [*pipeline.models.__path__, str(DOCS), str(tmp_path)])
+    yield tmp_path
+    for module in [name for name in sys.modules if name.startswith("pipeline.models.own_")]:
+        del sys.modules[module]
 
 
-def test_a_network_of_ones_own_is_built_and_kept_like_the_others(own_unet, tmp_path):
+def test_a_network_of_ones_own_is_built_and_kept_like_the_others(own_networks, tmp_path):
     network = create_model("own_unet", 3, "imagenet").eval()
     network.anatomies = ("liver", "colon", "ureter")
     frames = torch.rand(2, 3, 50, 70)
@@ -443,7 +443,7 @@ def test_a_network_of_ones_own_is_built_and_kept_like_the_others(own_unet, tmp_p
         torch.testing.assert_close(load_checkpoint(tmp_path / "own.safetensors", "train_student")[0](frames), logits)
 
 
-def test_own_networks_are_told_from_misspelt_ones(own_unet):
+def test_own_networks_are_told_from_misspelt_ones(own_networks):
     training = {
         "epochs": 1,
         "batch_size": 2,
@@ -477,12 +477,8 @@ def test_own_networks_are_told_from_misspelt_ones(own_unet):
         ("def build(decoders, pretrained): return [decoders]", "gives a list, which is no Network"),
     ],
 )
-def test_own_modules_that_make_no_network_are_told_in_one_line(text, told, monkeypatch, tmp_path):
-    import pipeline.models
-
-    (tmp_path / "own_broken.py").write_text(text)
-    monkeypatch.setattr(pipeline.models, "__path__", [*pipeline.models.__path__, str(tmp_path)])
+def test_own_modules_that_make_no_network_are_told_in_one_line(text, told, own_networks):
+    (own_networks / "own_broken.py").write_text(text)
     with pytest.raises(MtkdError, match=told) as caught:
         create_model("own_broken", 1)
-    sys.modules.pop("pipeline.models.own_broken", None)
     assert "\n" not in str(caught.value)
