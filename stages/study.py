@@ -120,17 +120,20 @@ def case_file(case: Case, data: str) -> Path:
         case: settings and stores.
         data: identity of frames and labels.
     """
-    params = load_params(case.folder / PARAMS)
-    inputs = {
-        "arm": case.arm,
-        "unlabelled": case.unlabelled,
+    settings = load_params(case.folder / PARAMS).data
+    inputs: dict[str, Any] = {
         "student": case.student.model_dump(),
-        # A setting that came later is left out at its default, so that runs of before still count.
-        "distill": case.distill.model_dump(exclude_defaults=True) if case.distill else None,
-        "data": params.data.model_dump(),
+        "data": settings.model_dump(exclude={"unlabelled_root"}),
         "frames and labels": data,
-        "stores": [open_store(case.folder / store(anatomy)).identity for anatomy in params.data.anatomies],
     }
+    if case.distill:
+        inputs |= {
+            "arm": case.arm,
+            "unlabelled": settings.unlabelled_root if case.unlabelled else None,
+            # A setting that came later is left out at its default, so that runs of before still count.
+            "distill": case.distill.model_dump(exclude_defaults=True),
+            "stores": [open_store(case.folder / store(anatomy)).identity for anatomy in settings.anatomies],
+        }
     digest = sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:10]
     name = re.sub(r"\W+", "_", case.name)
     return FOLDER / f"{name}-{case.student.arch}-{case.student.seed}-{digest}.json"

@@ -15,7 +15,7 @@ from pipeline.prepared import list_unlabelled
 from pipeline.settings import Distill, Training
 from stages.console import say
 from stages.elsewhere import is_elsewhere
-from stages.layout import METRICS, PREPARED_FRAMES, frames_of, teacher_checkpoint
+from stages.layout import METRICS, PREPARED_FRAMES, frames_of, taught_frames, teacher_checkpoint
 from stages.params import load_params
 from stages.records import read
 from stages.soft_targets import open_stores
@@ -41,14 +41,14 @@ class Way:
     Attributes:
         distill: as in :class:`stages.study_arms.Case`.
         arm: likewise.
-        longer: how many times the epochs of the other ways.
+        longer: how many times the epochs of the other ways; below one where each of its epochs has more frames.
         class_weights: whether the loss on labels weighs rare classes up, also where ``student.class_weights`` is off.
         unlabelled: as in ``Case``.
     """
 
     distill: Distill | None = None
     arm: Arm = "stores"
-    longer: int = 1
+    longer: float = 1
     class_weights: bool = False
     unlabelled: bool = True
 
@@ -88,7 +88,6 @@ BEYOND: Ways = {
     "on the student's grid": Way(BALANCED.model_copy(update={"grid": "student"})),
 }
 STUDIES = {"gain": GAIN, "settings": SETTINGS, "beyond": BEYOND}
-LABELLED_ONLY = "classes_balanced, labelled frames"
 CLEAR = 5.0  # Dice that a teacher must be above the baseline for its anatomy to count in the gap
 Dice = dict[str, float | None]  # percent per anatomy, and "mean"
 # What is told of each run: on the test surgeries, and on those that choose settings.
@@ -123,8 +122,7 @@ def run(
     """
     known, params = STUDIES[name], load_params()
     if name == "gain" and list_unlabelled(PREPARED_FRAMES):
-        # Where there are frames without labels, what they add is shown by leaving them out.
-        known = {**known, LABELLED_ONLY: Way(BALANCED, unlabelled=False)}
+        known = {**known, **_unlabelled_ways(params.data.anatomies)}
     if params.student.class_weights:
         # Every student has them: a way that only adds them is none of its own.
         known = {way: how for way, how in known.items() if not how.class_weights}
@@ -155,6 +153,15 @@ def run(
     say(f"-> {output}")
 
 
+def _unlabelled_ways(anatomies: Sequence[str]) -> Ways:
+    """What frames without labels add is shown by leaving them out, and by training with them for no more steps."""
+    labelled, taught = frames_of("train", anatomies), taught_frames(anatomies)
+    return {
+        "classes_balanced, labelled frames": Way(BALANCED, unlabelled=False),
+        "classes_balanced, as many steps": Way(BALANCED, longer=len(labelled) / len(taught)),
+    }
+
+
 def _case(name: str, way: Way, arch: str, seed: int, epochs: int) -> Case:
     pretrained, rate, final = STUDENTS[arch]
     base = load_params().student
@@ -166,7 +173,7 @@ def _case(name: str, way: Way, arch: str, seed: int, epochs: int) -> Case:
             "learning_rate": rate,
             "final_learning_rate": final,
             "class_weights": base.class_weights or way.class_weights,
-            "epochs": way.longer * epochs,
+            "epochs": max(1, round(way.longer * epochs)),
             "seed": seed,
         }
     )

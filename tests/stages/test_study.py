@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import ROOT, mtkd
+from conftest import ROOT, mtkd, write_png
 from torch.utils.data import default_collate
 
 from pipeline.machine import Machine
@@ -136,6 +136,28 @@ def test_gain_and_beyond_share_their_runs(run):
     # Other teachers than the ones that taught these students are no column of their table.
     shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
     assert "does not fit" in mtkd("study", "gain", *arguments, "--way", "classes_balanced", code=1)
+
+
+def test_frames_without_labels_cost_the_baseline_nothing_and_the_student_no_more_steps(run):
+    """Baselines of before still count, and as many steps are half the epochs where an epoch has twice the frames."""
+    arguments = ["study", "gain", "--student", "mininetv2", "--seeds", "1", "--epochs", "2"]
+    mtkd(*arguments, "--way", "baseline")
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+        write_png(run / "video" / "07" / f"{number}.png", pixels)
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    params["data"]["unlabelled_root"] = str(run / "video")
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
+    mtkd("prepare")
+    mtkd("cache-logits")
+    said = mtkd(*arguments, "--way", "classes_balanced, as many steps", "--way", "classes_balanced, labelled frames")
+    assert "1 of 3 runs are there, 2 to go" in said
+    runs = [read(file, "study") for file in (run / "results/study").glob("*.json")]
+    assert {r["name"]: r["epochs"] for r in runs} == {
+        "baseline": 2,
+        "classes_balanced, as many steps": 1,
+        "classes_balanced, labelled frames": 2,
+    }
 
 
 def test_a_study_without_validation_frames_has_dashes(run):

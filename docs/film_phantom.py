@@ -1,0 +1,36 @@
+"""Frames of the phantom's training surgeries that its data set doesn't hold, without masks: what a hospital's video is.
+
+    python docs/film_phantom.py UNLABELLED FRAMES
+
+writes FRAMES further frames per anatomy and surgery, as params.yaml describes the phantom. Then
+``data.unlabelled_root: UNLABELLED`` shows what the same surgeries' video is worth.
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+
+from pipeline.dsad import surgery_id
+from pipeline.phantom import ANATOMIES, render
+from stages.params import load_params
+
+
+def main(unlabelled: Path, frames: int) -> None:
+    """The data set's frames are 0 .. ``phantom.frames`` - 1 of each anatomy and surgery; these follow."""
+    data = load_params().data
+    phantom, kept = data.phantom, {surgery_id(s) for s in (*data.splits.val, *data.splits.test)}
+    for surgery in sorted(set(range(1, phantom.surgeries + 1)) - kept):
+        folder = unlabelled / f"{surgery:02d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for anatomy in ANATOMIES:
+            for frame in range(phantom.frames, phantom.frames + frames):
+                pixels, _ = render(
+                    anatomy, surgery, frame, seed=phantom.seed, size=phantom.image_size, difficulty=phantom.difficulty
+                )
+                cv2.imwrite(str(folder / f"{anatomy}_{frame:02d}.png"), pixels[..., ::-1])
+        print(f"{folder}: {frames * len(ANATOMIES)} frames")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
