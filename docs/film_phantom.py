@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 
-from pipeline.dsad import surgery_id
+from pipeline.dsad import Splits
 from pipeline.phantom import ANATOMIES, render
 from stages.params import load_params
 
@@ -19,9 +19,11 @@ from stages.params import load_params
 def main(unlabelled: Path, frames: int) -> None:
     """The data set's frames are 0 .. ``phantom.frames`` - 1 of each anatomy and surgery; these follow."""
     data = load_params().data
-    phantom, kept = data.phantom, {surgery_id(s) for s in (*data.splits.val, *data.splits.test)}
-    for surgery in sorted(set(range(1, phantom.surgeries + 1)) - kept):
+    phantom, splits = data.phantom, Splits(tuple(data.splits.val), tuple(data.splits.test))
+    for surgery in range(1, phantom.surgeries + 1):
         folder = unlabelled / f"{surgery:02d}"
+        if splits.of(folder.name) != "train":
+            continue
         folder.mkdir(parents=True, exist_ok=True)
         for anatomy in ANATOMIES:
             for frame in range(phantom.frames, phantom.frames + frames):

@@ -11,11 +11,10 @@ from pipeline.errors import MtkdError
 from pipeline.evaluation import evaluate, summarise
 from pipeline.files import write_atomically
 from pipeline.machine import Machine
-from pipeline.prepared import list_unlabelled
 from pipeline.settings import Distill, Training
 from stages.console import say
 from stages.elsewhere import is_elsewhere
-from stages.layout import METRICS, PREPARED_FRAMES, frames_of, taught_frames, teacher_checkpoint
+from stages.layout import METRICS, frames_of, taught_frames, teacher_checkpoint
 from stages.params import load_params
 from stages.records import read
 from stages.soft_targets import open_stores
@@ -121,8 +120,10 @@ def run(
             is no Markdown file.
     """
     known, params = STUDIES[name], load_params()
-    if name == "gain" and list_unlabelled(PREPARED_FRAMES):
-        known = {**known, **_unlabelled_ways(params.data.anatomies)}
+    anatomies = params.data.anatomies
+    more = len(taught_frames(anatomies)) / len(frames_of("train", anatomies))
+    if name == "gain" and more > 1:
+        known = {**known, **_unlabelled_ways(more)}
     if params.student.class_weights:
         # Every student has them: a way that only adds them is none of its own.
         known = {way: how for way, how in known.items() if not how.class_weights}
@@ -147,18 +148,18 @@ def run(
     }
     text = "\n".join(line for arch in students for line in _tables(arch, runs[arch], teachers))
     curves = output.with_suffix(".svg")
-    write_curves(curves, runs)
+    write_curves(curves, runs, {way: more if known[way].distill and known[way].unlabelled else 1.0 for way in shown})
     write_atomically(output, f"{text}\n![Validation Dice over epochs]({curves.name})\n".encode())
     say(text)
     say(f"-> {output}")
 
 
-def _unlabelled_ways(anatomies: Sequence[str]) -> Ways:
-    """What frames without labels add is shown by leaving them out, and by training with them for no more steps."""
-    labelled, taught = frames_of("train", anatomies), taught_frames(anatomies)
+def _unlabelled_ways(more: float) -> Ways:
+    """Where an epoch with frames without labels has ``more`` times the frames: without them, and with as many steps."""
     return {
         "classes_balanced, labelled frames": Way(BALANCED, unlabelled=False),
-        "classes_balanced, as many steps": Way(BALANCED, longer=len(labelled) / len(taught)),
+        "classes_balanced, as many steps": Way(BALANCED, longer=1 / more),
+        "classes_balanced, twice as many steps": Way(BALANCED, longer=2 / more),
     }
 
 

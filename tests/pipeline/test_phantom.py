@@ -1,14 +1,8 @@
 """The phantom: deterministic, in DSAD's layout, partially labelled, and neither trivial nor hopeless."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from pipeline.errors import MtkdError
 from pipeline.phantom import ANATOMIES, LEAST, LEAST_OTHER, render, write_phantom
@@ -149,15 +143,3 @@ def test_arguments_out_of_range_are_refused(tmp_path, wrong, message):
     with pytest.raises(MtkdError, match=message):
         write_phantom(tmp_path, **({"seed": 1, "surgeries": 1, "frames": 1} | wrong))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_film_shows_further_frames_of_training_surgeries_alone(project):
-    project(data__phantom={"seed": 1, "surgeries": 3, "frames": 2, "image_size": [64, 80], "difficulty": 0.3})
-    script = [sys.executable, str(ROOT / "docs/film_phantom.py"), "film", "1"]
-    subprocess.run(script, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
-    folder = Path("film")
-    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == [
-        f"01/{anatomy}_02.png" for anatomy in ANATOMIES
-    ]
-    pixels, _ = render("colon", 1, 2, seed=1, size=(64, 80), difficulty=0.3)
-    np.testing.assert_array_equal(cv2.imread(str(folder / "01/colon_02.png"))[..., ::-1], pixels)

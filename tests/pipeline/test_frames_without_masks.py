@@ -1,0 +1,38 @@
+"""The scripts of docs/ that make frames without masks: of training surgeries alone, and each time the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from conftest import ROOT
+
+from pipeline.phantom import ANATOMIES, render
+
+
+def frames_of(script, folder, number):
+    command = [sys.executable, str(ROOT / "docs" / script), folder, str(number)]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    return {file.relative_to(folder).as_posix(): cv2.imread(str(file)) for file in Path(folder).rglob("*.*")}
+
+
+def test_a_film_goes_on_where_the_phantom_ends(project):
+    project(data__phantom={"seed": 1, "surgeries": 3, "frames": 2, "image_size": [64, 80], "difficulty": 0.3})
+    film = frames_of("film_phantom.py", "film", 1)
+    assert sorted(film) == [f"01/{anatomy}_02.png" for anatomy in ANATOMIES]
+    pixels, _ = render("colon", 1, 2, seed=1, size=(64, 80), difficulty=0.3)
+    np.testing.assert_array_equal(film["01/colon_02.png"][..., ::-1], pixels)
+
+
+def test_crops_show_parts_of_training_frames(project):
+    project()
+    crops = frames_of("crop_frames.py", "crops", 2)
+    names = [f"01/{a}_image{i:02d}_{crop:02d}.png" for a in ("colon", "liver") for i in range(3) for crop in range(2)]
+    assert sorted(crops) == names
+    assert len({pixels.tobytes() for pixels in crops.values()}) == len(crops)
+    frame = cv2.imread("dsad/colon/01/image00.png")
+    assert all(pixels.shape == frame.shape for pixels in crops.values())
+    again = frames_of("crop_frames.py", "again", 2)
+    assert all((again[name] == crops[name]).all() for name in names)
