@@ -1,4 +1,4 @@
-"""The scripts of docs/ that make frames without masks: of training surgeries alone, and each time the same."""
+"""The scripts of docs/ that make frames without masks: of training surgeries alone."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ from conftest import ROOT
 from pipeline.phantom import ANATOMIES, render
 
 
-def frames_of(script, folder, number):
-    command = [sys.executable, str(ROOT / "docs" / script), folder, str(number)]
+def frames_of(script, folder, number, *options):
+    command = [sys.executable, str(ROOT / "docs" / script), folder, str(number), *options]
     subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
     return {file.relative_to(folder).as_posix(): cv2.imread(str(file)) for file in Path(folder).rglob("*.*")}
 
@@ -34,5 +34,10 @@ def test_crops_show_parts_of_training_frames(project):
     assert len({pixels.tobytes() for pixels in crops.values()}) == len(crops)
     frame = cv2.imread("dsad/colon/01/image00.png")
     assert all(pixels.shape == frame.shape for pixels in crops.values())
-    again = frames_of("crop_frames.py", "again", 2)
-    assert all((again[name] == crops[name]).all() for name in names)
+    mirrored = frames_of("crop_frames.py", "mirrored", 2, "--mirror")
+    kept = [(crops[name] == mirrored[name]).all() for name in names]
+    assert any(kept)
+    assert not all(kept)
+    assert all(
+        (mirrored[name][:, :: 1 if same else -1] == crops[name]).all() for name, same in zip(names, kept, strict=True)
+    )
