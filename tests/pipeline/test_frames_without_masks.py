@@ -1,4 +1,4 @@
-"""The scripts of docs/ that make frames without masks: of training surgeries alone."""
+"""The scripts of docs/ that make frames without masks, of training surgeries alone."""
 
 import os
 import subprocess
@@ -41,3 +41,17 @@ def test_crops_show_parts_of_training_frames(project):
     assert all(
         (mirrored[name][:, :: 1 if same else -1] == crops[name]).all() for name, same in zip(names, kept, strict=True)
     )
+
+
+def test_crops_keep_their_masks_where_labels_are_to_learn_from_them(project):
+    """The discs of a data set of two anatomies are brighter than all else, also in a crop."""
+    project()
+    frames = frames_of("crop_frames.py", "labelled", 2, "--mirror", "--masks")
+    assert len(frames) == 2 * (2 * 9 + 2 * 3 * 2)  # of two anatomies: all frames, and two crops of three, with masks
+    assert (frames["colon/02/image00.png"] == cv2.imread("dsad/colon/02/image00.png")).all()
+    crops = [name for name in frames if len(Path(name).stem) > len("image00") and "image" in name]
+    assert len(crops) == 12
+    for name in crops:
+        mask = frames[name.replace("image", "mask")]
+        assert set(np.unique(mask)) <= {0, 255}
+        assert frames[name][mask > 0].mean() > 2 * frames[name][mask == 0].mean()
