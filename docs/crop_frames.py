@@ -13,6 +13,7 @@ import albumentations as A
 import cv2
 import numpy as np
 import typer
+from hide_masks import link
 
 from pipeline.dsad import Source, Splits, scan
 from stages.params import load_params
@@ -34,17 +35,11 @@ def main(folder: Path, crops: int, mirror: bool = False, masks: bool = False) ->
     flip, seed = A.HorizontalFlip(p=0.5 if mirror else 0.0), 0
     for frame in frames:
         if masks:
-            _link(frame, folder)
+            for file in (frame.image, frame.mask):
+                link(folder / frame.anatomy / frame.surgery / file.name, file)
         for number in range(crops if splits.of(frame.surgery) == "train" else 0):
             seed += 1
             _write_crop(frame, number, flip, seed, folder, masks)
-
-
-def _link(frame: Source, root: Path) -> None:
-    for file in (frame.image, frame.mask):
-        link = root / frame.anatomy / frame.surgery / file.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(file.resolve())
 
 
 def _write_crop(frame: Source, number: int, flip: A.HorizontalFlip, seed: int, root: Path, masks: bool) -> None:

@@ -21,12 +21,13 @@ def main(source: Path, labelled: Path, unlabelled: Path, kept: set[str | int]) -
     for number, frame in enumerate(frames):
         if surgery_id(frame.surgery) in kept or number % 2 == 0:
             for file in (frame.image, frame.mask):
-                _link(labelled / frame.anatomy / frame.surgery / file.name, file)
+                link(labelled / frame.anatomy / frame.surgery / file.name, file)
         else:
-            _link(unlabelled / frame.surgery / f"{frame.anatomy}_{frame.image.name}", frame.image)
+            link(unlabelled / frame.surgery / f"{frame.anatomy}_{frame.image.name}", frame.image)
 
 
-def _link(path: Path, target: Path) -> None:
+def link(path: Path, target: Path) -> None:
+    """A link to ``target``, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target.resolve())
 
