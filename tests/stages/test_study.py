@@ -188,6 +188,22 @@ def test_a_table_without_a_gap_says_so():
     assert "| gap closed (%), mean (per seed), over 0 anatomies * | 100 | - | - |" in lines
 
 
+def test_the_gap_is_told_against_every_baseline():
+    """One that was trained for longer leaves a smaller gap, and other anatomies to count."""
+    dice = {
+        "baseline": {"colon": 60.0, "liver": 40.0},
+        "baseline, twice as long": {"colon": 76.0, "liver": 60.0},
+        "classes": {"colon": 80.0, "liver": 70.0},
+    }
+    own = {way: [{"validation": {"mean": 0.0, **found}, "seed": 1, "val_dice": [1.0]}] for way, found in dice.items()}
+    lines = _table("validation", "validation", own, {"mean": 80.0, "colon": 80.0, "liver": 80.0})
+    assert (
+        "| gap closed (%), mean (per seed), over 2 anatomies * | 100 | **0** (0) | **60** (60) | **83** (83) |" in lines
+    )
+    longer = "gap closed against baseline, twice as long (%), mean (per seed), over 1 anatomies"
+    assert f"| {longer} | 100 | **-100** (-100) | **0** (0) | **50** (50) |" in lines
+
+
 def test_a_run_that_fails_costs_no_other(run, monkeypatch):
     """Nor does one whose process is killed; the bar ends where it should."""
     steps = []
