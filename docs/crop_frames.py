@@ -8,42 +8,49 @@ augmentation.
 """
 
 from pathlib import Path
+from typing import Annotated
 
 import albumentations as A
 import cv2
 import numpy as np
+import scripts
 import typer
-from hide_masks import link
+from numpy.typing import NDArray
 
-from pipeline.dsad import Source, Splits, scan
+from pipeline.dsad import DataError, Source, Splits, read_frame, read_mask, scan
+from pipeline.errors import MtkdError
+from stages.console import progress, say
 from stages.params import load_params
 
 
-def main(folder: Path, crops: int, mirror: bool = False, masks: bool = False) -> None:
+def main(folder: Path, crops: Annotated[int, typer.Argument(min=1)], mirror: bool = False, masks: bool = False) -> None:
     """Write crops of the training frames, the same whenever it is run.
 
     With --mirror half of them are mirrored: right for streets, wrong for an abdomen, whose left is not its right.
     With --masks FOLDER becomes a data set, of all frames and of the crops with their masks: what crops teach labels.
     """
-    if folder.exists():
-        raise SystemExit(f"{folder} is there already: remove it, or name another folder")
+    scripts.refuse_existing(folder)
     data = load_params().data
     splits = Splits(tuple(data.splits.val), tuple(data.splits.test))
     frames, problems = scan(Path(data.root), data.anatomies)
     if problems:
-        raise SystemExit("\n".join(problems))
-    flip, seed = A.HorizontalFlip(p=0.5 if mirror else 0.0), 0
-    for frame in frames:
-        if masks:
-            for file in (frame.image, frame.mask):
-                link(folder / frame.anatomy / frame.surgery / file.name, file)
-        for number in range(crops if splits.of(frame.surgery) == "train" else 0):
-            seed += 1
-            _write_crop(frame, number, flip, seed, folder, masks)
+        raise DataError(problems)
+    training = [frame for frame in frames if splits.of(frame.surgery) == "train"]
+    if masks:
+        for frame in frames:
+            scripts.link_labelled(folder, frame)
+    flip = A.HorizontalFlip(p=0.5 if mirror else 0.0)
+    with progress("frames") as bar:
+        for done, frame in enumerate(training):
+            bar(done, len(training))
+            for number in range(crops):
+                _write_crop(frame, number, flip, seed=done * crops + number + 1, root=folder, masks=masks)
+    say(f"{folder}: {crops} crops of each of {len(training)} training frames")
 
 
 def _write_crop(frame: Source, number: int, flip: A.HorizontalFlip, seed: int, root: Path, masks: bool) -> None:
-    pixels, mask = cv2.imread(str(frame.image)), cv2.imread(str(frame.mask), cv2.IMREAD_GRAYSCALE)
+    assert frame.mask is not None
+    pixels, (mask, _) = read_frame(frame.image), read_mask(frame.mask)
     height, width = mask.shape
     crop = A.RandomResizedCrop(
         (height, width),
@@ -51,21 +58,22 @@ def _write_crop(frame: Source, number: int, flip: A.HorizontalFlip, seed: int, r
         ratio=(width / height,) * 2,
         mask_interpolation=cv2.INTER_NEAREST_EXACT,
     )
-    cropped = A.Compose([crop, flip], seed=seed)(image=pixels, mask=mask)
+    cropped = A.Compose([crop, flip], seed=seed)(image=pixels, mask=mask.astype(np.uint8) * 255)
+    image = cropped["image"][..., ::-1]
     if masks:
         name = f"{int(frame.name.removeprefix('image')) + 100:03d}{number}"
-        _write(root / frame.anatomy / frame.surgery / f"image{name}.png", cropped["image"])
+        _write(root / frame.anatomy / frame.surgery / f"image{name}.png", image)
         _write(root / frame.anatomy / frame.surgery / f"mask{name}.png", cropped["mask"])
     else:
-        _write(root / frame.surgery / f"{frame.anatomy}_{frame.name}_{number:02d}.png", cropped["image"])
+        _write(root / frame.surgery / f"{frame.anatomy}_{frame.name}_{number:02d}.png", image)
 
 
-def _write(path: Path, pixels: np.ndarray) -> None:
+def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
     if path.exists():  # perhaps a link to a frame of the data set, which is not to be written to
-        raise SystemExit(f"{path} is there already: a frame of the data set has this name")
+        raise MtkdError(f"{path} is there already: a frame of the data set has this name")
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), pixels)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    scripts.run(main)

@@ -6,25 +6,28 @@ writes FRAMES further frames per anatomy and surgery, as params.yaml describes t
 ``data.unlabelled_root: UNLABELLED`` shows what the same surgeries' video is worth.
 """
 
-import sys
 from pathlib import Path
+from typing import Annotated
 
 import cv2
+import scripts
+import typer
 
 from pipeline.dsad import Splits
 from pipeline.phantom import ANATOMIES, render
 from stages.params import load_params
 
 
-def main(unlabelled: Path, frames: int) -> None:
-    """The data set's frames are 0 .. ``phantom.frames`` - 1 of each anatomy and surgery; these follow."""
+def main(unlabelled: Path, frames: Annotated[int, typer.Argument(min=1)]) -> None:
+    """Write FRAMES frames per anatomy and training surgery of the phantom, which follow those of its data set."""
+    scripts.refuse_existing(unlabelled)
     data = load_params().data
     phantom, splits = data.phantom, Splits(tuple(data.splits.val), tuple(data.splits.test))
     for surgery in range(1, phantom.surgeries + 1):
         folder = unlabelled / f"{surgery:02d}"
         if splits.of(folder.name) != "train":
             continue
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
         for anatomy in ANATOMIES:
             for frame in range(phantom.frames, phantom.frames + frames):
                 pixels, _ = render(
@@ -35,4 +38,4 @@ def main(unlabelled: Path, frames: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    scripts.run(main)

@@ -5,33 +5,30 @@
 Then ``data.root: LABELLED`` and ``data.unlabelled_root: UNLABELLED`` show what frames without masks are worth.
 """
 
-import sys
 from pathlib import Path
 
+import scripts
+
 from pipeline.dsad import scan, surgery_id
+from pipeline.errors import MtkdError
 
 
-def main(source: Path, labelled: Path, unlabelled: Path, kept: set[str | int]) -> None:
-    """Frames of the surgeries in ``kept`` all stay labelled."""
+def main(source: Path, labelled: Path, unlabelled: Path, val_and_test_surgeries: list[str]) -> None:
+    """Link the frames of SOURCE into LABELLED, but every second one of a training surgery into UNLABELLED."""
     for folder in (labelled, unlabelled):
-        if folder.exists():
-            sys.exit(f"{folder} is there already: remove it, or name another folder")
-    folders = sorted(p.name for p in source.iterdir() if p.is_dir())
-    frames, _ = scan(source, folders)
+        scripts.refuse_existing(folder)
+    if not source.is_dir():
+        raise MtkdError(f"{source} is no folder")
+    frames, _ = scan(source, sorted(p.name for p in source.glob("[!.]*") if p.is_dir()))
+    if not frames:
+        raise MtkdError(f"{source} holds no <anatomy>/<surgery>/imageMM.png with a maskMM.png beside it")
+    kept = {surgery_id(surgery) for surgery in val_and_test_surgeries}
     for number, frame in enumerate(frames):
         if surgery_id(frame.surgery) in kept or number % 2 == 0:
-            for file in (frame.image, frame.mask):
-                link(labelled / frame.anatomy / frame.surgery / file.name, file)
+            scripts.link_labelled(labelled, frame)
         else:
-            link(unlabelled / frame.surgery / f"{frame.anatomy}_{frame.image.name}", frame.image)
-
-
-def link(path: Path, target: Path) -> None:
-    """A link to ``target``, with the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to(target.resolve())
+            scripts.link(unlabelled / frame.surgery / f"{frame.anatomy}_{frame.image.name}", frame.image)
 
 
 if __name__ == "__main__":
-    source, labelled, unlabelled, *surgeries = sys.argv[1:]
-    main(Path(source), Path(labelled), Path(unlabelled), {surgery_id(s) for s in surgeries})
+    scripts.run(main)

@@ -7,14 +7,19 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from conftest import ROOT
 
 from pipeline.phantom import ANATOMIES, render
 
 
+def start(script, *arguments, **how):
+    command = [sys.executable, str(ROOT / "docs" / script), *arguments]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, **how)
+
+
 def frames_of(script, folder, number, *options):
-    command = [sys.executable, str(ROOT / "docs" / script), folder, str(number), *options]
-    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    start(script, folder, str(number), *options, check=True)
     return {file.relative_to(folder).as_posix(): cv2.imread(str(file)) for file in Path(folder).rglob("*.*")}
 
 
@@ -55,3 +60,26 @@ def test_crops_keep_their_masks_where_labels_are_to_learn_from_them(project):
         mask = frames[name.replace("image", "mask")]
         assert set(np.unique(mask)) <= {0, 255}
         assert frames[name][mask > 0].mean() > 2 * frames[name][mask == 0].mean()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("hide_masks.py", ["nowhere", "labelled", "unlabelled", "3"], "error: nowhere is no folder"),
+        ("hide_masks.py", ["dsad/colon", "labelled", "unlabelled", "3"], "error: dsad/colon holds no <anatomy>"),
+        ("hide_masks.py", ["dsad", "labelled", "unlabelled"], "Usage: "),
+        ("crop_frames.py", ["crops", "0"], "Usage: "),
+        ("crop_frames.py", ["dsad", "1"], "error: dsad is there already"),
+        ("crop_frames.py", ["crops", "1"], "image01.png: is truncated"),
+        ("film_phantom.py", ["dsad", "1"], "error: dsad is there already"),
+        ("film_phantom.py", [], "Usage: "),
+    ],
+)
+def test_what_a_script_cannot_do_is_said_in_short(project, script, arguments, said):
+    project()
+    damaged = Path("dsad/liver/01/image01.png")
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    ended = start(script, *arguments, capture_output=True)
+    assert ended.returncode
+    assert said in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,41 @@
+"""What the scripts of docs/ share."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+from pipeline.dsad import Source
+from pipeline.errors import MtkdError
+
+
+def run(main: Callable[..., None]) -> None:
+    """Run a function as a command line; what a user can mend is one line."""
+    try:
+        typer.run(main)
+    except (MtkdError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def refuse_existing(folder: Path) -> None:
+    """Frames of an earlier run must not be mixed with new ones.
+
+    Raises:
+        MtkdError: the folder is there.
+    """
+    if folder.exists():
+        raise MtkdError(f"{folder} is there already: remove it, or name another folder")
+
+
+def link_labelled(root: Path, frame: Source) -> None:
+    """A frame and its mask at their place in another data set."""
+    for file in (frame.image, frame.mask):
+        assert file is not None
+        link(root / frame.anatomy / frame.surgery / file.name, file)
+
+
+def link(path: Path, target: Path) -> None:
+    """A link to ``target``, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target.resolve())
