@@ -422,11 +422,15 @@ def plan(
 studies = typer.Typer(
     cls=TyperGroup,
     no_args_is_help=True,
-    help="Compare ways of training a student on this project's stores. A study that is stopped goes on.",
+    help="Compare ways of training a student on this project's stores."
+    "\n\nA study that is stopped goes on with the runs that are missing.",
 )
 app.add_typer(studies, name="study")
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds of each student.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Runs at the same time, with an equal share of the processor's cores.")]
+Jobs = Annotated[
+    int,
+    typer.Option(min=1, help="Runs at the same time, each with an equal share of torch's threads (OMP_NUM_THREADS)."),
+]
 Page = Annotated[Path | None, typer.Option(help="Markdown with the table; by default results/study_<NAME>.md.")]
 
 

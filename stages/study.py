@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from hashlib import sha256
 from itertools import islice, pairwise
 from multiprocessing import get_context, parent_process
@@ -42,17 +43,29 @@ FOLDER = RESULTS / "study"
 _epochs: Any = None  # how many this process has trained, where the study can read it
 
 
+def prepare_page(output: Path) -> None:
+    """The folder of a study's page, before hours of work.
+
+    Raises:
+        MtkdError: ``output`` is no Markdown file.
+    """
+    if output.suffix != ".md" or output.is_dir():
+        raise MtkdError(f"--output {output}: expected a Markdown file, .md")
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
 def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict[str, Any]]:
     """The results of all cases, in order; those that an earlier run left are read.
 
     Raises:
-        MtkdError: runs failed; the others are kept.
+        MtkdError: the device is not in this machine; or runs failed, and the others are kept.
     """
+    machine = replace(machine, device=machine.torch_device.type)
     data = {folder: _data(folder) for folder in {case.folder for case in cases}}
     files = [case_file(case, data[case.folder]) for case in cases]
     missing = [(case, file) for case, file in zip(cases, files, strict=True) if not file.is_file()]
     say(f"{len(cases) - len(missing)} of {len(cases)} runs are there, {len(missing)} to go")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     context = get_context("spawn")
     epochs, total = list[Any](), sum(case.student.epochs for case, _ in missing)
     waiting, failed = iter(missing), list[str]()

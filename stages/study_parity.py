@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import yaml
+from scipy.stats import t as student_t
 
 import cache
 from pipeline.files import write_atomically
@@ -17,14 +18,12 @@ from stages.console import say
 from stages.layout import RESULTS, store, teacher_checkpoint
 from stages.params import PARAMS, load_params
 from stages.store_identity import expected_parts
-from stages.study import measure_all
+from stages.study import measure_all, prepare_page
 from stages.study_arms import Case
 
 OUTPUT = RESULTS / "study_parity.md"
 VIEWS = Path("scratch/study/views")
 ALONE, LIVE, WARPED, REPLAYED = "no teachers", "live teachers", "stores, warped", "stores, views"
-# 97.5 % quantile of Student's t with n - 1 degrees of freedom, for n paired differences.
-T_QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
 def run(seeds: int, views: int, jobs: int, output: Path, machine: Machine) -> None:
@@ -36,8 +35,12 @@ def run(seeds: int, views: int, jobs: int, output: Path, machine: Machine) -> No
         jobs: runs at the same time.
         output: Markdown.
         machine: where.
+
+    Raises:
+        MtkdError: ``output`` is no Markdown file.
     """
     params = load_params()
+    prepare_page(output)
     _write_views(views, machine)
     arms: dict[str, dict[str, Any]] = {
         ALONE: {"distill": None},
@@ -103,7 +106,8 @@ def _table(arms: dict[str, Sequence[dict[str, Any]]], views: int) -> list[str]:
 
 def _interval(differences: Sequence[float]) -> str:
     """Mean of paired differences, and its interval from Student's t."""
-    if len(differences) not in T_QUANTILE:
-        return f"{mean(differences):+.1f}"
-    half = T_QUANTILE[len(differences)] * stdev(differences) / sqrt(len(differences))
-    return f"{mean(differences):+.1f} ({mean(differences) - half:+.1f} .. {mean(differences) + half:+.1f})"
+    middle, n = mean(differences), len(differences)
+    if n == 1:
+        return f"{middle:+.1f}"
+    half = student_t.ppf(0.975, n - 1) * stdev(differences) / sqrt(n)
+    return f"{middle:+.1f} ({middle - half:+.1f} .. {middle + half:+.1f})"

@@ -18,7 +18,7 @@ from stages.layout import METRICS, frames_of, taught_frames, teacher_checkpoint
 from stages.params import load_params
 from stages.records import read
 from stages.soft_targets import open_stores
-from stages.study import measure_all
+from stages.study import measure_all, prepare_page
 from stages.study_arms import PIXELS, Arm, Case
 from stages.study_charts import write_curves
 from stages.summary import number
@@ -133,9 +133,7 @@ def run(
             if one not in choices:
                 raise MtkdError(f"{option} {one}: one of {'; '.join(choices)}")
     shown = [way for way in known if way == BASELINE or not ways or way in ways]
-    if output.suffix != ".md" or output.is_dir():
-        raise MtkdError(f"--output {output}: expected a Markdown file, .md")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    prepare_page(output)
     if any(known[way].distill for way in shown):
         open_stores(params)  # refuses stores of other teachers, also where no run is missing
     cases = [
@@ -155,7 +153,10 @@ def run(
 
 
 def _unlabelled_ways(more: float) -> Ways:
-    """Where an epoch with frames without labels has ``more`` times the frames: without them, and with as many steps."""
+    """Where an epoch has ``more`` times the frames, of which most have no labels: without these, and in as many steps.
+
+    Epochs are whole ones, so as many steps are so many to the nearest epoch.
+    """
     return {
         "classes_balanced, labelled frames": Way(BALANCED, unlabelled=False),
         "classes_balanced, as many steps": Way(BALANCED, longer=1 / more),
@@ -259,9 +260,9 @@ def _span(values: Sequence[float | None]) -> str:
 
 
 def _last_gain(values: Sequence[float | None]) -> str:
-    """How much validation Dice still rose at the end: near 0 for a converged run; a dash without validation frames."""
+    """How much validation Dice still rose at the end: near 0 for a converged run; a dash where nothing tells."""
     quarter = max(1, len(values) // 4)
-    last, before = _mean(values[-quarter:]), _mean(values[-2 * quarter : -quarter] or values[-quarter:])
+    last, before = _mean(values[-quarter:]), _mean(values[-2 * quarter : -quarter])
     return "-" if last is None or before is None else f"{last - before:+.1f}"
 
 

@@ -235,6 +235,31 @@ def test_a_frame_without_a_valid_cell_does_not_count_in_the_mean_over_pieces():
     torch.testing.assert_close(objective.terms(s, batch)["kl_divergence"], together)
 
 
+@pytest.mark.parametrize(
+    ("softmax", "literal"),
+    [("pixels", literal_pixels), ("classes", literal_classes), ("classes_balanced", literal_balanced)],
+)
+def test_the_objective_is_cross_entropy_plus_the_weighted_divergence(frames, softmax, literal):
+    """Equation 3, with a temperature and a weight of which neither is one."""
+    label, anatomy = frames
+    s, t = logits(24, B, N, 2, H, W), logits(25, B, N, 2, H, W)
+    valid = torch.rand(B, H, W, generator=torch.Generator().manual_seed(26)) > 0.3
+    objective = distilled(supervised(N, None), Distill(temperature=2.5, weight=7.0, softmax=softmax, grid="stores"))
+    terms = objective.terms(s, {"label": label, "anatomy": anatomy, "teachers": t, "valid": valid})
+    total = sum(weight * terms[name].double() for name, weight in objective.weights.items())
+    expected = literal_cross_entropy(s, label, anatomy) + 7.0 * literal(s, t, 2.5, valid)
+    torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_pixels_is_blind_to_another_constant_on_every_channel(whose):
+    z = {"student": logits(27, B, N, 2, H, W), "teacher": logits(28, B, N, 2, H, W)}
+    shifted = {**z, whose: z[whose] + logits(29, B, N, 2, 1, 1, scale=20.0)}
+    torch.testing.assert_close(
+        channel_wise_kl(shifted["student"], shifted["teacher"], 4.0), channel_wise_kl(z["student"], z["teacher"], 4.0)
+    )
+
+
 def test_pixels_is_blind_to_a_constant_and_classes_is_not():
     s, t = logits(13, B, N, 2, H, W), logits(14, B, N, 2, H, W)
     shifted = s + torch.tensor([0.0, 5.0])[:, None, None]

@@ -204,6 +204,22 @@ def test_the_gap_is_told_against_every_baseline():
     assert f"| {longer} | 100 | **-100** (-100) | **0** (0) | **50** (50) |" in lines
 
 
+def test_pairs_have_the_interval_of_students_t():
+    """The 97.5 % quantiles of four and of eleven degrees of freedom are 2.776 and 2.201."""
+    assert study_parity._interval([1.0, 2.0, 3.0, 4.0, 5.0]) == "+3.0 (+1.0 .. +5.0)"
+    assert study_parity._interval([0.0, 2.0] * 6) == "+1.0 (+0.3 .. +1.7)"
+    assert study_parity._interval([1.0]) == "+1.0"
+
+
+def test_what_a_study_cannot_do_is_said_before_its_runs(run):
+    assert "expected a Markdown file" in mtkd("study", "parity", "--output", "results", code=1)
+    assert not study_parity.VIEWS.exists()
+    if not torch.cuda.is_available():
+        output = mtkd("study", "gain", "--student", "mininetv2", "--way", "classes", "--device", "cuda", code=1)
+        assert output.splitlines()[-1].startswith("error: --device cuda: torch")
+        assert "runs are there" not in output
+
+
 def test_a_run_that_fails_costs_no_other(run, monkeypatch):
     """Nor does one whose process is killed; the bar ends where it should."""
     steps = []
