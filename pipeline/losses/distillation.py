@@ -70,15 +70,18 @@ def balanced_class_wise_kl(student: Tensor, teacher: Tensor, temperature: float,
 def _kl_per_cell(
     student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """KL (B, N, h, w) of each cell, 0 where invalid; the teacher's probability of the anatomy; the valid cells."""
+    """KL (B, N, h, w) of each cell, 0 where invalid; the teacher's probability of the anatomy; the valid cells.
+
+    What stands in an invalid cell counts neither here nor in backward, be it no number.
+    """
     if valid is None:
         valid = student.new_ones((student.shape[0], *student.shape[3:]), dtype=torch.bool)
     # Two classes: the softmax is the sigmoid of the anatomy's lead over background.
-    s = (student[:, :, 1].float() - student[:, :, 0].float()) / temperature
-    t = (teacher[:, :, 1].float() - teacher[:, :, 0].float()) / temperature
+    s, t = ((z[:, :, 1].float() - z[:, :, 0].float()) / temperature for z in (student, teacher))
+    s, t = (lead.masked_fill(~valid[:, None], 0.0) for lead in (s, t))
     p = t.sigmoid()
     kl = p * (F.logsigmoid(t) - F.logsigmoid(s)) + (1 - p) * (F.logsigmoid(-t) - F.logsigmoid(-s))
-    return torch.where(valid[:, None], kl, 0.0), p, valid
+    return kl, p, valid
 
 
 def _mean_over_frames(per_frame: Tensor, valid: Tensor) -> Tensor:

@@ -191,6 +191,22 @@ def test_gradients_of_cross_entropy_equal_finite_differences(frames):
         assert abs(slope - z.grad[index]) < 1e-3 * max(1.0, abs(slope))
 
 
+@pytest.mark.parametrize(("ours", "_"), READINGS)
+def test_what_stands_in_an_invalid_cell_does_not_matter(ours, _):
+    """Not to the value nor to the gradient, be it no number."""
+    valid = torch.rand(B, H, W, generator=torch.Generator().manual_seed(30)) > 0.3
+    found = []
+    for other in (0.0, 60.0, math.inf, math.nan):
+        s = logits(31, B, N, 2, H, W).float().requires_grad_()
+        t = logits(32, B, N, 2, H, W).float().masked_fill(~valid[:, None, None], other)
+        value = ours(s, t, 2.0, valid)
+        value.sum().backward()
+        assert (s.grad.movedim((1, 2), (-2, -1))[~valid] == 0).all()
+        found.append((value.detach(), s.grad))
+    for one in found[1:]:
+        torch.testing.assert_close(one, found[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_does_not_reach_the_losses(frames, dtype):
     """Logits of +-60 that a network gave in half precision: values and gradients as outside of autocast, and finite."""
