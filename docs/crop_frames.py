@@ -43,12 +43,11 @@ def main(folder: Path, crops: Annotated[int, typer.Argument(min=1)], mirror: boo
     with progress("frames") as bar:
         for done, frame in enumerate(training):
             bar(done, len(training))
-            for number in range(crops):
-                _write_crop(frame, number, flip, seed=done * crops + number + 1, root=folder, masks=masks)
+            _write_crops(frame, range(done * crops, (done + 1) * crops), flip, folder, masks)
     say(f"{folder}: {crops} crops of each of {len(training)} training frames")
 
 
-def _write_crop(frame: Source, number: int, flip: A.HorizontalFlip, seed: int, root: Path, masks: bool) -> None:
+def _write_crops(frame: Source, seeds: range, flip: A.HorizontalFlip, root: Path, masks: bool) -> None:
     assert frame.mask is not None
     pixels, (mask, _) = read_frame(frame.image), read_mask(frame.mask)
     height, width = mask.shape
@@ -58,14 +57,15 @@ def _write_crop(frame: Source, number: int, flip: A.HorizontalFlip, seed: int, r
         ratio=(width / height,) * 2,
         mask_interpolation=cv2.INTER_NEAREST_EXACT,
     )
-    cropped = A.Compose([crop, flip], seed=seed)(image=pixels, mask=mask.astype(np.uint8) * 255)
-    image = cropped["image"][..., ::-1]
-    if masks:
-        name = f"{int(frame.name.removeprefix('image')) + 100:03d}{number}"
-        _write(root / frame.anatomy / frame.surgery / f"image{name}.png", image)
-        _write(root / frame.anatomy / frame.surgery / f"mask{name}.png", cropped["mask"])
-    else:
-        _write(root / frame.surgery / f"{frame.anatomy}_{frame.name}_{number:02d}.png", image)
+    for number, seed in enumerate(seeds):
+        cropped = A.Compose([crop, flip], seed=seed + 1)(image=pixels, mask=mask.astype(np.uint8) * 255)
+        image = cropped["image"][..., ::-1]
+        if masks:
+            name = f"{int(frame.name.removeprefix('image')) + 100:03d}{number}"
+            _write(root / frame.anatomy / frame.surgery / f"image{name}.png", image)
+            _write(root / frame.anatomy / frame.surgery / f"mask{name}.png", cropped["mask"])
+        else:
+            _write(root / frame.surgery / f"{frame.anatomy}_{frame.name}_{number:02d}.png", image)
 
 
 def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
