@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.dsad import UNLABELLED
+from pipeline.dsad import UNLABELLED, surgery_id
 
 
 def is_own(architecture: str) -> bool:
@@ -72,23 +72,28 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _surgery(value: object) -> object:
+    """The id of a surgery's folder, as it is compared everywhere."""
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+        raise ValueError(f"the name of a surgery's folder is wanted, found {value!r}")
+    return surgery_id(value)
+
+
+Surgery = Annotated[int | str, BeforeValidator(_surgery)]
+
+
 class Splits(Settings):
     """Surgery ids of the validation and test splits; every other surgery trains."""
 
-    val: list[int | str]
-    test: list[int | str]
+    val: list[Surgery]
+    test: list[Surgery]
 
     @model_validator(mode="after")
     def _apart(self) -> "Splits":
-        both = sorted({_as_id(s) for s in self.val} & {_as_id(s) for s in self.test}, key=str)
+        both = sorted(set(self.val) & set(self.test), key=str)
         if both:
             raise ValueError(f"a surgery cannot be in val and in test: {both}")
         return self
-
-
-def _as_id(surgery: int | str) -> int | str:
-    """Surgery ids compare as integers where they are digits (YAML turns 03 into 3)."""
-    return int(surgery) if str(surgery).isdigit() else str(surgery)
 
 
 class Phantom(Settings):

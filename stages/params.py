@@ -1,5 +1,13 @@
-"""Reading params.yaml: every problem is reported together, by the key's full name and what would be accepted."""
+"""Reading params.yaml: every problem is reported together, by the key's full name and what would be accepted.
 
+YAML turns names into numbers, truth values and dates, and its versions disagree: 010 is 8 in YAML 1.1, which PyYAML
+reads, and 10 in YAML 1.2, which DVC reads. So ids of surgeries are taken as they are written, and what could be read in
+two ways is refused.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +18,17 @@ from pipeline.errors import MtkdError
 from pipeline.settings import Params
 
 PARAMS = Path("params.yaml")
+_TEXT = "tag:yaml.org,2002:str"
+_SURGERIES = re.compile(r"data\.splits\.(val|test)\.\d+")
+# Names that DVC reads as well: they must be text for every reader.
+_NAMES = re.compile(r"data\.(root|unlabelled_root|anatomies\.\d+)|(teacher|student)\.(arch|pretrained)")
+# What all versions of YAML take for the same value.
+_CLEAR = {
+    "tag:yaml.org,2002:bool": r"true|True|TRUE|false|False|FALSE",
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*)",
+    "tag:yaml.org,2002:float": r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(?i:inf)|\.(?i:nan)",
+    "tag:yaml.org,2002:null": r"~|null|Null|NULL|",
+}
 
 
 def load_params(path: Path = PARAMS) -> Params:
@@ -19,13 +38,15 @@ def load_params(path: Path = PARAMS) -> Params:
         MtkdError: the file is missing or no YAML, a key is missing or unknown, or a value is not accepted.
     """
     try:
-        content: Any = yaml.safe_load(path.read_text())
+        content, problems = _read(path.read_bytes())
     except FileNotFoundError:
         raise MtkdError(
             f"{path} is not here: run mtkd in the project's folder, or write one with `mtkd init`"
         ) from None
     except yaml.YAMLError as error:
         raise MtkdError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if problems:
+        raise MtkdError("\n  ".join([f"{path}:", *problems]))
     if not isinstance(content, dict):
         raise MtkdError(f"{path} holds no sections: write one with `mtkd init`")
     try:
@@ -33,6 +54,51 @@ def load_params(path: Path = PARAMS) -> Params:
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(e)}" for e in error.errors(include_url=False))
         raise MtkdError(f"{path}:\n{problems}") from error
+
+
+def _read(text: bytes) -> tuple[Any, list[str]]:
+    """The values of a YAML text, ids of surgeries as strings; and what could be read in two ways.
+
+    Raises:
+        YAMLError: it is none.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, []
+        problems = list(_ambiguous(loader, node, ""))
+        return (None if problems else loader.construct_document(node)), problems
+    finally:
+        loader.dispose()
+
+
+def _ambiguous(loader: yaml.SafeLoader, node: yaml.Node, key: str) -> Iterator[str]:
+    """One line for each value below a key that could be read in two ways; ids of surgeries become text."""
+    if isinstance(node, yaml.MappingNode):
+        loader.flatten_mapping(node)
+        names = [name.value for name, _ in node.value]
+        prefix = f"{key}." if key else ""
+        yield from (f"{prefix}{name}: is there twice" for name, times in Counter(map(str, names)).items() if times > 1)
+        for name, value in node.value:
+            yield from _ambiguous(loader, value, f"{prefix}{name.value}")
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield from _ambiguous(loader, value, f"{key}.{i}")
+    elif isinstance(node, yaml.ScalarNode) and node.style is None:
+        if _SURGERIES.fullmatch(key):
+            node.tag = _TEXT
+        elif _NAMES.fullmatch(key) and not _is_text(node):
+            yield f"{key}: {node.value} is not text to every reader of YAML: put it in quotes, '{node.value}'"
+        elif node.tag in _CLEAR and not re.fullmatch(_CLEAR[node.tag], node.value):
+            value = loader.construct_object(node)
+            yield f"{key}: {node.value} is {value!r} to YAML 1.1 and something else to YAML 1.2: write what you mean"
+
+
+def _is_text(node: yaml.ScalarNode) -> bool:
+    """Whether every reader takes a value that is not in quotes for text."""
+    number = re.fullmatch(r"[-+]?(0[box])?[.0-9][_.0-9a-f:]*(e[-+]?[0-9]+)?", node.value, re.IGNORECASE)
+    return node.tag == _TEXT and number is None
 
 
 def _explain(problem: Any) -> str:

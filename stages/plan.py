@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.dsad import SPLITS, Splits
+from pipeline.dsad import SPLITS, Splits, surgery_id
 from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models import create_model
@@ -99,7 +99,7 @@ def dsad_counts(splits: Splits, anatomies: Sequence[str]) -> Counts:
     counts: Counts = {split: dict.fromkeys(anatomies, 0) for split in SPLITS}
     for row in csv.DictReader(text.splitlines()):
         for surgery, frames in row.items():
-            if surgery.isdigit() and row["anatomy"] in anatomies:
+            if isinstance(surgery_id(surgery), int) and row["anatomy"] in anatomies:
                 counts[splits.of(surgery)][row["anatomy"]] += int(frames)
     return counts
 

@@ -93,7 +93,7 @@ def _is_papers_data(params: Params, surgeries: int) -> bool:
         surgeries: how many were measured.
     """
     data = params.data
-    same = {int(s) if str(s).isdigit() else s for s in data.splits.test} == PAPER_TEST
+    same = set(data.splits.test) == PAPER_TEST
     known = set(next(iter(table(2).values()))) & set(data.anatomies)
     whole = surgeries == len(PAPER_TEST) and len(known) == len(data.anatomies) == PAPER_ANATOMIES
     return same and whole and not _is_phantom(params)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.dsad import surgery_id
 from pipeline.errors import MtkdError
 from pipeline.training import learning_rate
 from stages.params import load_params
@@ -87,6 +88,83 @@ def test_all_problems_are_reported_together(tmp_path, default_params):
 
 def test_numbers_that_yaml_reads_as_strings_are_numbers(check):
     assert check("student.learning_rate", "5e-4").student.learning_rate == 5e-4
+
+
+@pytest.fixture
+def written(tmp_path):
+    """The settings of the default params.yaml with some of its text replaced."""
+
+    def written(*changes):
+        text = (PRESETS / "demo.yaml").read_text()
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new, 1)
+        (tmp_path / "params.yaml").write_text(text)
+        return load_params(tmp_path / "params.yaml")
+
+    return written
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("[010, 011]", [10, 11]),  # YAML 1.1: 8 and 9
+        ("[08, '09', \"10\"]", [8, 9, 10]),
+        ("[1e3, 12_3, 3.10, 0x1F]", ["1e3", "12_3", "3.10", "0x1F"]),
+        ("[true, no, null, 2024-01-31]", ["true", "no", "null", "2024-01-31"]),
+        ("[1:30, ²]", ["1:30", "²"]),
+    ],
+)
+def test_ids_of_surgeries_are_what_is_written(written, text, ids):
+    assert written(("val: [3, 9]", f"val: {text}"), ("test: [2, 7, 11, 14]", "test: []")).data.splits.val == ids
+    assert written(("test: [2, 7, 11, 14]", f"test: {text}"), ("val: [3, 9]", "val: []")).data.splits.test == ids
+
+
+def test_one_rule_says_which_surgeries_are_the_same():
+    assert [surgery_id(name) for name in ("3", "03", 3, "²", "٣", "x3", "-3")] == [3, 3, 3, "²", "٣", "x3", "-3"]
+
+
+def test_an_empty_id_is_refused(written):
+    with pytest.raises(MtkdError, match=r"data\.splits\.val\.1: the name of a surgery's folder is wanted"):
+        written(("val: [3, 9]", "val: [3, '']"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("image_size: [64, 80]", "image_size: [064, 80]", "data.image_size.0: 064 is 52 to YAML 1.1"),
+        ("epochs: 25", "epochs: 2_5", "teacher.epochs: 2_5 is 25 to YAML 1.1"),
+        ("epochs: 25", "epochs: 1:30", "teacher.epochs: 1:30 is 90 to YAML 1.1"),
+        ("class_weights: false", "class_weights: off", "teacher.class_weights: off is False to YAML 1.1"),
+        ("- colon", "- 010", "data.anatomies.1: 010 is not text to every reader of YAML"),
+        ("- colon", "- 1e3", "data.anatomies.1: 1e3 is not text to every reader of YAML"),
+        ("- colon", "- 3.10", "data.anatomies.1: 3.10 is not text"),
+        ("- colon", "- yes", "data.anatomies.1: yes is not text"),
+        ("root: data/phantom", "root: 2024-01-31", "data.root: 2024-01-31 is not text"),
+        ("pretrained: none", "pretrained: no", "teacher.pretrained: no is not text"),
+        ("  epochs: 25", "  epochs: 25\n  epochs: 26", "teacher.epochs: is there twice"),
+    ],
+)
+def test_what_yaml_may_read_in_two_ways_is_refused(written, old, new, says):
+    with pytest.raises(MtkdError) as error:
+        written((old, new))
+    assert says in str(error.value)
+
+
+def test_names_in_quotes_are_text(written):
+    assert written(("- colon", "- '010'")).data.anatomies[1] == "010"
+    assert written(("- colon", "- 3rd_ventricle")).data.anatomies[1] == "3rd_ventricle"
+
+
+def test_plain_numbers_of_every_kind_are_read(written):
+    for text, value in (("0", 0), ("+7", 7), ("7.", 7), ("7e0", 7), (".5", 0.5), ("1.5e-1", 0.15)):
+        assert written(("weight: 30.0", f"weight: {text}")).distill.weight == value
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+    text = (PRESETS / "demo.yaml").read_bytes()
+    (tmp_path / "params.yaml").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
+    assert load_params(tmp_path / "params.yaml") == load_params(PRESETS / "demo.yaml")
 
 
 def test_no_file_or_no_yaml_is_one_line(tmp_path):
