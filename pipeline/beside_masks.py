@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.counts import Counts, count_masks
 from pipeline.dsad import DataError, Source, read_mask
+from pipeline.files import folders as all_folders
 
 # DSAD's columns: alphabetical, with one organ that has no masks.
 DSAD_COLUMNS = (
@@ -167,7 +168,7 @@ def write_beside(sources: Sequence[Source], folder: Path, image_size: tuple[int,
 def _write_presence(sources: Sequence[Source], path: Path, warnings: list[str]) -> None:
     rows: list[dict[str, object]] = []
     root = sources[0].image.parents[2]
-    folders = [p.name for p in root.iterdir() if p.is_dir() and p.name not in OTHER_FOLDERS and p.name[0] != "."]
+    folders = [path.name for path in all_folders(root) if path.name not in OTHER_FOLDERS]
     listed = _listed(root, warnings)
     for surgery in dict.fromkeys(source.image.parent for source in sources):
         file = surgery / "weak_labels.csv"

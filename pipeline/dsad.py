@@ -1,7 +1,8 @@
 """Reading a data set in DSAD's layout: ``<root>/<anatomy>/<surgery>/imageMM.png`` beside ``maskMM.png``.
 
-What else lies there (``weak_labels.csv``, ``anno_1`` .. ``anno_3``, ``multilabel``) is passed over. Surgeries are
-folders: a frame is split by its surgery's id and never by a substring of its path.
+What else DSAD keeps there (``weak_labels.csv``, ``anno_1`` .. ``anno_3``, ``multilabel``) is not read here. What looks
+like a frame and cannot be used is a problem; every other file that is not used is counted. Surgeries are folders: a
+frame is split by its surgery's id and never by a substring of its path.
 """
 
 import difflib
@@ -18,13 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import MtkdError
+from pipeline.files import entries, folders, walk
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # stands where a labelled frame names its anatomy
 
-_LABEL = re.compile(r"(?:mask|label)(\d+)\.png")
-_FILE = re.compile(r"(image|mask)(\d+)\.png", re.IGNORECASE)
+_LABEL = re.compile(r"(?:mask|label)([0-9]+)\.png")
+_FILE = re.compile(r"(image|mask)([0-9]+)\.png", re.IGNORECASE)
+_LIKE_A_FRAME = re.compile(r"(?:image|img|frame|mask)s?[ _.-]*(\d+)\D.*", re.IGNORECASE)
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+# What DSAD and complete label maps keep beside frames: read elsewhere.
+_BESIDE = re.compile(r"weak_labels\.csv|anatomies\.txt|anno_.*|label[0-9]+\.png", re.IGNORECASE)
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -50,13 +56,14 @@ def is_label(path: Path) -> bool:
 
 
 def surgery_id(surgery: str | int) -> str | int:
-    """Ids compare as integers where they are digits: YAML turns 03 into 3."""
-    return int(surgery) if str(surgery).isdecimal() else str(surgery)
+    """What a surgery's folder is compared by: a number where the name is digits, so that 3 means 03; else the name."""
+    name = str(surgery)
+    return int(name) if re.fullmatch("[0-9]+", name) else name
 
 
 def surgery_ids(root: Path) -> set[str | int]:
     """Ids of the surgery folders of all anatomies of a data set, also of those that are not used."""
-    return {surgery_id(p.name) for p in root.glob("*/*") if p.is_dir()}
+    return {surgery_id(surgery.name) for anatomy in folders(root) for surgery in folders(anatomy)}
 
 
 @dataclass(frozen=True)
@@ -111,48 +118,48 @@ def scan(root: Path, anatomies: Sequence[str]) -> tuple[list[Source], list[str]]
     if not root.is_dir():
         what = "is no folder" if root.exists() else "does not exist"
         raise DataError([f"{root} {what}: set data.root to the folder that holds <anatomy>/<surgery>/imageMM.png"])
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not folders:
+    there = [path.name for path in folders(root)]
+    if not there:
         raise DataError([f"{root} holds no anatomy folders: set data.root to the folder that does"])
     sources: list[Source] = []
     problems = [f"data.anatomies: {name} is listed twice" for name, n in Counter(anatomies).items() if n > 1]
     if not anatomies:
-        problems.append(f"data.anatomies: names none; there: {', '.join(folders)}")
+        problems.append(f"data.anatomies: names none; there: {', '.join(there)}")
     for anatomy in dict.fromkeys(anatomies):
-        if anatomy not in folders:
-            problems.append(_unknown(root, anatomy, folders))
+        if anatomy not in there:
+            problems.append(_unknown(root, anatomy, there))
             continue
-        found, wrong = _scan_anatomy(root / anatomy)
-        sources += found
+        in_folder, wrong = _scan_anatomy(root / anatomy)
+        sources += in_folder
         problems += wrong
     return sources, problems
 
 
-def _unknown(root: Path, anatomy: str, folders: list[str]) -> str:
-    close = difflib.get_close_matches(anatomy, folders, n=1)
+def _unknown(root: Path, anatomy: str, there: list[str]) -> str:
+    if (root / anatomy).is_symlink():
+        return f"{root / anatomy}: is a link to {(root / anatomy).readlink()}, where there is no folder"
+    close = difflib.get_close_matches(anatomy, there, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"data.anatomies: {anatomy} has no folder in {root}; {hint}there: {', '.join(folders)}"
+    return f"data.anatomies: {anatomy} has no folder in {root}; {hint}there: {', '.join(there)}"
 
 
 def _scan_anatomy(folder: Path) -> tuple[list[Source], list[str]]:
-    surgeries = sorted(
-        (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")),
-        key=lambda p: _order(p.name),
-    )
     sources: list[Source] = []
-    problems = []
+    surgeries = sorted(folders(folder), key=lambda path: _order(path.name))
+    problems = _links_to_nothing(folder) + _outside_surgeries(folder)
     for number, names in _same_number(surgeries):
         problems.append(f"{folder}: folders {' and '.join(names)} are the same surgery {number}: rename one")
     for surgery in surgeries:
-        found, wrong = _scan_surgery(surgery)
-        sources += found
+        in_folder, wrong = _scan_surgery(surgery)
+        sources += in_folder
         problems += wrong
     return sources, problems
 
 
 def _order(surgery: str) -> tuple[int, int, str]:
     """Numbers first, by value; then names."""
-    return (0, int(surgery), surgery) if surgery.isdecimal() else (1, 0, surgery)
+    number = surgery_id(surgery)
+    return (0, number, surgery) if isinstance(number, int) else (1, 0, surgery)
 
 
 def _same_number(surgeries: Sequence[Path]) -> Iterator[tuple[str | int, list[str]]]:
@@ -163,20 +170,103 @@ def _same_number(surgeries: Sequence[Path]) -> Iterator[tuple[str | int, list[st
 
 
 def _scan_surgery(folder: Path) -> tuple[list[Source], list[str]]:
-    files: dict[str, dict[str, Path]] = {"image": {}, "mask": {}}
-    problems = []
-    for path in sorted(folder.iterdir()):
-        match = _FILE.fullmatch(path.name)
-        if match and path.is_file():
-            other = files[match[1].lower()].setdefault(match[2], path)
-            if other is not path:
-                problems.append(f"{path}: {other.name} has the same name but for its case: remove one")
+    files, problems = _named_files(folder)
     images, masks = files["image"], files["mask"]
+    problems += _links_to_nothing(folder)
     problems += [f"{images[n]}: its mask mask{n}.png is missing" for n in sorted(images.keys() - masks.keys())]
     problems += [f"{masks[n]}: its frame image{n}.png is missing" for n in sorted(masks.keys() - images.keys())]
+    problems += _misnamed(folder, {int(n) for n in images.keys() | masks.keys()})
+    if not _is_utf8(folder):
+        return [], [f"{folder}: its name is not UTF-8: rename it"]
     both = sorted(images.keys() & masks.keys(), key=lambda n: (int(n), n))
     anatomy, surgery = folder.parent.name, folder.name
-    return [Source(anatomy, surgery, f"image{n}", images[n], masks[n]) for n in both], problems
+    whole = [n for n in both if images[n].is_file() and masks[n].is_file()]
+    return [Source(anatomy, surgery, f"image{n}", images[n], masks[n]) for n in whole], problems
+
+
+def _named_files(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Files and links ``imageMM.png`` and ``maskMM.png``, by kind and the digits of their names; and what clashes."""
+    files: dict[str, dict[str, Path]] = {"image": {}, "mask": {}}
+    problems = []
+    for path in entries(folder):
+        match = _FILE.fullmatch(path.name)
+        if match is None or path.is_dir():
+            continue
+        other = files[match[1].lower()].setdefault(match[2], path)
+        if other is not path:
+            problems.append(f"{path}: {other.name} has the same name but for its case: remove one")
+    return files, problems
+
+
+def _links_to_nothing(folder: Path) -> list[str]:
+    broken = [path for path in entries(folder) if path.is_symlink() and not path.exists()]
+    if not broken:
+        return []
+    others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return [
+        f"{folder}: {broken[0].name} -> {broken[0].readlink()}{others}: links to nothing; get their content (datalad "
+        "get, git annex get, dvc pull), or remove them"
+    ]
+
+
+def _misnamed(folder: Path, numbers: set[int]) -> list[str]:
+    """Pictures that look like frames or masks by their names, and whose frames are not here under the right names."""
+    pictures = [path for path in entries(folder) if _is_picture(path) and not _BESIDE.fullmatch(path.name)]
+    names = [path.name for path in pictures if _number_of_misnamed(path) not in (None, *numbers)]
+    if names:
+        return [
+            f"{folder}: {_some(names)}: look like frames or masks; name them imageMM.png and maskMM.png, as PNG files, "
+            "or move them elsewhere"
+        ]
+    if pictures and not numbers:
+        some = _some([path.name for path in pictures])
+        return [f"{folder}: holds {some} and no imageMM.png with maskMM.png: rename these, or move them elsewhere"]
+    return []
+
+
+def _number_of_misnamed(path: Path) -> int | None:
+    """The number of a picture that is named like a frame, but not as frames are named here."""
+    match = _LIKE_A_FRAME.fullmatch(path.name)
+    return None if match is None or _FILE.fullmatch(path.name) else int(match[1])
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in _PICTURES and path.is_file()
+
+
+def _outside_surgeries(folder: Path) -> list[str]:
+    names = [path.name for path in entries(folder) if _is_picture(path)]
+    return [f"{folder}: {_some(names)} lie in no surgery's folder: move them into one"] if names else []
+
+
+def _some(names: Sequence[str]) -> str:
+    """A list that stays short: a folder may hold thousands."""
+    return ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more files"
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a name can be written to a file; on Linux it may be any bytes."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def unused_files(sources: Sequence[Source]) -> list[Path]:
+    """What lies beside the frames, in their surgeries' folders, and is neither used nor known to be something else."""
+    used = {path for source in sources for path in (source.image, source.mask)}
+    surgeries = dict.fromkeys(source.image.parent for source in sources)
+    beside = (path for folder in surgeries for path in entries(folder))
+    return [path for path in beside if path not in used and not _BESIDE.fullmatch(path.name)]
+
+
+def linked_folders(sources: Sequence[Source]) -> list[Path]:
+    """The folders of surgeries and anatomies (and annotators in them) of some frames that are links."""
+    surgeries = list(dict.fromkeys(source.image.parent for source in sources))
+    labelled = {source.image.parent.parent for source in sources if source.mask is not None}
+    annotators = [path for surgery in surgeries for path in surgery.glob("anno_*")]
+    return sorted(path for path in (*labelled, *surgeries, *annotators) if path.is_symlink() and path.is_dir())
 
 
 def scan_unlabelled(root: Path, splits: Splits) -> tuple[list[Source], list[str]]:
@@ -189,20 +279,28 @@ def scan_unlabelled(root: Path, splits: Splits) -> tuple[list[Source], list[str]
         splits: only surgeries of training may be here: frames of the others would be learnt from.
 
     Raises:
-        DataError: the root is no folder.
+        DataError: the root is not a folder.
     """
     if not root.is_dir():
         raise DataError([f"{root} is no folder: set data.unlabelled_root to the one that holds <surgery>/*.png"])
     sources: list[Source] = []
-    problems = [f"{path}: lies in no surgery's folder" for path in sorted(root.glob("*.png"))]
-    for folder in sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: _order(p.name)):
+    problems = [f"{path}: lies in no surgery's folder" for path in entries(root) if _is_picture(path)]
+    for folder in sorted(folders(root), key=lambda path: _order(path.name)):
         split = splits.of(folder.name)
         if split != "train":
             problems.append(f"{folder}: surgery {folder.name} is one of data.splits.{split}; only others may teach")
-        images = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".png" and not is_label(p))
-        others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".tif"))
-        if others or not images:
-            problems.append(f"{folder}: holds {others[0] if others else 'no frames'}, expected PNG files only")
+        pictures = [path for path in entries(folder) if _is_picture(path) and not is_label(path)]
+        images = [path for path in pictures if path.suffix.lower() == ".png"]
+        others = [path.name for path in pictures if path not in images]
+        nested = [path.name for path in folders(folder) if any(_is_picture(file) for file in walk(path))]
+        problems += _links_to_nothing(folder)
+        if others:
+            problems.append(f"{folder}: holds {_some(others)}, expected PNG files only")
+        if nested:
+            problems.append(f"{folder}: frames in its folder {_some(nested)} are not read: move them up into it")
+        if not images and not others and not nested:
+            problems.append(f"{folder}: holds no frames, expected PNG files")
+        problems += [f"{path}: its name is not UTF-8: rename it" for path in images if not _is_utf8(path)]
         sources += [Source(UNLABELLED, folder.name, path.stem, path, None) for path in images]
     return sources, problems
 
@@ -251,8 +349,8 @@ def _decode(path: Path) -> NDArray[np.integer[Any]]:
     _require_whole_png(path, content)
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise DataError([f"{path}: cannot be decoded as PNG ({error.err})"]) from error
+    except Exception as error:  # of OpenCV, and where there is not enough memory
+        raise DataError([f"{path}: cannot be decoded as PNG ({getattr(error, 'err', error)})"]) from error
     if pixels is None:
         raise DataError([f"{path}: cannot be decoded as PNG"])
     return np.asarray(pixels)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the whole new one, never a part."""
+"""Folders read by one rule; files written so that a reader sees the old one or the whole new one, never a part."""
 
 import errno
 import json
@@ -12,6 +12,43 @@ from pipeline.errors import MtkdError
 
 # No room: on the disk, for this user, or for a file of this size.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What macOS, Windows and network storage put into folders, beside hidden files; in lower case.
+_OF_SYSTEMS = {
+    "@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini",
+    "$recycle.bin", "system volume information", "lost+found", "network trash folder", "temporary items", "icon\r",
+}  # fmt: skip
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is not the user's: hidden, or made by macOS, Windows or network storage."""
+    return path.name.startswith(".") or path.name.lower() in _OF_SYSTEMS
+
+
+def entries(folder: Path) -> list[Path]:
+    """What a folder holds, in order, without what is hidden."""
+    return sorted(path for path in folder.iterdir() if not is_hidden(path))
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders in a folder, in order, without hidden ones; links to folders are folders."""
+    return [path for path in entries(folder) if path.is_dir()]
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder, in order, without hidden ones; linked folders are entered, each folder once."""
+    seen: set[Path] = set()
+
+    def below(place: Path) -> Iterator[Path]:
+        if (real := place.resolve()) in seen:
+            return
+        seen.add(real)
+        for path in entries(place):
+            if path.is_dir():
+                yield from below(path)
+            else:
+                yield path
+
+    yield from below(folder)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -8,6 +8,7 @@ Frames without a label lie in ``<frames>/unlabelled/<surgery>/<name>.png``, with
 import csv
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,17 +29,24 @@ from pipeline.dsad import (
     Source,
     Split,
     Splits,
+    linked_folders,
     read_frame,
     read_mask,
     scan,
     scan_unlabelled,
     surgery_id,
     surgery_ids,
+    unused_files,
 )
 from pipeline.errors import MtkdError
 
 # Low effort: prepared frames are read far more often than written, and the size hardly changes above.
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
+# A frame without a brighter pixel is suspicious (of 255): 12 bits kept in 16 reach 16.
+DARK = 32
+# The masks of an anatomy are suspicious if each covers more of its frame.
+COVERED = 0.5
+LISTED = 20  # files that a warning names
 
 _T = TypeVar("_T")
 
@@ -92,8 +100,9 @@ class _Checked:
     split: Split
     digest: str = ""
     size: tuple[int, int] = (0, 0)
+    dark: bool = False
     foreground: int = 0
-    empty: bool = False
+    covered: float = 0.0
     odd: bool = False
     problems: tuple[str, ...] = ()
 
@@ -109,6 +118,7 @@ def prepare(
     progress: Callable[[int, int], None] | None = None,
     unlabelled_root: Path | None = None,
     least_training: int = 2,
+    linked: bool = True,
 ) -> Summary:
     """Check a whole data set and write it at one size; nothing is replaced unless everything is sound.
 
@@ -123,6 +133,7 @@ def prepare(
         progress: called with (done, total).
         unlabelled_root: folder ``<surgery>/*.png`` of frames without masks, of training surgeries, or None.
         least_training: training frames that every anatomy needs: batch norm needs two.
+        linked: whether folders of anatomies and surgeries may be links; what is behind them can change unnoticed.
 
     Returns:
         Counts and warnings.
@@ -131,10 +142,12 @@ def prepare(
         DataError: everything that is wrong, together.
     """
     sources, problems = scan(root, anatomies)
-    problems += _split_problems(splits)
+    problems += _split_problems(splits, surgery_ids(root))
     if unlabelled_root is not None:
         more, wrong = scan_unlabelled(unlabelled_root, splits)
         sources, problems = sources + more, problems + wrong
+    if not linked:
+        problems += _link_problems(sources)
     with _scratch(output_frames) as frames, _scratch(output_labels) as labels:
         work = partial(_check_and_write, splits=splits, image_size=image_size, frames=frames, labels=labels)
         checked = _in_threads(work, sources, workers, progress)
@@ -155,7 +168,7 @@ def prepare(
         _write_frame_index(unlabelled, frames / UNLABELLED)
         _replace(frames, output_frames)
         _replace(labels, output_labels)
-    summary = _summary(checked, anatomies, splits, surgery_ids(root))
+    summary = _summary(checked, anatomies)
     summary.unlabelled = len(unlabelled)
     summary.files += beside
     summary.warnings += summary.files
@@ -210,7 +223,7 @@ def _check_and_write(
         if frame is None:
             return _Checked(source, split, digest, problems=no_frame)
         _write_frame(frames / UNLABELLED / source.surgery / f"{source.name}.png", frame, image_size)
-        return _Checked(source, split, digest, frame.shape[:2])
+        return _Checked(source, split, digest, frame.shape[:2], _is_dark(frame))
     read, no_mask = _try(read_mask, source.mask)
     if frame is None or read is None:
         return _Checked(source, split, digest, problems=no_frame + no_mask)
@@ -223,7 +236,13 @@ def _check_and_write(
     small = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     _write_frame(frames / place, frame, image_size)
     _write_png(labels / place, small * 255)
-    return _Checked(source, split, digest, frame.shape[:2], int(small.sum()), empty=not mask.any(), odd=odd)
+    return _Checked(
+        source, split, digest, frame.shape[:2], _is_dark(frame), int(small.sum()), float(mask.mean()), odd=odd
+    )
+
+
+def _is_dark(frame: NDArray[np.uint8]) -> bool:
+    return bool(frame.max() < DARK)
 
 
 def _try(read: Callable[[Path], _T], path: Path) -> tuple[_T | None, tuple[str, ...]]:
@@ -244,9 +263,22 @@ def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     path.write_bytes(encoded.tobytes())
 
 
-def _split_problems(splits: Splits) -> list[str]:
+def _split_problems(splits: Splits, surgeries: set[str | int]) -> list[str]:
     both = {surgery_id(s) for s in splits.val} & {surgery_id(s) for s in splits.test}
-    return [f"data.splits: surgery {s} is in val and in test" for s in sorted(both, key=str)]
+    problems = [f"data.splits: surgery {s} is in val and in test" for s in sorted(both, key=str)]
+    there = ", ".join(sorted(map(str, surgeries), key=lambda s: (len(s), s)))
+    for part, ids in (("val", splits.val), ("test", splits.test)):
+        absent = [str(s) for s in ids if surgery_id(s) not in surgeries]
+        problems += [f"data.splits.{part}: no anatomy has a folder of surgery {s}; there: {there}" for s in absent]
+    return problems
+
+
+def _link_problems(sources: Sequence[Source]) -> list[str]:
+    return [
+        f"{folder} is a link to a folder, so that changes behind it would not be seen: put the folder itself there, or "
+        f"one of links to its files (cp -rs {folder.resolve()} FOLDER), or mount it (mount --bind)"
+        for folder in linked_folders(sources)
+    ]
 
 
 def _leaks(checked: Sequence[_Checked]) -> list[str]:
@@ -294,9 +326,7 @@ def _write_csv(folder: Path, header: tuple[str, ...], rows: Sequence[tuple[objec
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
-def _summary(
-    checked: Sequence[_Checked], anatomies: Sequence[str], splits: Splits, surgeries: set[str | int]
-) -> Summary:
+def _summary(checked: Sequence[_Checked], anatomies: Sequence[str]) -> Summary:
     summary = Summary()
     for split in SPLITS:
         summary.counts[split] = {a: sum(c.split == split and c.source.anatomy == a for c in checked) for a in anatomies}
@@ -304,11 +334,13 @@ def _summary(
     for part, what in consequence.items():
         missing = [a for a, n in summary.counts[part].items() if not n]
         summary.warnings += [f"{anatomy}: no {part} frames, {what}" for anatomy in missing]
-    summary.warnings += _masks_that([c for c in checked if c.empty], "empty, so that the frame teaches only background")
+    labelled = [c for c in checked if c.source.mask is not None]
+    empty = [c for c in labelled if not c.covered]
+    summary.warnings += _masks_that(empty, "empty, so that the frame teaches only background")
     summary.files = _masks_that([c for c in checked if c.odd], "not only 0 and 255; all above 0 is foreground")
-    for part, ids in (("val", splits.val), ("test", splits.test)):
-        absent = [str(s) for s in ids if surgery_id(s) not in surgeries]
-        summary.warnings += [f"data.splits.{part}: no anatomy has a folder of surgery {s}" for s in absent]
+    summary.files += _full_or_turned(labelled, anatomies)
+    summary.files += _dark([c for c in checked if c.dark])
+    summary.files += _unused(unused_files([c.source for c in checked]))
     return summary
 
 
@@ -317,7 +349,48 @@ def _masks_that(checked: Sequence[_Checked], are: str) -> list[str]:
     if not checked:
         return []
     count = f"{len(checked)} mask{'s are' if len(checked) > 1 else ' is'} {are}:"
-    return ["\n  ".join([count, *(str(c.source.mask) for c in checked)])]
+    masks = [str(c.source.mask) for c in checked[:LISTED]]
+    more = [f"and {len(checked) - LISTED} more"] if len(checked) > LISTED else []
+    return ["\n  ".join([count, *masks, *more])]
+
+
+def _full_or_turned(labelled: Sequence[_Checked], anatomies: Sequence[str]) -> list[str]:
+    """Masks that cover the whole frame; anatomies of which each mask covers most of it, as if black meant them."""
+    warnings = _masks_that([c for c in labelled if c.covered == 1], "full: the anatomy covers the whole frame")
+    for anatomy in anatomies:
+        covered = [c.covered for c in labelled if c.source.anatomy == anatomy]
+        if covered and COVERED < min(covered) < 1:
+            warnings.append(
+                f"{anatomy}: it covers {min(covered):.0%} of the frame or more in each of {len(covered)} masks "
+                f"(suspicious above {COVERED:.0%}): are black and white exchanged? The anatomy must be white"
+            )
+    return warnings
+
+
+def _dark(checked: Sequence[_Checked]) -> list[str]:
+    if not checked:
+        return []
+    frames = f"{len(checked)} frame{'s are' if len(checked) > 1 else ' is'} nearly black"
+    return [
+        f"{frames}, without a pixel of {DARK} or more of 255 ({checked[0].source.image} first): a file of 16 bits may "
+        "hold values of 10 or 12 bits, which must be scaled to 16"
+    ]
+
+
+def _unused(files: Sequence[Path]) -> list[str]:
+    """One warning with the number of each kind: what is not read should be known."""
+    if not files:
+        return []
+    first: dict[str, Path] = {}
+    kinds = Counter(_kind(file) for file in files)
+    for file in files:
+        first.setdefault(_kind(file), file)
+    named = [f"{number} {kind} ({first[kind]}{' first' if number > 1 else ''})" for kind, number in kinds.items()]
+    return [f"not used in the surgeries' folders: {', '.join(named)}"]
+
+
+def _kind(file: Path) -> str:
+    return "folder" if file.is_dir() else file.suffix.lower() or "file without suffix"
 
 
 def list_frames(frames_root: Path, labels_root: Path, split: str, anatomies: Sequence[str]) -> list[Frame]:

@@ -14,7 +14,7 @@ from pipeline.checkpoint import Card
 from pipeline.dsad import Splits, surgery_ids
 from pipeline.errors import MtkdError
 from pipeline.evaluation import METRICS, evaluate
-from pipeline.files import write_json
+from pipeline.files import folders, write_json
 from pipeline.machine import Machine
 from pipeline.prepared import Frame, list_frames, prepare
 from pipeline.uncertainty import FEWEST
@@ -98,7 +98,7 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
     if has_label_maps(data):
         root = folder / "masks"
         presence = unfold(data, card.anatomies, root)
-    there = sorted(p.name for p in root.iterdir() if p.is_dir())
+    there = [path.name for path in folders(root)]
     own = [anatomy for anatomy in card.anatomies if anatomy in there]
     for name, anatomy in zip(there, matched(there, card.anatomies), strict=True):
         if name not in own and anatomy in card.anatomies:

@@ -24,6 +24,7 @@ def run(workers: int) -> None:
             workers=max(1, workers),
             progress=step,
             unlabelled_root=_unlabelled(data.unlabelled_root),
+            linked=False,  # DVC takes a link to a folder for an empty one
         )
     for warning in summary.warnings:
         say(f"warning: {warning}")

@@ -361,7 +361,7 @@ def test_suspicious_masks_are_counted_and_named(root, out):
     write_png(liver / "mask00.png", np.zeros((48, 64), np.uint8))
     write_png(colon / "mask02.png", np.zeros((48, 64), np.uint8))
     write_png(liver / "mask01.png", np.full((48, 64), 7, np.uint8))
-    empty, odd = run(root, out).warnings
+    empty, odd, full = run(root, out).warnings
     assert empty.splitlines() == [
         "2 masks are empty, so that the frame teaches only background:",
         f"  {liver / 'mask00.png'}",
@@ -371,17 +371,132 @@ def test_suspicious_masks_are_counted_and_named(root, out):
         "1 mask is not only 0 and 255; all above 0 is foreground:",
         f"  {liver / 'mask01.png'}",
     ]
+    assert full.splitlines()[0] == "1 mask is full: the anatomy covers the whole frame:"
     frame = list_frames(out / "frames", out / "labels", "train", ["liver"])[1]
     assert load_label(frame.label).all()
 
 
-def test_a_split_s_surgery_that_no_anatomy_has_is_warned_of(root, out):
+def test_masks_with_black_and_white_exchanged_and_dark_frames_are_warned_of(root, out):
+    for path in (root / "liver").rglob("mask*.png"):
+        write_png(path, 255 - cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    for path in (root / "colon").rglob("image*.png"):
+        write_png(path, cv2.imread(str(path)).astype(np.uint16) * 16)  # 12 bits in 16
+    turned, dark = run(root, out).warnings
+    assert "liver: it covers 9" in turned
+    assert "in each of 9 masks (suspicious above 50%)" in turned
+    assert dark.startswith("9 frames are nearly black, without a pixel of 32 or more of 255")
+    assert "12 bits" in dark
+
+
+def test_a_long_list_of_masks_is_cut(root, out):
+    for path in root.rglob("mask*.png"):
+        write_png(path, np.full((48, 64), 255, np.uint8))
+    write_dataset(root, ["colon"], ["10", "11"], seed=1)
+    for path in root.rglob("1?/mask*.png"):
+        write_png(path, np.full((48, 64), 255, np.uint8))
+    (full,) = run(root, out).warnings
+    assert full.splitlines()[0].startswith("24 masks are full")
+    assert full.splitlines()[-1] == "  and 4 more"
+
+
+def test_what_is_not_used_is_counted_by_kind(root, out):
+    liver, colon = root / "liver" / "01", root / "colon" / "03"
+    (liver / "notes.txt").write_text("")
+    (colon / "more.TXT").write_text("")
+    (liver / "overview.jpg").write_bytes(b"")
+    (liver / "image00.jpg").write_bytes(b"")  # its frame is there as PNG
+    (liver / "frames").mkdir()
+    for known in ("weak_labels.csv", "label00.png", ".DS_Store", "._image00.png", "Thumbs.db"):
+        (colon / known).write_bytes(b"")
+    (colon / "@eaDir").mkdir()
+    (colon / "anno_1").mkdir()
+    (unused,) = [warning for warning in run(root, out).warnings if "not used" in warning]
+    assert unused == (
+        f"not used in the surgeries' folders: 1 folder ({liver / 'frames'}), "
+        f"2 .jpg ({liver / 'image00.jpg'} first), 2 .txt ({liver / 'notes.txt'} first)"
+    )
+
+
+def test_nothing_that_looks_like_a_frame_is_passed_over(root, out):
+    liver, colon = root / "liver", root / "colon"
+    for kind in ("image", "mask"):
+        (liver / "01" / f"{kind}00.png").rename(liver / "01" / f"{kind}00.jpg")
+        (liver / "02" / f"{kind}00.png").rename(liver / "02" / f"{kind}_00.png")
+        (liver / "03" / f"{kind}02.png").unlink()
+        (liver / "03" / f"{kind}02.png").symlink_to("../../.git/annex/objects/x")
+        write_png(colon / f"{kind}77.png", np.zeros((4, 4), np.uint8))
+    (colon / "04").mkdir()
+    write_png(colon / "04" / "000123.png", np.zeros((4, 4), np.uint8))
+    (colon / "05").symlink_to("nowhere")
+    look = "look like frames or masks; name them imageMM.png and maskMM.png, as PNG files, or move them elsewhere"
+    links = "links to nothing; get their content (datalad get, git annex get, dvc pull), or remove them"
+    assert problems_of(root, out) == (
+        f"{liver / '01'}: image00.jpg, mask00.jpg: {look}",
+        f"{liver / '02'}: image_00.png, mask_00.png: {look}",
+        f"{liver / '03'}: image02.png -> ../../.git/annex/objects/x and 1 more: {links}",
+        f"{colon}: 05 -> nowhere: {links}",
+        f"{colon}: image77.png, mask77.png lie in no surgery's folder: move them into one",
+        f"{colon / '04'}: holds 000123.png and no imageMM.png with maskMM.png: rename these, or move them elsewhere",
+    )
+
+
+def test_linked_folders_are_refused_where_changes_behind_them_would_not_be_seen(root, out, tmp_path):
+    (root / "liver").rename(tmp_path / "liver")
+    (root / "liver").symlink_to(tmp_path / "liver")
+    (root / "colon" / "02").rename(tmp_path / "surgery")
+    (root / "colon" / "02").symlink_to(tmp_path / "surgery")
+    with pytest.raises(DataError) as error:
+        prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", linked=False)
+    first, second = error.value.problems
+    assert first.startswith(f"{root / 'colon' / '02'} is a link to a folder")
+    assert f"cp -rs {tmp_path / 'liver'} FOLDER" in second
+    assert run(root, out).counts["train"] == {"liver": 3, "colon": 3}
+
+
+def test_links_to_files_are_frames(root, out, tmp_path):
+    (root / "liver").rename(tmp_path / "liver")
+    for file in sorted((tmp_path / "liver").rglob("*.png")):
+        link = root / file.relative_to(tmp_path)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    summary = prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", linked=False)
+    assert summary.counts["train"] == {"liver": 3, "colon": 3}
+
+
+def test_frames_without_masks_may_lie_beside_what_systems_leave(root, out, tmp_path):
+    folder = write_unlabelled(tmp_path / "more", "07")
+    (folder / "07" / "._frame7.png").write_bytes(b"\0\5\26\7")
+    for left in (".Spotlight-V100", "@eaDir", "$RECYCLE.BIN", "System Volume Information"):
+        (folder / left).mkdir()
+    for left in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (folder / left).write_bytes(b"x")
+        (folder / "07" / left).write_bytes(b"x")
+    summary = prepare(
+        root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder, linked=False
+    )
+    assert summary.unlabelled == 1
+    assert summary.warnings == []
+
+
+def test_frames_without_masks_in_nested_folders_are_named(root, out, tmp_path):
+    folder = write_unlabelled(tmp_path / "more", "07")
+    (folder / "07" / "part2").mkdir()
+    (folder / "07" / "frame7.png").rename(folder / "07" / "part2" / "frame7.png")
+    with pytest.raises(DataError, match=r"07: frames in its folder part2 are not read: move them up"):
+        prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder)
+
+
+def test_a_surgery_whose_name_is_not_utf8_is_named(root, out):
+    (root / "liver" / "01").rename(root / "liver" / "s\udce9")
+    assert "its name is not UTF-8" in problems_of(root, out)[0]
+
+
+def test_a_split_s_surgery_that_no_anatomy_has_is_refused(root, out):
     write_dataset(root, ["spleen"], ["77"])
-    warnings = run(root, out, splits=Splits(val=(2, 77, 78), test=("03", "x"))).warnings
-    assert warnings == [
-        "data.splits.val: no anatomy has a folder of surgery 78",
-        "data.splits.test: no anatomy has a folder of surgery x",
-    ]
+    assert problems_of(root, out, splits=Splits(val=(2, 77, 78), test=("03", "x"))) == (
+        "data.splits.val: no anatomy has a folder of surgery 78; there: 1, 2, 3, 77",
+        "data.splits.test: no anatomy has a folder of surgery x; there: 1, 2, 3, 77",
+    )
 
 
 def test_missing_outputs_name_the_stage(root, out):
