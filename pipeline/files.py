@@ -51,6 +51,15 @@ def walk(folder: Path) -> Iterator[Path]:
     yield from below(folder)
 
 
+def kinds(files: Iterable[Path]) -> str:
+    """Files counted by kind with the first of each, such as ``2 .txt (a/b.txt first), 1 folder (a/c)``."""
+    by_kind: dict[str, list[Path]] = {}
+    for file in files:
+        kind = "folder" if file.is_dir() else file.suffix.lower() or "file without suffix"
+        by_kind.setdefault(kind, []).append(file)
+    return ", ".join(f"{len(of)} {kind} ({of[0]}{' first' if len(of) > 1 else ''})" for kind, of in by_kind.items())
+
+
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write beside the target, to the disk, and move into place; the folder is created.
 

@@ -128,7 +128,7 @@ def annotators(annotations: Sequence[Annotation]) -> dict[str, dict[str, float |
     for name in sorted({a.annotator for a in annotations}):
         values = [a.counts.dice for a in annotations if a.annotator == name]
         mean = metrics.mean(values)
-        frames = sum(value is not None for value in values)
+        frames = sum(not isnan(value) for value in values)
         found[name] = {"dice": None if mean is None else _percent(mean), "frames": frames}
     return found
 

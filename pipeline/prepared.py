@@ -8,7 +8,6 @@ Frames without a label lie in ``<frames>/unlabelled/<surgery>/<name>.png``, with
 import csv
 import hashlib
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from pipeline.dsad import (
     unused_files,
 )
 from pipeline.errors import MtkdError
+from pipeline.files import kinds
 
 # Low effort: prepared frames are read far more often than written, and the size hardly changes above.
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
@@ -340,7 +340,8 @@ def _summary(checked: Sequence[_Checked], anatomies: Sequence[str]) -> Summary:
     summary.files = _masks_that([c for c in checked if c.odd], "not only 0 and 255; all above 0 is foreground")
     summary.files += _full_or_turned(labelled, anatomies)
     summary.files += _dark([c for c in checked if c.dark])
-    summary.files += _unused(unused_files([c.source for c in checked]))
+    if unused := unused_files([c.source for c in checked]):
+        summary.files.append(f"not used in the surgeries' folders: {kinds(unused)}")
     return summary
 
 
@@ -375,22 +376,6 @@ def _dark(checked: Sequence[_Checked]) -> list[str]:
         f"{frames}, without a pixel of {DARK} or more of 255 ({checked[0].source.image} first): a file of 16 bits may "
         "hold values of 10 or 12 bits, which must be scaled to 16"
     ]
-
-
-def _unused(files: Sequence[Path]) -> list[str]:
-    """One warning with the number of each kind: what is not read should be known."""
-    if not files:
-        return []
-    first: dict[str, Path] = {}
-    kinds = Counter(_kind(file) for file in files)
-    for file in files:
-        first.setdefault(_kind(file), file)
-    named = [f"{number} {kind} ({first[kind]}{' first' if number > 1 else ''})" for kind, number in kinds.items()]
-    return [f"not used in the surgeries' folders: {', '.join(named)}"]
-
-
-def _kind(file: Path) -> str:
-    return "folder" if file.is_dir() else file.suffix.lower() or "file without suffix"
 
 
 def list_frames(frames_root: Path, labels_root: Path, split: str, anatomies: Sequence[str]) -> list[Frame]:

@@ -13,15 +13,19 @@ import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.dsad import DataError, is_label, read_frame
 from pipeline.errors import MtkdError
-from pipeline.files import naming
+from pipeline.files import naming, walk
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 BT_709 = 1  # its number in H.264, for primaries and transfer function
-VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".ts", ".mts", ".m2ts", ".vob", ".wmv")
+VIDEOS = (
+    ".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".ts", ".mts", ".m2ts", ".vob", ".wmv", ".mxf",
+    ".flv", ".ogv", ".3gp", ".h264", ".hevc",
+)  # fmt: skip
+OTHER_IMAGES = (".webp", ".gif", ".jp2", ".jfif", ".ppm", ".pgm", ".avif", ".heic", ".dcm", ".exr", ".tga")
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,23 @@ def is_video(path: Path) -> bool:
 
 
 def list_images(path: Path) -> list[Path]:
-    """A frame, or all frames of a folder and the folders in it; of a data set's folder not its masks.
+    """A frame, or all frames of a folder and the folders in it, linked ones too; of a data set's folder not its masks.
 
     Raises:
         MtkdError: there are none.
     """
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if is_frame(p))
-    if not found:
+    frames = [path] if path.is_file() else []
+    if path.is_dir():
+        frames = [file for file in walk(path) if is_frame(file)]
+    if not frames:
         raise MtkdError(f"{path} is neither a frame, a folder of frames nor a video ({', '.join(IMAGES + VIDEOS)})")
-    return found
+    return frames
+
+
+def unread_media(folder: Path) -> list[Path]:
+    """Pictures of other formats, and videos, in a folder of frames: what a user may take for read; and dead links."""
+    unread = (*OTHER_IMAGES, *VIDEOS)
+    return [file for file in walk(folder) if file.suffix.lower() in unread or (is_frame(file) and not file.exists())]
 
 
 def is_frame(path: Path) -> bool:
@@ -64,26 +76,28 @@ def is_frame(path: Path) -> bool:
 
 
 def read_images(paths: list[Path]) -> Iterator[Shown]:
-    """Frames from files; a broken one says so."""
+    """Frames from files; a broken one says so, whatever its decoder raises."""
     for path in paths:
         try:
             yield Shown(str(path), _read_image(path))
         except DataError as error:
             yield Shown(str(path), None, problem=str(error))
+        except Exception as error:
+            yield Shown(str(path), None, problem=f"{path}: cannot be decoded ({type(error).__name__}: {error})")
 
 
 def _read_image(path: Path) -> NDArray[np.uint8]:
     if path.suffix.lower() == ".png":
         return read_frame(path)
-    try:
-        with Image.open(path) as image:
-            image.load()  # OpenCV takes a JPEG that is cut off for whole
-    except (OSError, SyntaxError) as error:
-        raise DataError([f"{path}: cannot be decoded ({error})"]) from error
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise DataError([f"{path}: cannot be decoded"])
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    with Image.open(path) as image:
+        pages = getattr(image, "n_frames", 1)
+        if image.format == "TIFF" and pages > 1:
+            raise DataError([f"{path}: holds {pages} pictures, expected one: save each as a file of its own"])
+        image.load()  # OpenCV takes a JPEG that is cut off for whole
+        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if pixels is not None:
+            return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def video_frames(path: Path) -> tuple[int, bool]:
@@ -102,7 +116,7 @@ def video_frames(path: Path) -> tuple[int, bool]:
 
 def _open(path: Path) -> av.container.InputContainer:
     try:
-        container = av.open(str(path))
+        container = av.open(f"file:{path}")  # or a colon in the name would be taken for a protocol
     except (av.FFmpegError, OSError) as error:
         raise MtkdError(f"{path} cannot be opened as a video ({error})") from error
     if not container.streams.video:
@@ -120,7 +134,7 @@ def read_video(path: Path) -> Iterator[Shown]:
         while True:
             try:
                 packet = next(packets, None)
-            except av.FFmpegError as error:
+            except Exception as error:
                 yield Shown(
                     f"{path} frame {number}", None, problem=f"{path}: it ends early, at frame {number} ({error})"
                 )
@@ -128,15 +142,15 @@ def read_video(path: Path) -> Iterator[Shown]:
             if packet is None:
                 return
             try:
-                decoded = packet.decode()
-            except av.FFmpegError as error:
+                decoded = [(frame, _upright(frame)) for frame in packet.decode()]
+            except Exception as error:
                 yield Shown(f"{path} frame {number}", None, problem=f"{path}: frame {number} is broken ({error})")
                 number += 1
                 continue
-            for frame in decoded:
+            for frame, pixels in decoded:
                 untimed = frame.pts is None or frame.time_base is None
                 time = None if untimed else Fraction(frame.pts * frame.time_base)  # type: ignore[operator]
-                yield Shown(f"{path} frame {number}", _upright(frame), time)
+                yield Shown(f"{path} frame {number}", pixels, time)
                 number += 1
 
 
@@ -174,7 +188,7 @@ class VideoWriter:
         if min(size) < 2:
             raise MtkdError(f"{path}: frames of {width}x{height} can't be a video, which needs 2x2 pixels")
         with naming(path, av.FFmpegError):
-            self.container = av.open(str(self.partial), "w", format="mp4", options=options)
+            self.container = av.open(f"file:{self.partial}", "w", format="mp4", options=options)
         # Without frames that refer to later ones, times need no shift, which a fragmented file could not record.
         encoder = {"crf": "18", "preset": "veryfast", "g": "50", "bf": "0"}
         self.stream = self.container.add_stream("libx264", rate=rate, options=encoder)
@@ -272,9 +286,22 @@ def pixel_aspect(path: Path) -> Fraction:
     with _open(path) as container:
         stream = container.streams.video[0]
         aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
-        first = next(container.decode(stream), None)
-        lying = first is not None and round(first.rotation / 90) % 2
-        return 1 / aspect if lying else aspect
+        return 1 / aspect if _is_lying(container, stream) else aspect
+
+
+def _is_lying(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+    """Whether the first frame that can be decoded is turned by a quarter."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            frames = [] if packet is None else packet.decode()
+        except Exception:  # reading the video says what is broken
+            continue
+        if frames:
+            return bool(round(frames[0].rotation / 90) % 2)
+        if packet is None:
+            return False
 
 
 def frame_rate(path: Path) -> Fraction:

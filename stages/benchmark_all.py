@@ -24,7 +24,7 @@ from pipeline.turns import Timing, take_turns
 from stages.benchmark import figures
 from stages.console import console, progress, say
 from stages.layout import PREPARED_FRAMES, RESULTS, frames_of, student_checkpoint
-from stages.machine_record import machine_record
+from stages.machine_record import LIBRARIES, machine_record
 from stages.paper_tables import table as paper_table
 from stages.runtime_dice import runtime_dice
 
@@ -55,7 +55,7 @@ def run(
     Raises:
         MtkdError: some could not be measured; what could is written before.
     """
-    host = machine_record(machine)
+    host = machine_record(machine, LIBRARIES)
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
     with progress("architectures measured") as bar, tempfile.TemporaryDirectory() as folder:

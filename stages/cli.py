@@ -3,7 +3,10 @@
 A stage is imported when it runs: ``mtkd --help`` answers at once.
 """
 
+import os
+import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.errors import MtkdError
+
+# Verbs that keep what an interrupted run has done; all others begin anew.
+RESUMED = ("train-teacher", "train-teachers", "cache-logits", "train-student", "study")
 
 
 class _Group(TyperGroup):
@@ -20,14 +26,23 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("stopped: nothing half-written is left; the same command goes on from there", err=True)
+            what = "goes on from there" if ctx.invoked_subcommand in RESUMED else "begins anew"
+            typer.echo(f"stopped: nothing half-written is left; the same command {what}", err=True)
             raise typer.Exit(130) from None
         except Exception as error:
             if ctx.params.get("debug") or not _can_be_mended(error):
                 raise
-            full = ": make room, then start the same command again" if _is_full(error) else ""
-            typer.echo(f"error: {error}{full}", err=True)
+            typer.echo(f"error: {error}{_advice(error, ctx.invoked_subcommand)}", err=True)
             raise typer.Exit(1) from None
+
+
+def _advice(error: Exception, verb: str) -> str:
+    """What to do about an error whose message does not say it: one of the system's may be our mistake, too."""
+    if isinstance(error, MtkdError) or not isinstance(error, OSError):
+        return ""
+    if _is_full(error):
+        return ": make room, then start the same command again"
+    return f" (`mtkd --debug {verb} ...` shows where)"
 
 
 def _can_be_mended(error: Exception) -> bool:
@@ -82,8 +97,6 @@ def _main(debug: Annotated[bool, typer.Option(help="Show a traceback with every 
 
 
 def _machine(device: str, workers: int | None, devices: int = 1, accumulate: int = 1) -> Any:
-    import os
-
     from pipeline.machine import Machine, keep_freed_memory
 
     if device not in ("auto", "cpu", "cuda", "mps"):
@@ -601,8 +614,19 @@ def init(
     init.run(preset, data_root, force)
 
 
+def _print_whatever_comes() -> None:
+    """Let no name of a file, no terminal's encoding and no closed stream end a run."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (open as long as the program runs)
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Entry point of the console script."""
+    _print_whatever_comes()
     app()
 
 

@@ -12,6 +12,7 @@ from cache import file_sha256
 from pipeline.dsad import read_frame
 from pipeline.errors import MtkdError
 from pipeline.export import Label, Run, Segmenter, disagreement, load_exported, write_onnx, write_openvino
+from pipeline.files import walk
 from pipeline.prepared import load_frame
 from pipeline.video import is_frame
 from stages.console import say
@@ -72,7 +73,7 @@ def _delivery(output: Path, stem: str) -> Iterator[Path]:
 
 def _frames(folder: Path | None, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
     place = folder or PREPARED_FRAMES / "test"
-    paths = sorted(path for path in place.rglob("*.png") if is_frame(path))
+    paths = [path for path in walk(place) if path.suffix.lower() == ".png" and is_frame(path)] if place.is_dir() else []
     if not paths:
         raise MtkdError(f"{place} holds no PNG frames: name a folder that does, --frames")
     chosen = [paths[i * len(paths) // COMPARED] for i in range(min(COMPARED, len(paths)))]

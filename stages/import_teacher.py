@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cache
 from pipeline.augmentation import fingerprint
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.checkpoint import save_checkpoint
 from pipeline.errors import MtkdError
 from pipeline.files import write_json
 from pipeline.prepared import load_frame
@@ -18,6 +18,7 @@ from pipeline.settings import Params
 from stages.cache_logits import Plan, make_plans
 from stages.console import progress, say
 from stages.elsewhere import REMEDY, write_stand_in
+from stages.given_checkpoint import load_given
 from stages.layout import METRICS, RESULTS, SCRATCH, store, teacher_checkpoint
 from stages.params import load_params
 
@@ -56,11 +57,7 @@ def _require_dvc() -> None:
 
 
 def _import_checkpoint(anatomy: str, source: Path, params: Params) -> None:
-    try:
-        network, card = load_checkpoint(source, f"train_teacher@{anatomy}")
-    except MtkdError as error:
-        expected = "expected a .safetensors file that this project wrote, or a .zarr store"
-        raise MtkdError(f"{source} cannot be imported, it is missing or no whole checkpoint: {expected}") from error
+    network, card = load_given(source)
     problems = []
     if network.decoders != 1:
         problems.append(f"has {network.decoders} decoders, a teacher has one")

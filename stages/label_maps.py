@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.beside_masks import anatomies_file, matched, read_lines
 from pipeline.dsad import DataError, read_frame, read_mask, surgery_id
+from pipeline.files import entries, folders
 
 _GREY = 0  # colour type in the header of a PNG: one channel, and no palette
 
@@ -61,10 +62,11 @@ def _label_maps(data: Path) -> Iterator[tuple[Path, str]]:
 
 def _numbered(data: Path, kind: str) -> Iterator[tuple[Path, str]]:
     """Files ``<surgery>/<kind>MM.png`` and their numbers, in order."""
-    for path in sorted(data.glob(f"*/{kind}*.png")):
-        match = re.fullmatch(rf"{kind}(\d+)\.png", path.name)
-        if match:
-            yield path, match[1]
+    for surgery in folders(data):
+        for path in entries(surgery):
+            match = re.fullmatch(rf"{kind}([0-9]+)\.png", path.name)
+            if match:
+                yield path, match[1]
 
 
 def _without_label(data: Path) -> list[str]:

@@ -3,8 +3,9 @@
 import os
 import platform
 import sys
-from importlib.metadata import version
-from importlib.util import find_spec
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ from pipeline.machine import Machine
 LIBRARIES = ("numpy", "transformers", "onnxruntime", "openvino", "nncf")
 
 
-def machine_record(machine: Machine) -> dict[str, Any]:
-    """Processor, threads, device and library, as they stand beside every time and evaluation."""
+def machine_record(machine: Machine, used: Sequence[str] = ()) -> dict[str, Any]:
+    """Processor, threads, device and libraries, as they stand beside every time and evaluation.
+
+    Args:
+        machine: where it is computed.
+        used: libraries that other processes use; those that this one has loaded are named in any case.
+    """
     device = machine.torch_device
     return {
         "processor": _processor(),
@@ -24,8 +30,17 @@ def machine_record(machine: Machine) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
         "allocator": _allocator(),
-        "libraries": {name: version(name) for name in LIBRARIES if find_spec(name) is not None},
+        "libraries": _libraries(used),
     }
+
+
+def _libraries(used: Sequence[str]) -> dict[str, str]:
+    """Versions as the modules say them: several packages bring ``onnxruntime``, and more than one may be installed."""
+    for name in used:
+        with suppress(Exception):  # whatever a library raises that cannot be loaded here, or is not installed
+            import_module(name)
+    loaded = {name: sys.modules[name] for name in LIBRARIES if name in sys.modules}
+    return {name: str(getattr(module, "__version__", "unknown")) for name, module in loaded.items()}
 
 
 def _allocator() -> str:

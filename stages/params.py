@@ -38,15 +38,15 @@ def load_params(path: Path = PARAMS) -> Params:
         MtkdError: the file is missing or no YAML, a key is missing or unknown, or a value is not accepted.
     """
     try:
-        content, problems = _read(path.read_bytes())
+        content, ambiguous = _read(path.read_bytes())
     except FileNotFoundError:
         raise MtkdError(
             f"{path} is not here: run mtkd in the project's folder, or write one with `mtkd init`"
         ) from None
     except yaml.YAMLError as error:
         raise MtkdError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if problems:
-        raise MtkdError("\n  ".join([f"{path}:", *problems]))
+    if ambiguous:
+        raise MtkdError("\n  ".join([f"{path}:", *ambiguous]))
     if not isinstance(content, dict):
         raise MtkdError(f"{path} holds no sections: write one with `mtkd init`")
     try:

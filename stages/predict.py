@@ -17,7 +17,7 @@ from pipeline.beside_masks import matched
 from pipeline.drawing import add_legend, draw, label_map, write_png
 from pipeline.errors import MtkdError
 from pipeline.export import Run, Segmenter, load_exported
-from pipeline.files import write_atomically
+from pipeline.files import kinds, write_atomically
 from pipeline.machine import Machine
 from pipeline.palette import colours_of
 from pipeline.stopwatch import ahead
@@ -31,6 +31,7 @@ from pipeline.video import (
     pixel_aspect,
     read_images,
     read_video,
+    unread_media,
     video_frames,
 )
 from stages.console import progress, say
@@ -113,6 +114,7 @@ def run(
     if not video or kind != "overlay":
         _require_folder_of_frames(output)
     images = [] if video else list_images(source)
+    _say_unread(source)
     _check_outputs(_planned(source, images, output, drawing))
     if output.is_dir() and any(output.iterdir()):
         say(f"{output} holds files already: those of the same names are replaced, the others stay")
@@ -171,6 +173,12 @@ def _check_outputs(planned: Sequence[tuple[Path, Path]]) -> None:
         other = made_from.setdefault(target, source)
         if other != source:
             raise MtkdError(f"{other} and {source} would both be written to {file}: rename one of them")
+
+
+def _say_unread(source: Path) -> None:
+    unread = unread_media(source) if source.is_dir() else []
+    if unread:
+        say(f"warning: not read: {kinds(unread)}")
 
 
 def _say_colours(drawing: Drawing) -> None:

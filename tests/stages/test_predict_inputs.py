@@ -1,0 +1,112 @@
+"""``mtkd predict`` on what people have: links, foreign formats, damaged files."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from conftest import mtkd, write_png
+from PIL import Image
+
+from pipeline.video import Shown, list_images, pixel_aspect, read_images, read_video
+
+TEACHER = "checkpoints/teachers/liver.safetensors"
+
+
+def frame(number=0, size=(48, 64)):
+    return np.random.default_rng(number).integers(0, 255, (*size, 3)).astype(np.uint8)
+
+
+def predict(source, output="out"):
+    return mtkd("predict", str(source), "--model", TEACHER, "--output", output)
+
+
+def test_linked_folders_are_entered_once(run):
+    write_png(run / "elsewhere" / "a.png", frame())
+    write_png(run / "frames" / "b.png", frame())
+    (run / "frames" / "linked").symlink_to(run / "elsewhere")
+    (run / "elsewhere" / "back").symlink_to(run / "frames")  # a circle
+    predict("frames")
+    assert sorted(p.relative_to(run / "out").as_posix() for p in (run / "out").rglob("*.png")) == [
+        "b.png", "linked/a.png",
+    ]  # fmt: skip
+
+
+def test_what_systems_leave_is_passed_over(tmp_path):
+    write_png(tmp_path / "frames" / "a.png", frame())
+    for left in ("._a.png", "@eaDir/a.png", ".Trashes/b.png", "Thumbs.db", "$RECYCLE.BIN/c.png"):
+        write_png(tmp_path / "left.png", frame())
+        (tmp_path / "frames" / left).parent.mkdir(exist_ok=True)
+        (tmp_path / "left.png").rename(tmp_path / "frames" / left)
+    assert list_images(tmp_path / "frames") == [tmp_path / "frames" / "a.png"]
+
+
+def test_formats_that_are_not_read_are_counted(run):
+    write_png(run / "frames" / "a.png", frame())
+    for name in ("b.webp", "c.webp", "d.gif", "e.mp4"):
+        (run / "frames" / name).write_bytes(b"")
+    (run / "frames" / "f.png").symlink_to("nowhere")
+    output = predict("frames")
+    assert "not read: 2 .webp (frames/b.webp first), 1 .gif (frames/d.gif), 1 .mp4 (frames/e.mp4)" in output
+    assert "1 .png (frames/f.png)" in output
+
+
+def test_one_frame_that_its_decoder_cannot_bear_ends_no_run(run, monkeypatch):
+    for name in "abcd":
+        write_png(run / "frames" / f"{name}.png", frame())
+    Image.fromarray(frame(size=(200, 200))).save(run / "frames" / "huge.bmp")
+    Image.fromarray(frame()).save(run / "frames" / "pages.tif", save_all=True, append_images=[Image.new("RGB", (9, 9))])
+    (run / "frames" / "text.jpg").write_text("no picture")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    output = predict("frames")
+    assert "huge.bmp: cannot be decoded (DecompressionBombError" in output
+    assert "pages.tif: holds 2 pictures, expected one" in output
+    assert "text.jpg: cannot be decoded" in output
+    assert len(list((run / "out").glob("*.png"))) == 4
+
+
+def test_a_turned_tiff_is_read(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(frame()).save(tmp_path / "turned.tif", exif=exif)
+    (shown,) = read_images([tmp_path / "turned.tif"])
+    assert isinstance(shown, Shown)
+    assert shown.pixels is not None, shown.problem
+    assert shown.pixels.shape in ((48, 64, 3), (64, 48, 3))
+
+
+@pytest.fixture
+def video(tmp_path):
+    """Intra-coded frames: each packet stands for itself."""
+
+    def video(name, count=6):
+        with av.open(f"file:{tmp_path / name}", "w", format="avi") as container:
+            stream = container.add_stream("mjpeg", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+            stream.codec_context.time_base = Fraction(1, 10)
+            for i in range(count):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame(i), format="rgb24")))
+            container.mux(stream.encode())
+        return tmp_path / name
+
+    return video
+
+
+def test_a_video_whose_first_frame_is_broken_is_read_behind_it(run, video):
+    path = video("first.avi")
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"00dc", content.index(b"movi"))
+    length = int.from_bytes(content[begin + 4 : begin + 8], "little")
+    content[begin + 8 : begin + 8 + length] = bytes(length)
+    path.write_bytes(content)
+    shown = list(read_video(path))
+    assert [one.pixels is None for one in shown] == [True, False, False, False, False, False]
+    assert pixel_aspect(path) == 1
+    assert "1 broken frames were skipped" in predict(path, "out.mp4")
+    assert len(list(read_video(run / "out.mp4"))) == 5
+
+
+def test_a_colon_in_a_name_is_no_protocol(run, video):
+    video("surgery 12:30.avi").rename(run / "surgery 12:30.avi")
+    predict("surgery 12:30.avi", "out 12:30.mp4")
+    assert len(list(read_video(run / "out 12:30.mp4"))) == 6
