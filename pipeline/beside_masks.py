@@ -87,7 +87,7 @@ def read_weak_labels(path: Path, folders: Sequence[str], listed: Sequence[str] =
         raise DataError([f"{path}: its first row names a column twice"])
     found: dict[int, dict[str, bool]] = {}
     for line, row in rows:
-        number = re.search(r"(\d+)$", Path(row[0].strip()).stem)
+        number = re.search(r"(?<![0-9])([0-9]{1,18})$", Path(row[0].strip()).stem)
         if number is None or len(row) != len(columns) + 1 or any(cell.strip() not in ("0", "1") for cell in row[1:]):
             raise DataError([f"{path}: row {line} is no file name and {len(columns)} times 0 or 1"])
         if int(number[1]) in found:
@@ -105,6 +105,8 @@ def _numbered_rows(path: Path) -> list[tuple[int, list[str]]]:
     numbered = [(line, row) for line, row in enumerate(rows, start=1) if row]
     if not numbered:
         raise DataError([f"{path}: is empty"])
+    if len(numbered[0][1]) == 1 and ";" in numbered[0][1][0]:
+        raise DataError([f"{path}: its columns are separated by semicolons, expected commas"])
     return numbered
 
 

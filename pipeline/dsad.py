@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 
 import cv2
 import numpy as np
@@ -57,7 +58,7 @@ def is_label(path: Path) -> bool:
 
 def surgery_id(surgery: str | int) -> str | int:
     """What a surgery's folder is compared by: a number where the name is digits, so that 3 means 03; else the name."""
-    name = str(surgery)
+    name = normalize("NFC", str(surgery))
     return int(name) if re.fullmatch("[0-9]+", name) else name
 
 
@@ -138,6 +139,12 @@ def scan(root: Path, anatomies: Sequence[str]) -> tuple[list[Source], list[str]]
 def _unknown(root: Path, anatomy: str, there: list[str]) -> str:
     if (root / anatomy).is_symlink():
         return f"{root / anatomy}: is a link to {(root / anatomy).readlink()}, where there is no folder"
+    same = [name for name in there if normalize("NFC", name) == normalize("NFC", anatomy)]
+    if same:
+        return (
+            f"data.anatomies: {anatomy} looks like a folder of {root} whose name has other Unicode characters (as of "
+            "macOS): copy the folder's name, or rename the folder"
+        )
     close = difflib.get_close_matches(anatomy, there, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"data.anatomies: {anatomy} has no folder in {root}; {hint}there: {', '.join(there)}"

@@ -337,6 +337,8 @@ def _summary(checked: Sequence[_Checked], anatomies: Sequence[str]) -> Summary:
     labelled = [c for c in checked if c.source.mask is not None]
     empty = [c for c in labelled if not c.covered]
     summary.warnings += _masks_that(empty, "empty, so that the frame teaches only background")
+    vanished = [c for c in labelled if c.covered and not c.foreground]
+    summary.warnings += _masks_that(vanished, "too thin for data.image_size: nothing of the anatomy is left in it")
     summary.files = _masks_that([c for c in checked if c.odd], "not only 0 and 255; all above 0 is foreground")
     summary.files += _full_or_turned(labelled, anatomies)
     summary.files += _dark([c for c in checked if c.dark])

@@ -10,6 +10,7 @@ import re
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -106,11 +107,25 @@ class Phantom(Settings):
     difficulty: Fraction
 
 
+def _can_name_an_anatomy(name: str) -> bool:
+    """Whether a name can be a folder, an item of a DVC stage, and a word of a shell's command in double quotes."""
+    return bool(re.fullmatch(r"(?![.\- ])[^/@:$`\\'\"\x00-\x1f\x7f]{1,100}(?<! )", name))
+
+
+def _whole_path(value: str) -> str:
+    if value.startswith("~") or "$" in value:
+        raise ValueError(f"{value} is taken as it is written, ~ and $ are not replaced: write the whole path")
+    return value
+
+
+Folder = Annotated[str, Field(min_length=1), AfterValidator(_whole_path)]
+
+
 class Data(Settings):
     """Section ``data``: where the frames are, which anatomies, at which size, and who is tested."""
 
-    root: Annotated[str, Field(min_length=1)]
-    unlabelled_root: Annotated[str, Field(min_length=1)]  # frames without masks, that teachers alone speak on
+    root: Folder
+    unlabelled_root: Folder  # frames without masks, that teachers alone speak on
     anatomies: Annotated[list[str], Field(min_length=1)]
     image_size: tuple[PositiveInt, PositiveInt]  # height, width
     splits: Splits
@@ -123,9 +138,14 @@ class Data(Settings):
             raise ValueError(f"anatomies are listed twice: {', '.join(twice)}")
         if UNLABELLED in self.anatomies:
             raise ValueError(f"'{UNLABELLED}' cannot name an anatomy: frames without a label are kept under it")
+        if "mean" in self.anatomies:
+            raise ValueError("'mean' cannot name an anatomy: means stand under it in the metrics")
         for anatomy in self.anatomies:
-            if not anatomy.strip() or any(c in anatomy for c in "/@:\\'\"") or anatomy.startswith("."):
-                raise ValueError(f"'{anatomy}' cannot name an anatomy: / \\ @ : quotes and a leading dot are refused")
+            if not _can_name_an_anatomy(anatomy):
+                raise ValueError(
+                    f"{anatomy!r} cannot name an anatomy: / \\ @ : $ ` quotes, control characters, a leading dot or "
+                    "dash, spaces around it and more than 100 characters are refused"
+                )
         return self
 
 

@@ -388,6 +388,20 @@ def test_masks_with_black_and_white_exchanged_and_dark_frames_are_warned_of(root
     assert "12 bits" in dark
 
 
+def test_masks_of_which_nothing_is_left_are_warned_of(root, out):
+    mask = np.zeros((48, 64), np.uint8)
+    mask[1, 1] = 255
+    write_png(root / "liver" / "01" / "mask00.png", mask)
+    (vanished,) = run(root, out, size=(12, 16)).warnings
+    assert vanished.startswith("1 mask is too thin for data.image_size")
+
+
+def test_a_name_in_other_unicode_characters_says_so(root, out):
+    (root / "colon").rename(root / "Gefa\u0308ß")
+    problem = problems_of(root, out, anatomies=["liver", "Gef\u00e4ß"])[0]
+    assert "whose name has other Unicode characters" in problem
+
+
 def test_a_long_list_of_masks_is_cut(root, out):
     for path in root.rglob("mask*.png"):
         write_png(path, np.full((48, 64), 255, np.uint8))

@@ -62,6 +62,15 @@ def test_the_default_is_accepted(check):
         ("data.anatomies", [], "data.anatomies: "),
         ("data.anatomies", ["a", "a"], "listed twice: a"),
         ("data.anatomies", ["a/b"], "cannot name an anatomy"),
+        ("data.anatomies", ["a$b"], "'a$b' cannot name an anatomy"),
+        ("data.anatomies", ["a`b`"], "cannot name an anatomy"),
+        ("data.anatomies", ["a\nb"], "'a\\nb' cannot name an anatomy"),
+        ("data.anatomies", ["-x"], "cannot name an anatomy"),
+        ("data.anatomies", [" a"], "cannot name an anatomy"),
+        ("data.anatomies", ["a" * 101], "cannot name an anatomy"),
+        ("data.anatomies", ["mean"], "'mean' cannot name an anatomy"),
+        ("data.root", "~/DSAD", "~ and $ are not replaced: write the whole path"),
+        ("data.unlabelled_root", "$HOME/x", "~ and $ are not replaced: write the whole path"),
         ("data.splits.val", [2], "in val and in test: [2]"),
         ("data.phantom.difficulty", 2, "data.phantom.difficulty: "),
     ],
@@ -149,6 +158,11 @@ def test_what_yaml_may_read_in_two_ways_is_refused(written, old, new, says):
     with pytest.raises(MtkdError) as error:
         written((old, new))
     assert says in str(error.value)
+
+
+def test_names_of_anatomies_may_hold_what_folders_and_shells_bear(check):
+    names = ["left ureter", "Gefäß", "3rd", "a%b+c=d,e(f)", "!", "x" * 100]
+    assert check("data.anatomies", names).data.anatomies == names
 
 
 def test_names_in_quotes_are_text(written):
