@@ -6,7 +6,6 @@ that was killed goes on after the last such shard and ends with the same bytes a
 
 import logging
 import operator
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from cache import compression
-from cache.errors import IncompleteError, NotWrittenError, OccupiedError, UnstorableError
+from cache.durable import FULL
+from cache.errors import IncompleteError, NotWrittenError, OccupiedError, StoreError, UnstorableError
 from cache.identity import frame_checksum, identity_of
 from cache.layout import (
     CHANNELS,
@@ -27,11 +27,11 @@ from cache.layout import (
     TABLES,
     begun_attributes,
     describe,
-    is_logit_store,
     seal_of,
     shard_name,
 )
 from cache.lock import ScratchLock
+from cache.place import discard, put_in_place, require_logit_store
 
 log = logging.getLogger(__name__)
 LARGEST = float(np.finfo(np.float16).max)
@@ -53,8 +53,8 @@ def create_store(
     """Begin a store, or go on with one of the same identity that was begun here.
 
     Args:
-        path: scratch folder to grow it in, on the file system where it will end; what was begun there for another
-            identity is discarded.
+        path: scratch folder to grow it in; on the file system where it will end, it need not be copied there. What was
+            begun there for another identity is discarded.
         anatomy: whose teacher.
         frames: frame ids, in the order in which logits will come.
         grid: (h, w) of the logits.
@@ -66,6 +66,7 @@ def create_store(
 
     Raises:
         StoreBusyError: another process is writing there.
+        NotWrittenError: nothing can be written there.
         OccupiedError: a complete store of another identity lies there, or what is none.
         TypeError: an argument is of another type, or holds what is no JSON; named in the message.
         ValueError: no frames, or a frame twice; no view; an empty grid or shard.
@@ -106,6 +107,15 @@ def _require_json(name: str, value: Any) -> None:
         raise TypeError(f"{name} must hold JSON values: {error}") from error
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotWrittenError(
+            f"{folder} cannot be made ({error.strerror}): begin in a folder on a disk that this user can write"
+        ) from error
+
+
 class StoreWriter:
     """Appends frames to a store. Use it in a ``with`` block, which lets go of the scratch folder.
 
@@ -123,7 +133,7 @@ class StoreWriter:
         self._pixels: list[int] = []
         self._tables = {name: np.zeros(self._shape[:2], np.uint32) for name in TABLES}
         self._group: Any = None
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path.parent)
         self._lock = ScratchLock(path)
         try:
             self._done = self._resume()
@@ -171,12 +181,16 @@ class StoreWriter:
             self._write_full_shard()
 
     def finish(self, path: str | Path) -> None:
-        """Mark the store complete and move it into place; what was there is replaced.
+        """Mark the store complete and move it into place; what was there is replaced, a link by the store itself.
+
+        Onto another file system it is copied, and the copy is read back before it takes its place.
 
         Raises:
             IncompleteError: frames are missing.
             OccupiedError: what lies there is no logit store.
             NotWrittenError: the disk is full.
+            IntegrityError: the copy on another file system cannot be read back as it was written.
+            StoreBusyError: another process copies a store there.
             ValueError: it was finished before, or ``path`` is where it grows.
         """
         target, old = Path(path), self.path.with_name(f"{self.path.name}.old")
@@ -187,17 +201,14 @@ class StoreWriter:
             raise ValueError(f"{self.path} was finished before")
         if target.resolve() == self.path.resolve():
             raise ValueError(f"{target} is where the store grows: it ends at another path")
-        _require_logit_store(target)
-        _discard(old)  # of a writer that was killed below
+        require_logit_store(target)
+        discard(old)  # of a writer that was killed below
         with self._writing():
             attributes = {**self.attributes, "codec": self._group.attrs["codec"], "complete": True}
             self._group.attrs.put(attributes)
             self._group.attrs.put({**attributes, "seal": seal_of(self.path)})
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                target.replace(old)
-            self.path.replace(target)
-        shutil.rmtree(old, ignore_errors=True)
+        with self._writing(target):
+            put_in_place(self.path, target, old)
         self._group = None
         self._lock.let_go()
 
@@ -210,14 +221,17 @@ class StoreWriter:
         self._lock.let_go()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, place: Path | None = None) -> Iterator[None]:
         """Say which store was not written, and that the work before is not lost."""
         try:
             yield
+        except StoreError:
+            raise
         except OSError as error:
+            remedy = "make room" if error.errno in FULL else "mend that"
             raise NotWrittenError(
-                f"{self.path} cannot be written after {self._done} of {self.total} frames "
-                f"({error.strerror or error}): make room, or mend that, and start again: it goes on after these"
+                f"{place or self.path} cannot be written after {self._done} of {self.total} frames "
+                f"({error.strerror or error}): {remedy}, and start again: it goes on after these"
             ) from error
 
     def _half(self, frame: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
@@ -294,9 +308,9 @@ class StoreWriter:
                     f"{self.path} is a complete store of something else and would be lost: begin in another folder, "
                     "or remove it"
                 )
-            _require_logit_store(self.path)
+            require_logit_store(self.path)
             log.warning("%s was begun for something else, or is damaged: it starts anew", self.path)
-            _discard(self.path)
+            discard(self.path)
             return 0
         done = 0
         while done < self.total and (length := self._whole_shard(done)):
@@ -336,17 +350,3 @@ class StoreWriter:
             unfinished = file.is_relative_to(self.path / "logits/c") and file not in counted
             if file.is_file() and (unfinished or file.suffix == ".partial"):
                 file.unlink()
-
-
-def _require_logit_store(path: Path) -> None:
-    """Refuse to replace what is none; nothing at all may be replaced."""
-    if path.exists() and not is_logit_store(path):
-        raise OccupiedError(f"{path} is no logit store and would be lost: give another path, or remove it")
-
-
-def _discard(store: Path) -> None:
-    _require_logit_store(store)
-    if store.is_symlink():
-        store.unlink()
-    elif store.exists():
-        shutil.rmtree(store)
