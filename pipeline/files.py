@@ -3,15 +3,18 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.errors import MtkdError
 
 # No room: on the disk, for this user, or for a file of this size.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# This file system has no fsync: what was written is as safe as it gets.
+NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 # What macOS, Windows and network storage put into folders, beside hidden files; in lower case.
 _OF_SYSTEMS = {
     "@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini",
@@ -63,7 +66,8 @@ def kinds(files: Iterable[Path]) -> str:
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write beside the target, to the disk, and move into place; the folder is created.
 
-    What a killed process left beside the target is overwritten by the next one, and never taken for a result.
+    What a killed process left beside the target is overwritten by the next one, and never taken for a result. A target
+    that is a link is replaced, and what the link points to stays: it may lie in DVC's cache.
 
     Raises:
         MtkdError: the file can't be written, as on a full disk; what was there before still is.
@@ -73,8 +77,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            _sync(file)
         partial.replace(path)
     except OSError as error:
         remedy = "make room, then start the same command again" if error.errno in FULL else "check the path"
@@ -83,9 +86,53 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _sync(file: IO[Any]) -> None:
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON with keys in the given order."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def emptied(folder: Path) -> Path:
+    """An empty folder; it is created if need be, and stays the link or the mount point that it may be.
+
+    Raises:
+        OSError: something in it cannot be removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return folder
+
+
+def require_writable(folder: Path) -> None:
+    """That a folder can be written, or made: better known before hours of work than after.
+
+    Raises:
+        MtkdError: it, or one that it would lie in, is a file, a link to nothing, or not this user's to write.
+    """
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.exists():
+        raise MtkdError(
+            f"{there} is a link to {there.readlink()}, which is missing: mount its disk, or make that folder"
+        )
+    if not there.is_dir():
+        raise MtkdError(f"{there} is a file, and {folder} must be a folder: move the file away")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise MtkdError(
+            f"{folder} can't be written, {there} is read-only or another user's: change that, or let {there} be a link "
+            "to a folder that can be written"
+        )
 
 
 @contextmanager
@@ -125,4 +172,5 @@ def _stamp(file: Path) -> tuple[int, ...]:
         status = file.stat()
     except FileNotFoundError:
         return ()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    # Not st_ino: network file systems may number a file anew at each look.
+    return status.st_size, status.st_mtime_ns

@@ -10,7 +10,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from pipeline.dsad import (
     unused_files,
 )
 from pipeline.errors import MtkdError
-from pipeline.files import kinds
+from pipeline.files import kinds, require_writable
 
 # Low effort: prepared frames are read far more often than written, and the size hardly changes above.
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
@@ -181,19 +181,28 @@ def _sources(checked: Sequence[_Checked], split: Split, anatomy: str) -> list[So
 
 @contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
-    """An empty folder beside the output, on the same file system; removed unless it was moved into place."""
-    folder = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
+    """An empty folder in the output, which may be a link or a mount point: what is beside may be on another disk."""
+    require_writable(output)
+    folder = output / ".partial"
+    for left in (folder, output.with_name(f".{output.name}.partial")):  # by a killed run, also of an earlier version
+        shutil.rmtree(left, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            output.rmdir()  # if it is empty
 
 
 def _replace(folder: Path, output: Path) -> None:
-    shutil.rmtree(output, ignore_errors=True)
-    folder.replace(output)
+    """Put what was prepared in the output's place."""
+    # Nothing new comes before all that was there has gone: a killed process leaves no mixture.
+    for part in (*SPLITS, UNLABELLED):
+        if (output / part).exists():
+            shutil.rmtree(output / part)
+    for path in sorted(folder.iterdir()):
+        path.replace(output / path.name)
 
 
 def _in_threads(

@@ -11,7 +11,7 @@ from time import perf_counter
 import cache
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import MtkdError
-from pipeline.files import write_json
+from pipeline.files import require_writable, write_json
 from pipeline.inference import Question, answers, clean_questions, view_questions
 from pipeline.machine import Machine
 from pipeline.models.network import Network
@@ -88,7 +88,12 @@ class Plan:
         Args:
             grid: rows and columns of the logits.
             checkpoint: what it is bound to; by default the teacher in its place.
+
+        Raises:
+            MtkdError: it cannot be written where it grows or where it ends.
+            StoreError: as of ``cache.create_store``.
         """
+        _require_places(self.anatomy)
         settings = self.params.cache
         views = [{"view": v, "clean": False, "seed": settings.seed} for v in range(settings.views)]
         return cache.create_store(
@@ -158,7 +163,7 @@ def _write_store(plan: Plan, machine: Machine) -> None:
     grid, settings, stopwatch = plan.grid(teacher), plan.params.cache, Stopwatch()
     with plan.writer(grid) as writer, progress(f"{plan.anatomy}: frames asked") as bar:
         done = writer.next
-        require_space(plan.raw_bytes(grid), done / len(questions))
+        require_space(plan.raw_bytes(grid), done / len(questions), writer.bytes_written)
         batches = make_batches(len(plan.frames), len(questions), settings.shard_frames, settings.batch_size, done)
         answered = answers(teacher, questions, batches, settings.precision, machine, stopwatch)
         # Compressing and writing are another thread's, at most one batch behind.
@@ -207,7 +212,7 @@ def _estimate(plans: Sequence[Plan], machine: Machine) -> None:
             f"{readable(size)} before compression"
         )
     require_space(total)
-    say(f"all: {readable(total)} before compression; free: {readable(_free())}")
+    say(f"all: {readable(total)} before compression; free: {readable(_free(STORES))}")
 
 
 def _duration(seconds: float) -> str:
@@ -220,26 +225,53 @@ def _duration(seconds: float) -> str:
     )
 
 
-def require_space(raw: int, written: float = 0.0) -> None:
-    """Refuse to begin what would not fit.
+def _require_places(anatomy: str) -> None:
+    """A store can be written where it grows and where it ends.
+
+    Raises:
+        MtkdError: says which of them can't be.
+    """
+    for folder in (SCRATCH / STORES, STORES):
+        require_writable(folder)
+    if store(anatomy).is_mount():
+        raise MtkdError(f"{store(anatomy)} is a mount point, and a store can't replace that: mount {STORES} instead")
+
+
+def require_space(raw: int, written: float = 0.0, kept: int = 0) -> None:
+    """Refuse to begin what would not fit where stores grow, or where they end.
 
     Args:
         raw: bytes of all logits, before compression.
-        written: the share of them that an earlier run left on disk.
+        written: the share of them that an earlier run left in scratch.
+        kept: bytes that this share takes there, compressed.
 
     Raises:
-        MtkdError: the disk has less room than the raw logits that are missing need.
+        MtkdError: a disk has less room than the raw logits that are missing need.
     """
-    needed = round(raw * (1 - written))
-    if _free() < needed:
-        raise MtkdError(
-            f"{STORES} needs {readable(needed)} before compression, the disk has {readable(_free())} free: make room, "
-            "or lower cache.views"
-        )
+    missing = round(raw * (1 - written))
+    needed = {STORES: missing}
+    if _device(SCRATCH / STORES) != _device(STORES):  # a finished store is copied
+        needed = {SCRATCH / STORES: missing, STORES: missing + kept}
+    for folder, size in needed.items():
+        free = _free(folder)
+        if free < size:
+            raise MtkdError(
+                f"{folder} needs {readable(size)} before compression, the disk has {readable(free)} free: make room, "
+                "or lower cache.views"
+            )
 
 
-def _free() -> int:
-    return shutil.disk_usage(".").free
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(_nearest(folder)).free
+
+
+def _device(folder: Path) -> int:
+    return _nearest(folder).stat().st_dev
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def make_batches(frames: int, total: int, shard: int, batch: int, done: int) -> list[range]:

@@ -63,7 +63,7 @@ def _write_store(plan: Plan, client: Client, machine: Machine) -> None:
     teacher, questions = plan.teacher(), plan.questions()
     grid = plan.grid(teacher)
     with plan.writer(grid) as writer, progress(f"{plan.anatomy}: frames asked") as bar:
-        require_space(plan.raw_bytes(grid), writer.next / len(questions))
+        require_space(plan.raw_bytes(grid), writer.next / len(questions), writer.bytes_written)
         shards = _shards(plan, len(questions), writer.next)
         for logits, pixels in _in_order(client, plan, questions, shards):
             writer.append(logits, pixels)

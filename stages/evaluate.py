@@ -1,6 +1,5 @@
 """Stage ``evaluate``: teachers, baseline and distilled student on the test surgeries."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from pipeline.checkpoint import load_card, load_checkpoint
 from pipeline.drawing import strip, write_png
 from pipeline.errors import MtkdError
 from pipeline.evaluation import Result, evaluate, own_masks, summarise
-from pipeline.files import write_json
+from pipeline.files import emptied, write_json
 from pipeline.machine import Machine
 from pipeline.models.network import Network
 from pipeline.prepared import Frame, frames_digest, labels_digest, load_frame, load_label
@@ -201,7 +200,7 @@ def _chosen_frames(results: Sequence[Result]) -> list[tuple[Frame, str]]:
 
 def _draw(chosen: Sequence[tuple[Frame, str]], masks: Sequence[Masks]) -> None:
     """One strip per frame: frame, label, and each network's mask (none of a teacher that is not here)."""
-    shutil.rmtree(QUALITATIVE, ignore_errors=True)
+    emptied(QUALITATIVE)
     for frame, rule in chosen:
         label = load_label(frame.label).astype(bool)
         columns = [label, *(own.get(frame.id, np.zeros_like(label)) for own in masks)]

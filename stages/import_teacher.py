@@ -3,7 +3,6 @@
 Either a checkpoint of this project, or the answers of any other model as a store.
 """
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,10 @@ import cache
 from pipeline.augmentation import fingerprint
 from pipeline.checkpoint import save_checkpoint
 from pipeline.errors import MtkdError
-from pipeline.files import write_json
+from pipeline.files import emptied, write_atomically, write_json
 from pipeline.prepared import load_frame
 from pipeline.settings import Params
-from stages.cache_logits import Plan, make_plans
+from stages.cache_logits import Plan, make_plans, require_space
 from stages.console import progress, say
 from stages.elsewhere import REMEDY, write_stand_in
 from stages.given_checkpoint import load_given
@@ -85,12 +84,13 @@ def _import_store(anatomy: str, source: Path, params: Params) -> None:
         plan.writer((given.shape[-2], given.shape[-1]), stand_in) as writer,
         progress(f"{anatomy}: frames copied") as bar,
     ):
+        require_space(plan.raw_bytes(given.shape[-2:]), writer.next / writer.total, writer.bytes_written)
         for frame in plan.frames[writer.next :]:
             writer.append(given.read(frame.id)[None], [given.pixels(frame.id)])
             bar(writer.next, writer.total)
         writer.finish(store(anatomy))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    stand_in.replace(target)
+    write_atomically(target, stand_in.read_bytes())  # not moved: it may go onto another disk
+    stand_in.unlink()
     write_json(METRICS / "cache" / f"{anatomy}.json", cache.stats(store(anatomy)))
     _take_training_for_done(anatomy, source)
     _commit(f"cache_logits@{anatomy}")
@@ -136,9 +136,7 @@ def _require_same_grid(given: cache.Store, plan: Plan) -> None:
 def _take_training_for_done(anatomy: str, source: Path) -> None:
     """Write the training stage's other outputs, which nobody can know, and tell DVC."""
     write_json(METRICS / "teachers" / f"{anatomy}.json", {"val_dice": {"mean": None}, "imported": source.name})
-    curves = RESULTS / "curves" / "teachers" / anatomy
-    shutil.rmtree(curves, ignore_errors=True)
-    curves.mkdir(parents=True)
+    curves = emptied(RESULTS / "curves" / "teachers" / anatomy)
     (curves / "imported.tsv").write_text("step\n")
     _commit(f"train_teacher@{anatomy}")
 

@@ -1,7 +1,6 @@
 """Stage ``phantom``: write the embedded data set, a procedural laparoscopic phantom in DSAD's layout."""
 
-import shutil
-
+from pipeline.files import emptied
 from pipeline.phantom import write_phantom
 from stages.console import progress, say
 from stages.layout import PHANTOM
@@ -11,7 +10,7 @@ from stages.params import load_params
 def run(workers: int) -> None:
     """Write data/phantom anew."""
     settings = load_params().data.phantom
-    shutil.rmtree(PHANTOM, ignore_errors=True)
+    emptied(PHANTOM)
     with progress("phantom frames") as step:
         written = write_phantom(
             PHANTOM,

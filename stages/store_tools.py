@@ -21,6 +21,7 @@ from stages.layout import SCRATCH, STORES, store, taught_frames
 from stages.params import load_params
 from stages.store_identity import expected_parts, known_checkpoint, misfit_line, misfits
 
+COPY = ".partial"  # see cache.place.copy_place
 Wanted = Mapping[str, Mapping[str, object]]  # anatomy -> parts of the identity
 
 
@@ -40,7 +41,7 @@ def list_stores() -> None:
         views, frames, _, height, width = one.shape
         size = readable(cache.stats(path)["bytes"])
         table.add_row(str(path), "complete", str(frames), str(views), f"{height}x{width}", size, one.identity[:12])
-    if begun := _scratch():
+    if begun := _begun():
         wanted = _wanted(load_params())
         for path in begun:
             table.add_row(str(path), _state(path, wanted), *[""] * 5)
@@ -48,7 +49,7 @@ def list_stores() -> None:
 
 
 def _state(path: Path, wanted: Wanted) -> str:
-    """Of what lies in scratch."""
+    """Of what lies in scratch, or was left by a copy."""
     if cache.is_being_written(_writers(path)):
         return "being written"
     reason = _useless(path, wanted)
@@ -162,7 +163,7 @@ def _rounding(plan: Plan) -> float:
 def prune(dry_run: bool) -> None:
     """Remove stores and begun stores that no current setting can use; what is being written stays."""
     wanted, removed = _wanted(load_params()), 0
-    for path in [*_stores(STORES), *_scratch()]:
+    for path in [*_stores(STORES), *_begun()]:
         scratch = _writers(path)
         scratch.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -179,13 +180,16 @@ def _prune_one(path: Path, wanted: Wanted, dry_run: bool) -> bool:
     reason = _useless(path, wanted)
     if not reason:
         return False
-    if not cache.is_logit_store(path):
+    if path.suffix != COPY and not cache.is_logit_store(path):
         say(f"left {path}: it is no logit store")
         return False
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     say(f"{'would remove' if dry_run else 'removed'} {path}: {reason}, {readable(size)}")
     if not dry_run:
-        shutil.rmtree(path)
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
     return True
 
 
@@ -194,6 +198,8 @@ def _useless(path: Path, wanted: Wanted) -> str:
     anatomy = _writers(path).stem
     if path.suffix == ".old":
         return "put aside by a run that was stopped"
+    if path.suffix == COPY:
+        return "a copy that was stopped"
     if anatomy not in wanted:
         return f"{anatomy} is not in data.anatomies"
     expected = dict(wanted[anatomy])
@@ -223,14 +229,15 @@ def _stores(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.zarr") if path.is_dir())
 
 
-def _scratch() -> list[Path]:
-    """What was begun, and what was put aside for a store that took its place."""
-    return sorted([*_stores(SCRATCH / STORES), *(SCRATCH / STORES).glob("*.zarr.old")])
+def _begun() -> list[Path]:
+    """What was begun, what was put aside for a store that took its place, and what killed copies left beside stores."""
+    scratch = SCRATCH / STORES
+    return sorted([*_stores(scratch), *scratch.glob("*.zarr.old"), *STORES.glob(f".*.zarr{COPY}")])
 
 
 def _writers(path: Path) -> Path:
-    """The scratch folder of the writer whose store lies, or lay, at a path."""
-    return SCRATCH / STORES / path.name.removesuffix(".old")
+    """What a writer locks whose store lies, or lay, at a path: its scratch folder, or the copy."""
+    return path if path.suffix == COPY else SCRATCH / STORES / path.name.removesuffix(".old")
 
 
 def is_path(name: str) -> bool:

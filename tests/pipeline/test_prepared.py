@@ -281,11 +281,13 @@ def test_a_crash_leaves_nothing_and_the_old_output(root, out, monkeypatch):
 
 def test_what_a_killed_run_left_and_the_last_output_are_replaced(root, out):
     run(root, out)
-    (out / ".frames.partial" / "train").mkdir(parents=True)
-    (out / ".frames.partial" / "train" / "rest.png").write_bytes(b"x")
+    for left in (".frames.partial", "frames/.partial"):
+        (out / left / "train").mkdir(parents=True)
+        (out / left / "train" / "rest.png").write_bytes(b"x")
     run(root, out, anatomies=["colon"])
     assert sorted(p.name for p in out.iterdir()) == ["frames", "labels"]
     assert [p.name for p in (out / "frames" / "train").iterdir()] == ["colon"]
+    assert not (out / "frames" / ".partial").exists()
 
 
 def test_a_sound_output_survives_a_failed_run(root, out):

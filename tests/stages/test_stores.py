@@ -57,7 +57,7 @@ def test_an_estimate_writes_nothing(run):
 
 
 def test_a_disk_that_is_too_small_is_told_before_work_begins(run, monkeypatch):
-    monkeypatch.setattr("stages.cache_logits._free", lambda: 1000)
+    monkeypatch.setattr("stages.cache_logits._free", lambda folder: 1000)
     for arguments in (["cache-logits", "--estimate"], ["cache-logits"]):
         assert "before compression, the disk has 1000 B free" in mtkd(*arguments, code=1)
 
