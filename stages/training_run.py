@@ -1,20 +1,21 @@
 """What train_teacher and train_student share: data, progress, curves, checkpoint and metrics of one training run."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import torch
 from dvclive import Live
-from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
+from cache.errors import StoreBusyError
+from cache.lock import ScratchLock
 from pipeline.checkpoint import save_checkpoint
 from pipeline.datasets import FrameDataset, SoftTargets
 from pipeline.errors import MtkdError
-from pipeline.files import Unchanged, write_json
+from pipeline.files import Unchanged, emptied, require_writable, write_json
 from pipeline.machine import Machine, make_fabric
 from pipeline.models import create_model
 from pipeline.models.network import Network
@@ -26,7 +27,7 @@ from pipeline.training import Epoch, Objective, best_epoch, fit, synchronises
 from stages.console import hush, progress, say
 from stages.layout import SCRATCH, frames_of
 
-# Seconds that a loader process may outlive its killed parent, and hold the lock of the run.
+# Seconds that a killed process of the same run may take to end.
 PATIENCE = 10.0
 
 
@@ -96,6 +97,8 @@ def train_run(
     shared = {"processes": fabric.world_size, "accumulate": machine.accumulate}
     known = {"settings": settings.model_dump(), **shared, **_digests(train.frames, val.frames), **(taught or {})}
     place = SCRATCH / "training" / checkpoint.parent.name / checkpoint.stem
+    for folder in (place.parent, checkpoint.parent, metrics.parent, curves):
+        require_writable(folder)
     resume = Resume(place.with_name(f"{place.name}.pt"), run_identity(known, network.state_dict()))
     height, width = load_frame(train.frames[0].image).shape[:2]
     stopwatch = Stopwatch()
@@ -159,15 +162,20 @@ def _alone(place: Path, fabric: Fabric) -> Iterator[None]:
         yield
         return
     place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.with_name(f"{place.name}.lock"))
-    try:
-        lock.acquire(timeout=PATIENCE)
-    except Timeout as error:
-        raise MtkdError(f"another process trains this ({lock.lock_file}): wait for it, or stop it") from error
-    try:
+    with _lock(place):
         yield
-    finally:
-        lock.release()
+
+
+def _lock(place: Path) -> ScratchLock:
+    """The lock of the store's writers, which also works where there is no flock."""
+    until = monotonic() + PATIENCE
+    while True:
+        try:
+            return ScratchLock(place)
+        except StoreBusyError as error:
+            if monotonic() > until:
+                raise MtkdError(f"another process trains this: {error}") from error
+        sleep(0.1)
 
 
 @contextmanager
@@ -176,8 +184,7 @@ def _curves(folder: Path, fabric: Fabric) -> Iterator[Live | None]:
     if not fabric.is_global_zero:
         yield None
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    with Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+    with Live(str(emptied(folder)), save_dvc_exp=False, dvcyaml=None, report=None) as live:
         yield live
 
 

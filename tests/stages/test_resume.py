@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, mtkd
-from filelock import FileLock
+
+import cache
 
 KILLS = int(os.environ.get("MTKD_KILLS", "3"))
 EPOCHS = 5
@@ -214,7 +215,7 @@ def test_a_state_that_does_not_fit_is_not_used(killed, what):
 def test_one_run_has_one_writer(run, monkeypatch):
     monkeypatch.setattr("stages.training_run.PATIENCE", 0.1)
     (run / "scratch/training/students").mkdir(parents=True, exist_ok=True)
-    with FileLock(run / "scratch/training/students/baseline.lock"):
+    with cache.ScratchLock(run / "scratch/training/students/baseline"):
         assert "another process trains this" in mtkd("train-student", "baseline", code=1)
 
 
