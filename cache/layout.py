@@ -72,7 +72,9 @@ def seal_of(path: Path) -> dict[str, str]:
     document = json.loads((path / "zarr.json").read_text())
     document["attributes"].pop("seal", None)
     files = [path / "logits/zarr.json", *sorted(file for name in TABLES for file in (path / name).rglob("*"))]
-    hashes = {file.relative_to(path).as_posix(): file_sha256(file) for file in files if file.is_file()}
+    names = {file.relative_to(path).as_posix(): file for file in files if file.is_file()}
+    # What else lies there no reader of Zarr looks at: file managers and network storage leave files everywhere.
+    hashes = {name: file_sha256(file) for name, file in names.items() if _FILES.fullmatch(name)}
     return {"zarr.json": identity_of(document), **hashes}
 
 
@@ -91,10 +93,15 @@ def is_logit_store(path: str | Path) -> bool:
         return False
     if attributes := begun_attributes(path):
         return attributes.get("format") == FORMAT
-    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()]
+    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if not (file.is_dir() or _is_left(file))]
     # A writer creates the tables before it writes the first shard.
     has_tables = all((path / name).is_dir() for name in TABLES)
     return all(_FILES.fullmatch(name) and (has_tables or "/c/" not in name) for name in names)
+
+
+def _is_left(file: Path) -> bool:
+    """Whether macOS, Windows or network storage put a file there; whatever is in ``@eaDir`` is theirs."""
+    return file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini") or "@eaDir" in file.parts
 
 
 def shard_name(view: int, position: int, shard_frames: int) -> str:

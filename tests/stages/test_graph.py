@@ -291,6 +291,8 @@ NEUTRAL = {
     "pipeline/guards.py", "pipeline/resume.py", "cache/lock.py", "cache/durable.py", "cache/errors.py",
     # Reading what prepare wrote: its own writer is a dependency of prepare, and what it writes one of everybody.
     "pipeline/prepared.py", "pipeline/dsad.py",
+    # Tries later stages, and refuses or warns.
+    "stages/preflight.py",
 }  # fmt: skip
 STAGES = ["phantom", "prepare", "train_teacher", "cache_logits", "train_student", "evaluate", "benchmark", "report"]
 
@@ -315,7 +317,8 @@ def closure(path):
     while todo:
         one = todo.pop()
         seen.add(one)
-        if one != "pipeline/prepared.py":  # see NEUTRAL: of what it needs to write, readers use nothing
+        # See NEUTRAL: of what prepared.py needs to write, readers use nothing; what preflight.py tries changes nothing.
+        if one not in ("pipeline/prepared.py", "stages/preflight.py"):
             todo |= imported(one) - seen
     return seen
 
