@@ -591,11 +591,20 @@ def report() -> None:
 
 
 @app.command()
-def summary() -> None:
-    """Print the table of results of the last run, and where its report is."""
-    from stages import summary
+def summary(
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail if it differs from the last commit by more than rounding makes.")
+    ] = False,
+) -> None:
+    """Print the table of results of the last run, where its report is, and how it compares with the last commit.
+
+    On another processor sums are rounded otherwise, and short runs of students differ by some Dice: the last line says
+    whether a difference is of that size.
+    """
+    from stages import recorded, summary
 
     summary.run()
+    recorded.run(check)
 
 
 @app.command()

@@ -153,3 +153,21 @@ def test_a_truncated_file_is_refused_at_any_length(tmp_path):
             assert unreadable(path), (file, length)
         file.write_bytes(original)
     assert cache.verify(path) == []
+
+
+def test_what_systems_leave_in_a_store_changes_nothing(tmp_path):
+    store = write(tmp_path)
+    for place in (".", "checksum", "pixels", "logits/c/0"):
+        for left in (".DS_Store", "._zarr.json", ".nfs0000001", "Thumbs.db", "@eaDir/SYNO.txt"):
+            file = store / place / left
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(b"x")
+    assert cache.verify(store) == []
+    assert cache.open_store(store).read(0).shape == (2, 6, 8)
+    assert cache.is_logit_store(store)
+
+
+def test_a_further_chunk_is_still_seen(tmp_path):
+    store = write(tmp_path)
+    (store / "checksum" / "c" / "0" / "1").write_bytes(b"x")
+    assert "not as it was written" in cache.verify(store)[0]
