@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import MtkdError
 from pipeline.files import naming
@@ -97,13 +98,32 @@ def write_onnx(segmenter: Segmenter, label: Label, path: Path) -> None:
 def trace(module: nn.Module, frame: Tensor, path: Path) -> Path:
     """What a module in eval mode does with such a frame, as an ONNX graph with static shapes; input ``frame``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(), torch.enable_grad():  # with gradients networks take their plain form
+    # With gradients networks take their plain form.
+    with warnings.catch_warnings(), torch.enable_grad(), _IntegerSizes():
         warnings.simplefilter("ignore")  # that shapes become constants is what we want
         with naming(path):
             torch.onnx.export(
                 module, (frame,), path, input_names=["frame"], output_names=["masks"], opset_version=18, dynamo=False
             )
     return path
+
+
+class _IntegerSizes(TorchFunctionMode):
+    """Sizes of tensors are Python integers, wherever a network or a library of its own reads them.
+
+    The tracer returns tensors instead, and arithmetic on sizes becomes part of the graph. There integer division
+    truncates, in PyTorch it floors: ``-(-n // 4)`` differs for every n that 4 does not divide.
+    """
+
+    _counts = (Tensor.size, Tensor.numel, Tensor.nelement)
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Size):  # of .shape and .size()
+            return torch.Size(map(int, result))
+        return int(result) if function in self._counts else result
 
 
 def write_openvino(onnx_path: Path, label: Label, path: Path, calibration: Sequence[NDArray[np.uint8]] = ()) -> None:

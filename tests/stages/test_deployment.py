@@ -126,18 +126,19 @@ def test_every_family_can_be_exported(tmp_path, arch):
     from pipeline.export import Label, Segmenter, disagreement, write_onnx, write_openvino
     from pipeline.models import create_model
 
-    segmenter = Segmenter(create_model(arch, 3).eval(), (72, 100), (64, 80))
-    label = Label(arch, ("a", "b", "c"), (72, 100), (64, 80), (0.5,) * 3, (0.2,) * 3, "0" * 64)
+    size, network_size = (71, 101), (61, 83)  # no stride divides these
+    segmenter = Segmenter(create_model(arch, 3).eval(), size, network_size)
+    label = Label(arch, ("a", "b", "c"), size, network_size, (0.5,) * 3, (0.2,) * 3, "0" * 64)
     write_onnx(segmenter, label, tmp_path / "n.onnx")
     write_openvino(tmp_path / "n.onnx", label, tmp_path / "n.xml")
     for name in ("n.onnx", "n.xml"):
         segment, found = load_exported(tmp_path / name)
         assert found == label
-        assert disagreement(segmenter, segment, [frame(size=(72, 100))]) == 0
-    write_openvino(tmp_path / "n.onnx", label, tmp_path / "int8.xml", [frame(seed, (72, 100)) for seed in range(4)])
+        assert disagreement(segmenter, segment, [frame(size=size)]) == 0
+    write_openvino(tmp_path / "n.onnx", label, tmp_path / "int8.xml", [frame(seed, size) for seed in range(4)])
     segment, found = load_exported(tmp_path / "int8.xml")
     assert found == label
-    assert segment(frame(size=(72, 100))).shape == (3, 72, 100)
+    assert segment(frame(size=size)).shape == (3, *size)
 
 
 def test_a_file_whose_masks_differ_is_not_delivered(run, monkeypatch):
