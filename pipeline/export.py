@@ -180,7 +180,7 @@ def load_exported(path: Path) -> tuple[Run, Label]:
     """A function from a frame to its masks, and what the file says of itself.
 
     Raises:
-        MtkdError: no such file, none that this project exported, or one that was changed since.
+        MtkdError: no such file, none that this project exported, one that was changed since, or no runtime for it.
     """
     _check_file(path)
     is_onnx = path.suffix == ".onnx"
@@ -189,15 +189,22 @@ def load_exported(path: Path) -> tuple[Run, Label]:
         label = TypeAdapter(Label).validate_json(told)
         if written == found:  # a runtime may crash on damaged weights
             run, shape = (_open_onnx if is_onnx else _open_openvino)(path)
+    except ImportError as error:
+        remedy = f"pip install --force-reinstall {'onnx onnxruntime' if is_onnx else 'openvino'}"
+        raise MtkdError(f"{path} needs a package that cannot be imported ({_line(error)}). Run: {remedy}") from error
     except (RuntimeError, KeyError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MtkdError(f"{path} is no file that `mtkd export` wrote ({reason})") from error
+        raise MtkdError(f"{path} is no file that `mtkd export` wrote ({_line(error)})") from error
     if written != found:
         raise MtkdError(f"{path} has other weights than it was exported with: copy it again, or export again")
     expected = (1, len(label.anatomies), *label.frame_size)
     if shape != expected:
         raise MtkdError(f"{path} gives masks {shape}, but says {expected}: copy it again, or export again")
     return run, label
+
+
+def _line(error: Exception) -> str:
+    """The message of an error, as one line that is not too long."""
+    return " ".join(str(error).split())[:200]
 
 
 def _told_by_onnx(path: Path) -> tuple[str, str, str]:

@@ -574,12 +574,20 @@ def predict(
 
 
 def _require(extra: str, *packages: str) -> None:
-    """Refuse in one line what an extra would install."""
+    """Refuse in one line what an extra would install, if it is missing or cannot be imported."""
+    from importlib import import_module
     from importlib.util import find_spec
 
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise MtkdError(f"{', '.join(missing)} is not installed: pip install -e '.[{extra}]'")
+    for package in packages:
+        try:
+            import_module(package)
+        except Exception as error:  # a damaged package raises anything
+            reason = " ".join(str(error).split())[:200]
+            remedy = f"pip install --force-reinstall {package}"
+            raise MtkdError(f"{package} is installed but cannot be imported ({reason}). Run: {remedy}") from error
 
 
 @app.command()

@@ -220,6 +220,33 @@ def test_what_export_refuses(run, tmp_path):
     assert "no file that `mtkd export` wrote" in mtkd(*arguments, code=1)
 
 
+@pytest.fixture
+def broken_onnxruntime(tmp_path, monkeypatch):
+    """A package that is there, but whose import fails, as with a library of the system that is missing."""
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").write_text("raise ImportError('libgomp.so.1:\\n not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+
+
+def test_a_runtime_that_cannot_be_imported_is_reported_before_anything_is_done(broken_onnxruntime, tmp_path):
+    output = mtkd("export", "nowhere.safetensors", "--output", str(tmp_path / "exported"), code=1)
+    assert output == (
+        "error: onnxruntime is installed but cannot be imported (libgomp.so.1: not found). "
+        "Run: pip install --force-reinstall onnxruntime\n"
+    )
+    assert not (tmp_path / "exported").exists()
+
+
+def test_predict_reports_a_runtime_that_cannot_be_imported(exported, broken_onnxruntime):
+    write_png(exported.parent / "f.png", frame())
+    output = mtkd("predict", "f.png", "--output", "o", "--model", "exported/mtkd.onnx", code=1)
+    assert output == (
+        "error: exported/mtkd.onnx needs a package that cannot be imported (libgomp.so.1: not found). "
+        "Run: pip install --force-reinstall onnx onnxruntime\n"
+    )
+
+
 def test_a_folder_of_frames_keeps_its_shape(run):
     write_png(run / "in" / "a" / "1.png", frame(1))
     cv2.imwrite(str(run / "in" / "2.jpg"), frame(2, (33, 41)))
