@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import file_digest, sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -135,11 +136,7 @@ def write_openvino(onnx_path: Path, label: Label, path: Path, calibration: Seque
         path: ends in ``.xml``.
         calibration: frames (H, W, 3) of training, for OpenVINO's own quantisation.
     """
-    import openvino
-
-    model = (
-        _quantised(onnx_path, [as_batch(f) for f in calibration]) if calibration else openvino.convert_model(onnx_path)
-    )
+    model = _quantised(onnx_path, [as_batch(f) for f in calibration]) if calibration else _converted(onnx_path)
     model.set_rt_info(json.dumps(asdict(label)), KEY)
     _save_openvino(model, path)
     model.set_rt_info(_file_digest(path.with_suffix(".bin")), WEIGHTS)
@@ -162,14 +159,20 @@ def _save_openvino(model: Any, path: Path) -> None:
             raise OSError(str(error)) from error
 
 
+def _converted(onnx_path: Path) -> Any:
+    import openvino
+
+    # Of a path with commas OpenVINO makes several.
+    return openvino.convert_model(BytesIO(onnx_path.read_bytes()))
+
+
 def _quantised(onnx_path: Path, tensors: Sequence[NDArray[Any]]) -> Any:
     import logging
 
     import nncf
-    import openvino
 
     nncf.set_log_level(logging.ERROR)
-    model = openvino.convert_model(onnx_path)
+    model = _converted(onnx_path)
     # The lead of anatomy over background: OpenVINO cannot compile it after logits (1, N, 2, h, w) in int8.
     subtractions = nncf.IgnoredScope(types=["Subtract"], validate=False)
     with own_signal_stack():

@@ -126,17 +126,18 @@ def test_every_family_can_be_exported(tmp_path, arch):
     from pipeline.export import Label, Segmenter, disagreement, write_onnx, write_openvino
     from pipeline.models import create_model
 
+    folder = tmp_path / "a, b"  # of which OpenVINO's converter makes two
     size, network_size = (71, 101), (61, 83)  # no stride divides these
     segmenter = Segmenter(create_model(arch, 3).eval(), size, network_size)
     label = Label(arch, ("a", "b", "c"), size, network_size, (0.5,) * 3, (0.2,) * 3, "0" * 64)
-    write_onnx(segmenter, label, tmp_path / "n.onnx")
-    write_openvino(tmp_path / "n.onnx", label, tmp_path / "n.xml")
+    write_onnx(segmenter, label, folder / "n.onnx")
+    write_openvino(folder / "n.onnx", label, folder / "n.xml")
     for name in ("n.onnx", "n.xml"):
-        segment, found = load_exported(tmp_path / name)
+        segment, found = load_exported(folder / name)
         assert found == label
         assert disagreement(segmenter, segment, [frame(size=size)]) == 0
-    write_openvino(tmp_path / "n.onnx", label, tmp_path / "int8.xml", [frame(seed, size) for seed in range(4)])
-    segment, found = load_exported(tmp_path / "int8.xml")
+    write_openvino(folder / "n.onnx", label, folder / "int8.xml", [frame(seed, size) for seed in range(4)])
+    segment, found = load_exported(folder / "int8.xml")
     assert found == label
     assert segment(frame(size=size)).shape == (3, *size)
 
