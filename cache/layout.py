@@ -71,6 +71,7 @@ def seal_of(path: Path) -> dict[str, str]:
     """sha256 (hex) by file of all files of a store but the shards; ``zarr.json`` counts without the seal it holds."""
     document = json.loads((path / "zarr.json").read_text())
     document["attributes"].pop("seal", None)
+    document.pop("consolidated_metadata", None)  # a copy of other files' content, which other tools may add
     files = [path / "logits/zarr.json", *sorted(file for name in TABLES for file in (path / name).rglob("*"))]
     names = {file.relative_to(path).as_posix(): file for file in files if file.is_file()}
     # What else lies there no reader of Zarr looks at: file managers and network storage leave files everywhere.

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -83,7 +83,8 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         remedy = "make room, then start the same command again" if error.errno in FULL else "check the path"
         raise MtkdError(f"{path} can't be written ({error.strerror}): {remedy}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a name that is too long, which was said above
+            partial.unlink(missing_ok=True)
 
 
 def _sync(file: IO[Any]) -> None:

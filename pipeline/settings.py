@@ -7,6 +7,7 @@ fast a result is there, never which.
 """
 
 import re
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -47,6 +48,7 @@ Architecture = Annotated[
 ]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
+Side = Annotated[int, Field(strict=True, ge=1, le=8192)]  # of a frame, in pixels
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 
 
@@ -103,7 +105,7 @@ class Phantom(Settings):
     seed: Seed
     surgeries: PositiveInt
     frames: PositiveInt  # per anatomy and surgery
-    image_size: tuple[PositiveInt, PositiveInt]  # height, width
+    image_size: tuple[Side, Side]  # height, width
     difficulty: Fraction
 
 
@@ -127,13 +129,14 @@ class Data(Settings):
     root: Folder
     unlabelled_root: Folder  # frames without masks, that teachers alone speak on
     anatomies: Annotated[list[str], Field(min_length=1)]
-    image_size: tuple[PositiveInt, PositiveInt]  # height, width
+    image_size: tuple[Side, Side]  # height, width
     splits: Splits
     phantom: Phantom
 
     @model_validator(mode="after")
     def _names(self) -> "Data":
-        twice = sorted({a for a in self.anatomies if self.anatomies.count(a) > 1})
+        times = Counter(name.casefold() for name in self.anatomies)  # as disks of macOS and Windows compare names
+        twice = dict.fromkeys(name for name in self.anatomies if times[name.casefold()] > 1)
         if twice:
             raise ValueError(f"anatomies are listed twice: {', '.join(twice)}")
         if UNLABELLED in self.anatomies:
@@ -195,7 +198,7 @@ class Evaluate(Settings):
 class Benchmark(Settings):
     """Section ``benchmark``: the frame that the operating room delivers."""
 
-    image_size: tuple[PositiveInt, PositiveInt]  # height, width
+    image_size: tuple[Side, Side]  # height, width
     warmup: PositiveInt
     repeats: PositiveInt
 

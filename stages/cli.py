@@ -22,6 +22,11 @@ RESUMED = ("train-teacher", "train-teachers", "cache-logits", "train-student", "
 class _Group(TyperGroup):
     """Show what a user can mend as one line; a traceback is for ``--debug`` and for our own mistakes."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "" in args:  # as a path it would be the current folder
+            raise typer.BadParameter("an argument is empty: is a variable of the shell not set?")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

@@ -1,5 +1,6 @@
 """``mtkd predict``: anatomy on a frame, a folder of frames, or a video."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -41,6 +42,8 @@ from stages.layout import require_folder
 Kind = Literal["overlay", "labels", "masks"]
 # A video whose container counts no frames is called cut off below this share of what its duration gives.
 ESTIMATED = 0.95
+# Bytes of a file's name, less what is added to it while the file is written.
+LONGEST_NAME = 255 - len("..partial")
 Write = Callable[[Shown, NDArray[np.bool_]], None]
 
 
@@ -173,6 +176,8 @@ def _check_outputs(planned: Sequence[tuple[Path, Path]]) -> None:
         other = made_from.setdefault(target, source)
         if other != source:
             raise MtkdError(f"{other} and {source} would both be written to {file}: rename one of them")
+        if len(os.fsencode(file.name)) > LONGEST_NAME:
+            raise MtkdError(f"{source}: the name of its result, {file.name}, is too long for a file: rename the frame")
 
 
 def _say_unread(source: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import zarr
 from example_stores import PARTS, logits, write
 
 import cache
@@ -171,3 +172,10 @@ def test_a_further_chunk_is_still_seen(tmp_path):
     store = write(tmp_path)
     (store / "checksum" / "c" / "0" / "1").write_bytes(b"x")
     assert "not as it was written" in cache.verify(store)[0]
+
+
+def test_consolidated_metadata_of_other_tools_changes_nothing(tmp_path):
+    store = write(tmp_path)
+    zarr.consolidate_metadata(store)
+    assert "consolidated_metadata" in (store / "zarr.json").read_text()
+    assert cache.verify(store) == []

@@ -61,6 +61,8 @@ def test_the_default_is_accepted(check):
         ("data.image_size", [96], "data.image_size.1: is missing"),
         ("data.anatomies", [], "data.anatomies: "),
         ("data.anatomies", ["a", "a"], "listed twice: a"),
+        ("data.anatomies", ["liver", "Liver"], "listed twice: liver, Liver"),
+        ("data.image_size", [32, 480_000], "data.image_size.1: "),
         ("data.anatomies", ["a/b"], "cannot name an anatomy"),
         ("data.anatomies", ["a$b"], "'a$b' cannot name an anatomy"),
         ("data.anatomies", ["a`b`"], "cannot name an anatomy"),

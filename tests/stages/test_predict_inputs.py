@@ -110,3 +110,16 @@ def test_a_colon_in_a_name_is_no_protocol(run, video):
     video("surgery 12:30.avi").rename(run / "surgery 12:30.avi")
     predict("surgery 12:30.avi", "out 12:30.mp4")
     assert len(list(read_video(run / "out 12:30.mp4"))) == 6
+
+
+def test_a_name_that_is_too_long_stops_no_folder_in_its_middle(run):
+    write_png(run / "frames" / "a.png", frame())
+    write_png(run / "frames" / f"{'k' * 246}.png", frame())
+    output = mtkd("predict", "frames", "--model", TEACHER, "--output", "out", code=1)
+    assert "is too long for a file: rename the frame" in output
+    assert not (run / "out").exists()
+
+
+def test_an_empty_argument_is_not_the_current_folder(run):
+    output = mtkd("predict", "", "--model", TEACHER, "--output", "out", code=2)
+    assert "an argument is empty" in output
