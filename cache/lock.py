@@ -27,6 +27,7 @@ from cache.errors import NotWrittenError, StoreBusyError
 # This file system has no flock: no such call, no lock daemon, or not for its files.
 NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
+REMEDIES = dict.fromkeys(FULL, "make room") | {errno.ENAMETOOLONG: "give a shorter name"}
 MOMENT = 0.2  # seconds
 
 # A forked loader worker that outlives its killed parent must not hold the lock on.
@@ -52,7 +53,7 @@ class ScratchLock:
         except OSError as error:
             if isinstance(error, StoreBusyError):
                 raise
-            remedy = "make room" if error.errno in FULL else "let its folder be on a disk that this user can write"
+            remedy = REMEDIES.get(error.errno or 0, "let its folder be on a disk that this user can write")
             raise NotWrittenError(f"{self._path} cannot be written ({error.strerror}): {remedy}") from error
         self._is_held = True
 

@@ -362,7 +362,8 @@ def test_of_many_that_find_a_dead_lock_one_replaces_it(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.EIO])
 def test_a_lock_that_cannot_be_written_is_named(tmp_path, monkeypatch, number):
-    remedy = "make room" if number == errno.ENOSPC else "let its folder be on a disk"
+    remedies = {errno.ENOSPC: "make room", errno.ENAMETOOLONG: "give a shorter name"}
+    remedy = remedies.get(number, "let its folder be on a disk that this user can write")
     said = rf"scratch/liver.zarr.lock cannot be written \({os.strerror(number)}\): {remedy}"
     monkeypatch.setattr(lock.fcntl, "flock", refuse(number))
     with pytest.raises(cache.NotWrittenError, match=said):
