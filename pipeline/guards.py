@@ -10,6 +10,9 @@ from pipeline.errors import MtkdError
 
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
 WORKER_DIED = re.compile(r"DataLoader worker .*(exited|killed)", re.DOTALL)
+NO_SHARED_MEMORY = re.compile(
+    r"shared memory ?\(shm\)|out of shared memory|shared memory segment|bus error|/dev/shm", re.IGNORECASE
+)
 PEER_GONE = re.compile(r"closed by peer|reset by peer|timed out waiting|remote process exited", re.IGNORECASE)
 
 
@@ -18,8 +21,8 @@ def mendable() -> Iterator[None]:
     """Turn what a user can mend into an ``MtkdError``.
 
     Raises:
-        MtkdError: no memory for the batch, a loader process or another training process that ended, and what a loader
-            process refused, without that process's traceback.
+        MtkdError: no memory for the batch, or in /dev/shm for what processes share; a loader process or another
+            training process that ended; what a loader process refused, without that process's traceback.
     """
     try:
         yield
@@ -31,6 +34,11 @@ def mendable() -> Iterator[None]:
         text = str(error)
         if NO_MEMORY.search(text):
             raise _too_little_memory() from error
+        if NO_SHARED_MEMORY.search(text):
+            raise MtkdError(
+                "/dev/shm has too little room for what processes share: start Docker with --shm-size=1g, or use "
+                "--workers 0"
+            ) from error
         if WORKER_DIED.search(text):
             reason = "a loader process ended by itself, as when the kernel needs its memory"
             raise MtkdError(f"{reason}: start again, with fewer --workers if it happens again") from error

@@ -16,7 +16,9 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.environment import require_semaphores
 from pipeline.errors import MtkdError
+from pipeline.handover import HandOver
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -97,7 +99,14 @@ def make_loader(
     workers: int,
     collate: Callable[[list[T]], Any] | None = None,
 ) -> DataLoader[T]:
-    """A loader whose worker processes, if any, live as long as it does; ``collate`` as torch has it."""
+    """A loader whose worker processes, if any, live as long as it does; ``collate`` as torch has it.
+
+    Raises:
+        MtkdError: processes can't work together on this machine.
+    """
+    if workers:
+        require_semaphores(workers)
+    processes = workers * (torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
     # OpenCV's pool of threads would compete with the computation, and a forked worker waits forever for the threads
     # that its parent had.
     cv2.setNumThreads(1)
@@ -105,7 +114,7 @@ def make_loader(
         dataset,
         batch_sampler=batch_sampler,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=HandOver(collate, processes),
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own: a loader with workers would draw from dropout's

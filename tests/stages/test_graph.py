@@ -288,7 +288,8 @@ NEUTRAL = {
     "stages/__init__.py", "pipeline/__init__.py", "pipeline/losses/__init__.py", "pipeline/models/__init__.py",
     "pipeline/settings.py", "pipeline/errors.py", "pipeline/machine.py", "pipeline/files.py",
     "stages/params.py", "stages/console.py", "stages/layout.py", "stages/cluster.py", "pipeline/stopwatch.py",
-    "pipeline/guards.py", "pipeline/resume.py", "cache/lock.py", "cache/durable.py", "cache/errors.py",
+    "pipeline/guards.py", "pipeline/resume.py", "pipeline/environment.py", "pipeline/handover.py", "pipeline/launch.py",
+    "stages/environment.py", "cache/lock.py", "cache/durable.py", "cache/errors.py",
     # Reading what prepare wrote: its own writer is a dependency of prepare, and what it writes one of everybody.
     "pipeline/prepared.py", "pipeline/dsad.py",
     # Tries later stages, and refuses or warns.
