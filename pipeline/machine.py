@@ -63,33 +63,36 @@ class Machine:
 def make_fabric(machine: Machine, precision: str) -> "Fabric":
     """Devices and precision of a training run; with several devices, from here on this code runs once on each.
 
-    Under torchrun (or another launcher that sets its variables) the processes are there already and their number
-    holds.
+    Under torchrun the processes are there already and their number holds. No other launcher is asked
+    (:mod:`pipeline.launch`).
 
     Raises:
-        MtkdError: there are not so many devices.
+        MtkdError: there are not so many devices; another launcher started several processes; not all of them came.
     """
     from lightning_fabric import Fabric  # takes seconds, which inference does not need to spend
 
+    from pipeline.launch import Processes, cluster_environment, forget, marked, plan_launch
+
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
-    devices, nodes = machine.devices, 1
-    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    launch = plan_launch(machine.devices, os.environ)
     kind = machine.torch_device.type
-    most = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, devices)
-    if devices > most:
-        raise MtkdError(f"--devices {devices}: torch sees only {most} of type {kind}")
-    strategy = "ddp" if devices * nodes > 1 else "auto"
+    most = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, launch.devices)
+    if launch.devices > most:
+        raise MtkdError(f"--devices {launch.devices}: torch sees only {most} of type {kind}")
+    if launch.is_first and not launch.by_torchrun:
+        forget(os.environ)
+    own = Processes() if launch.devices > 1 else "auto"
     fabric = Fabric(
         accelerator=kind,
-        strategy=strategy,
-        devices=devices,
-        num_nodes=nodes,
+        strategy="ddp" if launch.by_torchrun and launch.devices * launch.nodes > 1 else own,
+        devices=launch.devices,
+        num_nodes=launch.nodes,
         precision=precision,  # type: ignore[arg-type]
+        plugins=[cluster_environment(launch)],
     )
-    fabric.launch()
+    with marked(os.environ):
+        fabric.launch()
     return fabric
 
 
