@@ -20,6 +20,7 @@ from pipeline.settings import Params
 from pipeline.stopwatch import Stopwatch
 from stages.console import progress, readable, say
 from stages.elsewhere import is_elsewhere
+from stages.environment import say_environment, say_handover
 from stages.layout import METRICS, SCRATCH, STORES, store, taught_frames, teacher_checkpoint
 from stages.params import load_params
 from stages.store_identity import expected_parts
@@ -132,8 +133,16 @@ def run(anatomies: list[str], machine: Machine, *, estimate: bool = False, sched
 
         write_stores(plans, scheduler, machine)
     else:
+        _say_environment(plans, machine)
         for plan in plans:
             _write_store(plan, machine)
+
+
+def _say_environment(plans: Sequence[Plan], machine: Machine) -> None:
+    say_environment(machine)
+    if plans:
+        height, width = plans[0].params.data.image_size
+        say_handover(machine, lambda: plans[0].params.cache.batch_size * height * width * 3)
 
 
 def make_plans(anatomies: list[str], params: Params) -> list[Plan]:

@@ -99,9 +99,13 @@ def _main(debug: Annotated[bool, typer.Option(help="Show a traceback with every 
     again. Their order: prepare, train-teacher (each anatomy), cache-logits (each anatomy), train-student (baseline and
     mtkd), evaluate, benchmark, report.
     """
+    from pipeline.environment import name_user
+
+    name_user()
 
 
 def _machine(device: str, workers: int | None, devices: int = 1, accumulate: int = 1) -> Any:
+    from pipeline.environment import cores
     from pipeline.machine import Machine, keep_freed_memory
 
     if device not in ("auto", "cpu", "cuda", "mps"):
@@ -109,7 +113,7 @@ def _machine(device: str, workers: int | None, devices: int = 1, accumulate: int
     keep_freed_memory()
     if workers is None:
         waits = Machine(device).torch_device.type != "cpu"
-        workers = min(8, (os.cpu_count() or 1) // devices) if waits else 0
+        workers = min(8, cores() // devices) if waits else 0
     return Machine(device, workers, devices, accumulate)
 
 

@@ -34,6 +34,7 @@ from pipeline.machine import Machine, keep_freed_memory, make_fabric
 from pipeline.prepared import frames_digest, labels_digest, list_frames
 from pipeline.training import Epoch, best_epoch, fit
 from stages.console import progress, say
+from stages.environment import say_environment, say_launch
 from stages.layout import PREPARED_FRAMES, PREPARED_LABELS, RESULTS, frames_of, store
 from stages.params import PARAMS, load_params
 from stages.study_arms import Case, lesson
@@ -65,6 +66,9 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
     files = [case_file(case, data[case.folder]) for case in cases]
     missing = [(case, file) for case, file in zip(cases, files, strict=True) if not file.is_file()]
     say(f"{len(cases) - len(missing)} of {len(cases)} runs are there, {len(missing)} to go")
+    if missing:
+        say_launch(machine)
+        say_environment(machine)
     threads = max(1, torch.get_num_threads() // jobs)
     context = get_context("spawn")
     epochs, total = list[Any](), sum(case.student.epochs for case, _ in missing)

@@ -13,6 +13,7 @@ from queue import Queue
 
 import torch
 
+from pipeline.environment import load_warning
 from pipeline.errors import MtkdError
 from pipeline.machine import Machine
 from stages.console import say
@@ -39,6 +40,8 @@ def run(anatomies: Sequence[str], jobs: int | None, machine: Machine) -> None:
     chosen = list(anatomies or known)
     slots = _slots(jobs, machine)
     say(f"{len(chosen)} teachers, {len(slots)} at a time")
+    if machine.torch_device.type == "cpu" and (line := load_warning(torch.get_num_threads(), jobs=len(slots))):
+        say(f"warning: {line}")
     if not _repro(["prepare"], {}):
         raise MtkdError("the frames are not prepared: the lines above say why")
     free: Queue[dict[str, str]] = Queue()

@@ -16,6 +16,7 @@ from pipeline.checkpoint import save_checkpoint
 from pipeline.datasets import FrameDataset, SoftTargets
 from pipeline.errors import MtkdError
 from pipeline.files import Unchanged, emptied, require_writable, write_json
+from pipeline.handover import nbytes
 from pipeline.machine import Machine, make_fabric
 from pipeline.models import create_model
 from pipeline.models.network import Network
@@ -25,6 +26,7 @@ from pipeline.settings import Training
 from pipeline.stopwatch import Stopwatch
 from pipeline.training import Epoch, Objective, best_epoch, fit, synchronises
 from stages.console import hush, progress, say
+from stages.environment import say_environment, say_handover, say_launch
 from stages.layout import SCRATCH, frames_of
 
 # Seconds that a killed process of the same run may take to end.
@@ -88,9 +90,13 @@ def train_run(
         MtkdError: as of ``fit``; another process trains the same; a batch can't be shared by so many.
     """
     _require_shareable(settings, machine)
+    train = FrameDataset(frames, anatomies, settings.seed, soft_targets)
+    if say_launch(machine):
+        say_environment(machine)
+        piece = -(-settings.batch_size // (machine.devices * machine.accumulate))
+        say_handover(machine, lambda: piece * nbytes([train[0, 0]]))
     fabric = make_fabric(machine, settings.precision)
     hush(not fabric.is_global_zero)
-    train = FrameDataset(frames, anatomies, settings.seed, soft_targets)
     val = FrameDataset(frames_of("val", anatomies), anatomies)
     network = seeded_network(settings, anatomies)
     # Batch norm sees a piece at a time, so that pieces are part of what determines the weights.
