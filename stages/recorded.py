@@ -14,7 +14,7 @@ import yaml
 
 from pipeline.errors import MtkdError
 from stages.console import say
-from stages.layout import METRICS, RESULTS
+from stages.layout import METRICS, PREPARED_LABELS, RESULTS
 from stages.params import PARAMS
 from stages.records import read
 
@@ -33,7 +33,8 @@ class Comparison:
         commit: its short hash.
         machine: the processor that its figures come from.
         means: its mean Dice of teachers, baseline and distilled student, in percent.
-        changed: which inputs differ from those of the commit: ``settings``, ``frames``.
+        changed: which inputs differ from those of the commit: ``settings``, ``labels``. Frames of the phantom differ by
+            a last digit between processors, and say nothing.
         mean, anatomy: largest difference of a mean and of an anatomy's Dice.
     """
 
@@ -59,7 +60,7 @@ class Comparison:
         means_apart = f"means differ by up to {self.mean:.1f} Dice (limit {MEAN_LIMIT:.0f})"
         size = f"{means_apart}, anatomies by {self.anatomy:.1f} (limit {ANATOMY_LIMIT:.0f})"
         verdict = "no more than another processor's rounding makes" if self.is_rounding else "more than rounding makes"
-        return f"{recorded}; same settings and frames, {size}: {verdict}"
+        return f"{recorded}; same settings and labels, {size}: {verdict}"
 
 
 def run(check: bool) -> None:
@@ -107,14 +108,14 @@ def _changed() -> tuple[str, ...]:
     """Which inputs of the run are not those of the last commit."""
     then, now = _committed_yaml(PARAMS), yaml.safe_load(PARAMS.read_bytes())
     settings = any(then.get(section) != now.get(section) for section in DECISIVE)
-    frames = _prepared(_committed_yaml(LOCK)) != _prepared(yaml.safe_load(LOCK.read_bytes()) if LOCK.is_file() else {})
-    return tuple(name for name, differs in (("settings", settings), ("frames", frames)) if differs)
+    labels = _labels(_committed_yaml(LOCK)) != _labels(yaml.safe_load(LOCK.read_bytes()) if LOCK.is_file() else {})
+    return tuple(name for name, differs in (("settings", settings), ("labels", labels)) if differs)
 
 
-def _prepared(lock: Any) -> Any:
-    """Hashes of the prepared frames and labels."""
+def _labels(lock: Any) -> list[str]:
+    """The hash of the prepared labels, as DVC knows it."""
     outputs = lock.get("stages", {}).get("prepare", {}).get("outs", [])
-    return {output["path"]: output.get("md5") for output in outputs}
+    return [output["md5"] for output in outputs if output["path"] == PREPARED_LABELS.as_posix()]
 
 
 def _committed_json(path: Path) -> Any:

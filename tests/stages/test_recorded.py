@@ -13,7 +13,7 @@ GIT = ["git", "-c", "user.name=tests", "-c", "user.email=tests"]
 @pytest.fixture
 def recorded(run):
     """A finished run whose figures are committed."""
-    lock = {"stages": {"prepare": {"outs": [{"path": "data/prepared/frames", "md5": "a"}]}}}
+    lock = {"stages": {"prepare": {"outs": [{"path": "data/prepared/labels", "md5": "a"}]}}}
     (run / "dvc.lock").write_text(yaml.safe_dump(lock))
     (run / ".gitignore").write_text("data\nstores\nscratch\ncheckpoints\n")
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "recorded"]):
@@ -49,14 +49,14 @@ def test_a_difference_is_rounding_or_real(recorded, apart, verdict, code):
     assert f": {verdict}" in mtkd("summary")
 
 
-def test_other_settings_or_frames_are_no_other_rounding(recorded):
+def test_other_settings_or_labels_are_no_other_rounding(recorded):
     measured(recorded, mean=30.0)
     params = yaml.safe_load((recorded / "params.yaml").read_text())
     params["student"]["epochs"] = 3
     (recorded / "params.yaml").write_text(yaml.safe_dump(params))
     assert "; settings have changed since" in mtkd("summary", "--check")
     (recorded / "dvc.lock").write_text((recorded / "dvc.lock").read_text().replace("md5: a", "md5: b"))
-    assert "; settings and frames have changed since" in mtkd("summary")
+    assert "; settings and labels have changed since" in mtkd("summary")
 
 
 def test_without_a_commit_there_is_nothing_to_compare_with(run):
