@@ -19,11 +19,14 @@ demo: $(VENV)/ready
 	dvc repro
 	mtkd summary
 
+# Two processes with one thread each; the tests of a file stay together.
+PYTEST := OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+
 test: check
-	pytest
+	$(PYTEST)
 
 test-all: check
-	MTKD_KILLS=20 pytest
+	MTKD_KILLS=20 $(PYTEST)
 
 check: $(VENV)/ready-dev
 	ruff check --quiet .

@@ -43,7 +43,9 @@ class _Group(TyperGroup):
 
 def _advice(error: Exception, verb: str) -> str:
     """What to do about an error whose message does not say it: one of the system's may be our mistake, too."""
-    if isinstance(error, MtkdError) or not isinstance(error, OSError):
+    from cache import StoreError
+
+    if isinstance(error, MtkdError | StoreError) or not isinstance(error, OSError):
         return ""
     if _is_full(error):
         return ": make room, then start the same command again"

@@ -10,7 +10,6 @@ from pipeline.machine import Machine
 from pipeline.training import supervised
 from stages.layout import METRICS, RESULTS, frames_of, student_checkpoint, taught_frames
 from stages.params import load_params
-from stages.preflight import preflight
 from stages.training_run import class_weights, train_run
 
 
@@ -19,7 +18,6 @@ def run(name: str, machine: Machine) -> None:
     params = load_params()
     anatomies = params.data.anatomies
     frames = frames_of("train", anatomies)
-    preflight(params)
     weights = class_weights(frames, anatomies) if params.student.class_weights else None
     objective, soft_targets = supervised(len(anatomies), weights), None
     taught: dict[str, Any] = {}

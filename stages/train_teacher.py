@@ -5,7 +5,6 @@ from pipeline.machine import Machine
 from pipeline.training import supervised
 from stages.layout import METRICS, RESULTS, frames_of, teacher_checkpoint
 from stages.params import load_params
-from stages.preflight import preflight
 from stages.training_run import class_weights, train_run
 
 
@@ -15,7 +14,6 @@ def run(anatomy: str, machine: Machine) -> None:
     if anatomy not in params.data.anatomies:
         raise MtkdError(f"'{anatomy}' is not in data.anatomies: {', '.join(params.data.anatomies)}")
     frames = frames_of("train", [anatomy])
-    preflight(params)
     weights = class_weights(frames, [anatomy]) if params.teacher.class_weights else None
     train_run(
         f"teacher {anatomy}",

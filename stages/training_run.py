@@ -28,6 +28,8 @@ from pipeline.training import Epoch, Objective, best_epoch, fit, synchronises
 from stages.console import hush, progress, say
 from stages.environment import say_environment, say_handover, say_launch
 from stages.layout import SCRATCH, frames_of
+from stages.params import load_params
+from stages.preflight import preflight
 
 # Seconds that a killed process of the same run may take to end.
 PATIENCE = 10.0
@@ -92,6 +94,7 @@ def train_run(
     _require_shareable(settings, machine)
     train = FrameDataset(frames, anatomies, settings.seed, soft_targets)
     if say_launch(machine):
+        preflight(load_params())
         say_environment(machine)
         piece = -(-settings.batch_size // (machine.devices * machine.accumulate))
         say_handover(machine, lambda: piece * nbytes([train[0, 0]]))

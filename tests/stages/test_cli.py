@@ -54,6 +54,10 @@ def test_an_error_of_the_system_says_how_to_see_where(project, monkeypatch):
     assert output == "error: [Errno 13] Permission denied: 'somewhere' (`mtkd --debug report ...` shows where)\n"
 
 
+def test_an_error_of_a_store_says_what_to_do_by_itself(project):
+    assert "--debug" not in mtkd("cache", "stats", "nowhere.zarr", code=1)
+
+
 def test_a_damaged_teacher_is_not_missing(run, monkeypatch):
     """The reason is told: a flipped bit, another architecture, no checkpoint at all."""
     monkeypatch.setattr("stages.import_teacher._require_dvc", lambda: None)
