@@ -83,7 +83,7 @@ def read_images(paths: list[Path]) -> Iterator[Shown]:
         except DataError as error:
             yield Shown(str(path), None, problem=str(error))
         except Exception as error:
-            yield Shown(str(path), None, problem=f"{path}: cannot be decoded ({type(error).__name__}: {error})")
+            yield Shown(str(path), None, problem=f"{path}: cannot be decoded ({str(error) or type(error).__name__})")
 
 
 def _read_image(path: Path) -> NDArray[np.uint8]:

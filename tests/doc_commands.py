@@ -25,7 +25,7 @@ from stages.cli import app
 from stages.params import load_params
 
 # Programs of others, of which nothing can be checked here.
-FOREIGN = {"cd", "dask", "ffmpeg", "git", "mkdir", "source", "trtexec"}
+FOREIGN = {"cd", "dask", "ffmpeg", "git", "mkdir", "source", "srun", "trtexec"}
 VARIABLE = re.compile(r"([A-Z][A-Z_]*)=(.*)")
 SEPARATORS = ("&&", "||", "|", ";")
 

@@ -80,6 +80,8 @@ def _kind(language: str, text: str) -> str:
     if any(line.startswith(PROMPT) for line in text.splitlines()):
         return "session"
     first = text.split()[0]
+    if first.startswith("#!"):
+        return "script"  # for a cluster: test_environment.py runs it
     if first.endswith(":"):
         return "yaml"
     if first.endswith("/"):

@@ -1,5 +1,6 @@
 """The store as its writer sees it: what it refuses, and that a stop at any moment leaves no trace."""
 
+import logging
 import multiprocessing
 import os
 import random
@@ -20,6 +21,8 @@ from zarr.storage import LocalStore
 import cache
 
 KILLS = int(os.environ.get("MTKD_KILLS", "3"))
+
+writer_log = logging.getLogger("cache.writer")
 
 
 def test_a_resumed_store_is_the_same_to_the_byte(tmp_path):
@@ -43,7 +46,12 @@ def test_a_shard_with_damaged_content_is_written_again(tmp_path):
         assert writer.next == 4
 
 
-def test_another_identity_starts_anew(tmp_path, caplog):
+def test_another_identity_starts_anew(tmp_path, caplog, monkeypatch):
+    # A library that another test has loaded may have switched loggers off.
+    monkeypatch.setattr(writer_log, "disabled", False)
+    monkeypatch.setattr(writer_log, "propagate", True)
+    monkeypatch.setattr(writer_log.manager, "disable", logging.NOTSET)
+    caplog.set_level(logging.WARNING, writer_log.name)
     with begin(tmp_path) as writer:
         writer.append(logits(10)[:8], range(8))
     with begin(tmp_path, parts={"teacher": "other"}) as writer:
