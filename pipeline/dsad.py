@@ -243,7 +243,7 @@ def _is_picture(path: Path) -> bool:
 
 def _outside_surgeries(folder: Path) -> list[str]:
     names = [path.name for path in entries(folder) if _is_picture(path)]
-    return [f"{folder}: {_some(names)} lie in no surgery's folder: move them into one"] if names else []
+    return [f"{folder}: {_some(names)}: not in a surgery's folder; move into one"] if names else []
 
 
 def _some(names: Sequence[str]) -> str:

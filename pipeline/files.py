@@ -24,7 +24,7 @@ _OF_SYSTEMS = {
 
 def is_hidden(path: Path) -> bool:
     """Whether a file or folder is not the user's: hidden, or made by macOS, Windows or network storage."""
-    return path.name.startswith(".") or path.name.lower() in _OF_SYSTEMS
+    return path.name.startswith((".", "~$")) or path.name.lower() in _OF_SYSTEMS
 
 
 def entries(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from stages.cache_logits import Plan, make_plans, require_space
 from stages.console import progress, say
 from stages.elsewhere import REMEDY, write_stand_in
 from stages.given_checkpoint import load_given
-from stages.layout import METRICS, RESULTS, SCRATCH, store, teacher_checkpoint
+from stages.layout import METRICS, RESULTS, SCRATCH, frames_of, store, teacher_checkpoint
 from stages.params import load_params
 
 
@@ -60,10 +60,13 @@ def _import_checkpoint(anatomy: str, source: Path, params: Params) -> None:
     problems = []
     if network.decoders != 1:
         problems.append(f"has {network.decoders} decoders, a teacher has one")
+    if card.anatomies[0] != anatomy and card.anatomies[0] in params.data.anatomies:
+        problems.append(f"was trained for {card.anatomies[0]}")
     if card.image_size != params.data.image_size:
         problems.append(f"was trained at {card.image_size}, data.image_size is {params.data.image_size}")
     if problems:
         raise MtkdError(f"{source} {' and '.join(problems)}: give a teacher that was trained for this project")
+    frames_of("train", [anatomy])  # DVC takes training for done only where its inputs are
     network.anatomies = (anatomy,)
     target = teacher_checkpoint(anatomy)
     save_checkpoint(target, network, card.image_size)

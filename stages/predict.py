@@ -150,7 +150,7 @@ def run(
     if written < (total if counted else ESTIMATED * total):
         there = f"the file tells of {'' if counted else 'about '}{total} frames" if video else f"{total} frames"
         say(f"{source}: {there}, {written} could be read")
-    say(f"-> {output}" + (f"; {broken} broken frames were skipped" if broken else ""))
+    say(f"-> {output}" + (f"; {broken} broken frame{'s were' if broken > 1 else ' was'} skipped" if broken else ""))
 
 
 def _require_folder_of_frames(output: Path) -> None:

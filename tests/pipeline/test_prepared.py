@@ -451,7 +451,7 @@ def test_nothing_that_looks_like_a_frame_is_passed_over(root, out):
         f"{liver / '02'}: image_00.png, mask_00.png: {look}",
         f"{liver / '03'}: image02.png -> ../../.git/annex/objects/x and 1 more: {links}",
         f"{colon}: 05 -> nowhere: {links}",
-        f"{colon}: image77.png, mask77.png lie in no surgery's folder: move them into one",
+        f"{colon}: image77.png, mask77.png: not in a surgery's folder; move into one",
         f"{colon / '04'}: holds 000123.png and no imageMM.png with maskMM.png: rename these, or move them elsewhere",
     )
 

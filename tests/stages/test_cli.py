@@ -77,6 +77,14 @@ def test_a_damaged_teacher_is_not_missing(run, monkeypatch):
     assert "no whole checkpoint of this project" in mtkd("import-teacher", "liver", "text.safetensors", code=1)
 
 
+def test_another_anatomys_teacher_is_refused_before_anything_is_replaced(run, monkeypatch):
+    monkeypatch.setattr("stages.import_teacher._require_dvc", lambda: None)
+    before = (run / "checkpoints/teachers/liver.safetensors").read_bytes()
+    output = mtkd("import-teacher", "liver", "checkpoints/teachers/colon.safetensors", code=1)
+    assert "was trained for colon" in output
+    assert (run / "checkpoints/teachers/liver.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_names_are_printed_whatever_the_terminal_can_show(tmp_path, project, encoding):
     root = tmp_path / "dsad"

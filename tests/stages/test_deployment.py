@@ -254,7 +254,7 @@ def test_a_folder_of_frames_keeps_its_shape(run):
     (run / "in" / "broken.png").write_bytes(b"nothing")
     output = mtkd("predict", "in", "--output", "out", "--model", CHECKPOINT)
     assert "broken.png: its content is no PNG" in output
-    assert "1 broken frames were skipped" in output
+    assert "1 broken frame was skipped" in output
     assert "liver: orange, colon: sky blue" in output
     assert cv2.imread("out/a/1.png").shape == (50, 70, 3)
     assert cv2.imread("out/2.png").shape == (33, 41, 3)

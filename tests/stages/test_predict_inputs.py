@@ -102,7 +102,7 @@ def test_a_video_whose_first_frame_is_broken_is_read_behind_it(run, video):
     shown = list(read_video(path))
     assert [one.pixels is None for one in shown] == [True, False, False, False, False, False]
     assert pixel_aspect(path) == 1
-    assert "1 broken frames were skipped" in predict(path, "out.mp4")
+    assert "1 broken frame was skipped" in predict(path, "out.mp4")
     assert len(list(read_video(run / "out.mp4"))) == 5
 
 
