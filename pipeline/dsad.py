@@ -152,8 +152,9 @@ def _unknown(root: Path, anatomy: str, there: list[str]) -> str:
 
 def _scan_anatomy(folder: Path) -> tuple[list[Source], list[str]]:
     sources: list[Source] = []
-    surgeries = sorted(folders(folder), key=lambda path: _order(path.name))
-    problems = _links_to_nothing(folder) + _outside_surgeries(folder)
+    paths = entries(folder)
+    surgeries = sorted((path for path in paths if path.is_dir()), key=lambda path: _order(path.name))
+    problems = _links_to_nothing(folder, paths) + _outside_surgeries(folder, paths)
     for number, names in _same_number(surgeries):
         problems.append(f"{folder}: folders {' and '.join(names)} are the same surgery {number}: rename one")
     for surgery in surgeries:
@@ -177,25 +178,26 @@ def _same_number(surgeries: Sequence[Path]) -> Iterator[tuple[str | int, list[st
 
 
 def _scan_surgery(folder: Path) -> tuple[list[Source], list[str]]:
-    files, problems = _named_files(folder)
-    images, masks = files["image"], files["mask"]
-    problems += _links_to_nothing(folder)
-    problems += [f"{images[n]}: its mask mask{n}.png is missing" for n in sorted(images.keys() - masks.keys())]
-    problems += [f"{masks[n]}: its frame image{n}.png is missing" for n in sorted(masks.keys() - images.keys())]
-    problems += _misnamed(folder, {int(n) for n in images.keys() | masks.keys()})
     if not _is_utf8(folder):
         return [], [f"{folder}: its name is not UTF-8: rename it"]
+    paths = entries(folder)
+    files, problems = _named_files(paths)
+    images, masks = files["image"], files["mask"]
+    problems += _links_to_nothing(folder, paths)
+    problems += [f"{images[n]}: its mask mask{n}.png is missing" for n in sorted(images.keys() - masks.keys())]
+    problems += [f"{masks[n]}: its frame image{n}.png is missing" for n in sorted(masks.keys() - images.keys())]
+    problems += _misnamed(folder, paths, {int(n) for n in images.keys() | masks.keys()})
     both = sorted(images.keys() & masks.keys(), key=lambda n: (int(n), n))
     anatomy, surgery = folder.parent.name, folder.name
     whole = [n for n in both if images[n].is_file() and masks[n].is_file()]
     return [Source(anatomy, surgery, f"image{n}", images[n], masks[n]) for n in whole], problems
 
 
-def _named_files(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
+def _named_files(paths: Sequence[Path]) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """Files and links ``imageMM.png`` and ``maskMM.png``, by kind and the digits of their names; and what clashes."""
     files: dict[str, dict[str, Path]] = {"image": {}, "mask": {}}
     problems = []
-    for path in entries(folder):
+    for path in paths:
         match = _FILE.fullmatch(path.name)
         if match is None or path.is_dir():
             continue
@@ -205,8 +207,8 @@ def _named_files(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
     return files, problems
 
 
-def _links_to_nothing(folder: Path) -> list[str]:
-    broken = [path for path in entries(folder) if path.is_symlink() and not path.exists()]
+def _links_to_nothing(folder: Path, paths: Sequence[Path]) -> list[str]:
+    broken = [path for path in paths if path.is_symlink() and not path.exists()]
     if not broken:
         return []
     others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
@@ -216,9 +218,9 @@ def _links_to_nothing(folder: Path) -> list[str]:
     ]
 
 
-def _misnamed(folder: Path, numbers: set[int]) -> list[str]:
+def _misnamed(folder: Path, paths: Sequence[Path], numbers: set[int]) -> list[str]:
     """Pictures that look like frames or masks by their names, and whose frames are not here under the right names."""
-    pictures = [path for path in entries(folder) if _is_picture(path) and not _BESIDE.fullmatch(path.name)]
+    pictures = [path for path in paths if _is_picture(path) and not _BESIDE.fullmatch(path.name)]
     names = [path.name for path in pictures if _number_of_misnamed(path) not in (None, *numbers)]
     if names:
         return [
@@ -241,8 +243,8 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in _PICTURES and path.is_file()
 
 
-def _outside_surgeries(folder: Path) -> list[str]:
-    names = [path.name for path in entries(folder) if _is_picture(path)]
+def _outside_surgeries(folder: Path, paths: Sequence[Path]) -> list[str]:
+    names = [path.name for path in paths if _is_picture(path)]
     return [f"{folder}: {_some(names)}: not in a surgery's folder; move into one"] if names else []
 
 
@@ -296,11 +298,12 @@ def scan_unlabelled(root: Path, splits: Splits) -> tuple[list[Source], list[str]
         split = splits.of(folder.name)
         if split != "train":
             problems.append(f"{folder}: surgery {folder.name} is one of data.splits.{split}; only others may teach")
-        pictures = [path for path in entries(folder) if _is_picture(path) and not is_label(path)]
+        paths = entries(folder)
+        pictures = [path for path in paths if _is_picture(path) and not is_label(path)]
         images = [path for path in pictures if path.suffix.lower() == ".png"]
         others = [path.name for path in pictures if path not in images]
-        nested = [path.name for path in folders(folder) if any(_is_picture(file) for file in walk(path))]
-        problems += _links_to_nothing(folder)
+        nested = [path.name for path in paths if path.is_dir() and any(_is_picture(file) for file in walk(path))]
+        problems += _links_to_nothing(folder, paths)
         if others:
             problems.append(f"{folder}: holds {_some(others)}, expected PNG files only")
         if nested:

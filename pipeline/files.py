@@ -116,6 +116,11 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
+def nearest(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def require_writable(folder: Path) -> None:
     """That a folder can be written, or made: better known before hours of work than after.
 

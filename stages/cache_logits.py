@@ -11,7 +11,7 @@ from time import perf_counter
 import cache
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import MtkdError
-from pipeline.files import require_writable, write_json
+from pipeline.files import nearest, require_writable, write_json
 from pipeline.inference import Question, answers, clean_questions, view_questions
 from pipeline.machine import Machine
 from pipeline.models.network import Network
@@ -271,16 +271,11 @@ def require_space(raw: int, written: float = 0.0, kept: int = 0) -> None:
 
 
 def _free(folder: Path) -> int:
-    return shutil.disk_usage(_nearest(folder)).free
+    return shutil.disk_usage(nearest(folder)).free
 
 
 def _device(folder: Path) -> int:
-    return _nearest(folder).stat().st_dev
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    return nearest(folder).stat().st_dev
 
 
 def make_batches(frames: int, total: int, shard: int, batch: int, done: int) -> list[range]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import MtkdError
+from pipeline.files import nearest
 from pipeline.prepared import Frame, list_frames, list_unlabelled
 
 PHANTOM = Path("data/phantom")  # the embedded data
@@ -49,7 +50,7 @@ def require_folder(output: Path) -> None:
     Raises:
         MtkdError: it, or one that it would lie in, is a file, or nothing can be written there.
     """
-    there = next(p for p in (output, *output.parents) if p.exists())
+    there = nearest(output)
     if not there.is_dir():
         raise MtkdError(f"--output {output}: {there} is a file; name a folder")
     if not os.access(there, os.W_OK):

@@ -1,7 +1,9 @@
 """What the tests share: a small data set in DSAD's layout, and params.yaml for it."""
 
 import copy
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -74,6 +76,16 @@ def project(tmp_path, monkeypatch, default_params):
 
     write()
     return write
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder on another disk, in the memory."""
+    shared = Path("/dev/shm")
+    if not os.access(shared, os.W_OK) or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("/dev/shm is no second file system")
+    with tempfile.TemporaryDirectory(dir=shared) as folder:
+        yield Path(folder)
 
 
 STEPS = [

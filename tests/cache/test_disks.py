@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -20,16 +19,6 @@ import cache
 from cache import durable, lock, place
 
 fork = multiprocessing.get_context("fork")
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A folder on another disk, in the memory."""
-    shared = Path("/dev/shm")
-    if not os.access(shared, os.W_OK) or shared.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("/dev/shm is no second file system")
-    with tempfile.TemporaryDirectory(dir=shared) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture

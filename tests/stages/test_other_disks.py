@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,16 +16,6 @@ from pipeline.files import Unchanged, emptied, require_writable, write_atomicall
 from stages.layout import STORES
 
 FOLDERS = ("data", "checkpoints", "metrics", "results", "stores")
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A folder on another disk, in the memory."""
-    shared = Path("/dev/shm")
-    if not os.access(shared, os.W_OK) or shared.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("/dev/shm is no second file system")
-    with tempfile.TemporaryDirectory(dir=shared) as folder:
-        yield Path(folder)
 
 
 def walk(*folders):
