@@ -390,6 +390,25 @@ def test_masks_with_black_and_white_exchanged_and_dark_frames_are_warned_of(root
     assert "12 bits" in dark
 
 
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_some_masks_with_black_and_white_exchanged_are_named(root, out, count):
+    turned = sorted((root / "liver").rglob("mask*.png"))[:count]
+    for path in turned:
+        write_png(path, 255 - cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    (warning,) = run(root, out).warnings
+    first, *named = warning.splitlines()
+    assert first.startswith(f"{count} mask{'s are' if count > 1 else ' is'} more than 80% white, unlike other masks")
+    assert first.endswith("are black and white exchanged? The anatomy must be white:")
+    assert named == [f"  {path}" for path in turned]
+
+
+def test_an_anatomy_that_now_and_then_covers_nearly_all_is_not_suspicious(root, out):
+    masks = sorted((root / "liver").rglob("mask*.png"))
+    for path, share in zip(masks, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), strict=True):
+        write_png(path, (np.arange(48 * 64).reshape(48, 64) < share * 48 * 64).astype(np.uint8) * 255)
+    assert run(root, out).warnings == []
+
+
 def test_masks_of_which_nothing_is_left_are_warned_of(root, out):
     mask = np.zeros((48, 64), np.uint8)
     mask[1, 1] = 255
