@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -38,15 +38,16 @@ def folders(folder: Path) -> list[Path]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, in order, without hidden ones; linked folders are entered, each folder once."""
+    """All files below a folder, in order, without hidden ones; linked folders are entered, each folder once.
+
+    A folder that was entered before under another name stands for its files.
+    """
     seen: set[Path] = set()
 
     def below(place: Path) -> Iterator[Path]:
-        if (real := place.resolve()) in seen:
-            return
-        seen.add(real)
+        seen.add(place.resolve())
         for path in entries(place):
-            if path.is_dir():
+            if path.is_dir() and path.resolve() not in seen:
                 yield from below(path)
             else:
                 yield path
@@ -55,12 +56,33 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def kinds(files: Iterable[Path]) -> str:
-    """Files counted by kind with the first of each, such as ``2 .txt (a/b.txt first), 1 folder (a/c)``."""
+    """Files counted by kind with the first of each, such as ``2 .txt (a/b.txt, a/d.txt), 1 folder (a/c)``."""
     by_kind: dict[str, list[Path]] = {}
     for file in files:
-        kind = "folder" if file.is_dir() else file.suffix.lower() or "file without suffix"
-        by_kind.setdefault(kind, []).append(file)
-    return ", ".join(f"{len(of)} {kind} ({of[0]}{' first' if len(of) > 1 else ''})" for kind, of in by_kind.items())
+        by_kind.setdefault(_kind(file), []).append(file)
+    return ", ".join(f"{_counted(len(of), kind)} ({some(of)})" for kind, of in by_kind.items())
+
+
+def _counted(number: int, kind: str) -> str:
+    """Such as ``2 links to nothing`` and ``2 .txt``."""
+    noun, *rest = kind.split(" ", 1)
+    plural = "s" if number > 1 and not noun.startswith(".") else ""
+    return " ".join([f"{number} {noun}{plural}", *rest])
+
+
+def _kind(file: Path) -> str:
+    if file.is_dir():
+        return "folder"
+    if file.is_symlink() and not file.exists():
+        return "link to nothing"
+    return file.suffix.lower() or "file without suffix"
+
+
+def some(names: Sequence[object]) -> str:
+    """A list that stays short, such as ``a, b, c and 7 more``: a folder may hold thousands."""
+    listed = len(names) if len(names) < 5 else 3
+    more = f" and {len(names) - listed} more" if len(names) > listed else ""
+    return ", ".join(map(str, names[:listed])) + more
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

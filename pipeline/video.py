@@ -56,23 +56,33 @@ def list_images(path: Path) -> list[Path]:
     Raises:
         MtkdError: there are none.
     """
-    frames = [path] if path.is_file() else []
-    if path.is_dir():
-        frames = [file for file in walk(path) if is_frame(file)]
+    _require(path)
+    if not path.is_dir():
+        return [path]
+    frames = [file for file in walk(path) if is_frame(file)]
     if not frames:
-        raise MtkdError(f"{path} is neither a frame, a folder of frames nor a video ({', '.join(IMAGES + VIDEOS)})")
+        raise MtkdError(f"{path} holds no frame ({', '.join(IMAGES)}): name a frame, a folder of frames or a video")
     return frames
 
 
 def unread_media(folder: Path) -> list[Path]:
-    """Pictures of other formats, and videos, in a folder of frames: what a user may take for read; and dead links."""
+    """What a user may take for read in a folder of frames.
+
+    Pictures of other formats, videos, links to nothing, and folders that are read under another name.
+    """
     unread = (*OTHER_IMAGES, *VIDEOS)
-    return [file for file in walk(folder) if file.suffix.lower() in unread or (is_frame(file) and not file.exists())]
+    return [path for path in walk(folder) if path.suffix.lower() in unread or not path.is_file()]
 
 
 def is_frame(path: Path) -> bool:
     """By its suffix; hidden files are none, nor ``maskMM.png``, ``labelMM.png`` beside or below an ``imageMM.png``."""
-    return path.suffix.lower() in IMAGES and not path.name.startswith(".") and not is_label(path)
+    named = path.suffix.lower() in IMAGES and not path.name.startswith(".")
+    return named and path.is_file() and not is_label(path)
+
+
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise MtkdError(f"{path} does not exist: name a frame, a folder of frames or a video")
 
 
 def read_images(paths: list[Path]) -> Iterator[Shown]:
@@ -115,6 +125,7 @@ def video_frames(path: Path) -> tuple[int, bool]:
 
 
 def _open(path: Path) -> av.container.InputContainer:
+    _require(path)
     try:
         container = av.open(f"file:{path}")  # or a colon in the name would be taken for a protocol
     except (av.FFmpegError, OSError) as error:

@@ -18,7 +18,7 @@ from pipeline.beside_masks import matched
 from pipeline.drawing import add_legend, draw, label_map, write_png
 from pipeline.errors import MtkdError
 from pipeline.export import Run, Segmenter, load_exported
-from pipeline.files import kinds, write_atomically
+from pipeline.files import kinds, some, write_atomically
 from pipeline.machine import Machine
 from pipeline.palette import colours_of
 from pipeline.stopwatch import ahead
@@ -116,8 +116,8 @@ def run(
     video = is_video(source)
     if not video or kind != "overlay":
         _require_folder_of_frames(output)
-    images = [] if video else list_images(source)
     _say_unread(source)
+    images = [] if video else list_images(source)
     _check_outputs(_planned(source, images, output, drawing))
     if output.is_dir() and any(output.iterdir()):
         say(f"{output} holds files already: those of the same names are replaced, the others stay")
@@ -182,8 +182,11 @@ def _check_outputs(planned: Sequence[tuple[Path, Path]]) -> None:
 
 def _say_unread(source: Path) -> None:
     unread = unread_media(source) if source.is_dir() else []
-    if unread:
-        say(f"warning: not read: {kinds(unread)}")
+    again = [path for path in unread if path.is_dir()]
+    if again:
+        say(f"warning: read once, though there under two names: {some(again)}")
+    if others := [path for path in unread if path not in again]:
+        say(f"warning: not read: {kinds(others)}")
 
 
 def _say_colours(drawing: Drawing) -> None:

@@ -448,7 +448,8 @@ def test_what_is_not_used_is_counted_by_kind(root, out):
     (unused,) = [warning for warning in run(root, out).warnings if "not used" in warning]
     assert unused == (
         f"not used in the surgeries' folders: 1 folder ({liver / 'frames'}), "
-        f"2 .jpg ({liver / 'image00.jpg'} first), 2 .txt ({liver / 'notes.txt'} first)"
+        f"2 .jpg ({liver / 'image00.jpg'}, {liver / 'overview.jpg'}), "
+        f"2 .txt ({liver / 'notes.txt'}, {colon / 'more.TXT'})"
     )
 
 

@@ -490,7 +490,7 @@ def test_what_predict_refuses(run):
     (run / "no.mp4").write_bytes(b"no video")
     known = "knows no spleen; it knows liver, colon"
     assert known in mtkd("predict", "f.png", "--output", "o", "--model", CHECKPOINT, "--anatomy", "spleen", code=1)
-    assert "neither a frame" in mtkd("predict", "empty", "--output", "o", "--model", CHECKPOINT, code=1)
+    assert "empty holds no frame" in mtkd("predict", "empty", "--output", "o", "--model", CHECKPOINT, code=1)
     assert "cannot be opened as a video" in mtkd(
         "predict", "no.mp4", "--output", "o.mp4", "--model", CHECKPOINT, code=1
     )

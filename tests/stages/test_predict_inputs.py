@@ -26,10 +26,13 @@ def test_linked_folders_are_entered_once(run):
     write_png(run / "frames" / "b.png", frame())
     (run / "frames" / "linked").symlink_to(run / "elsewhere")
     (run / "elsewhere" / "back").symlink_to(run / "frames")  # a circle
-    predict("frames")
+    (run / "frames" / "second").symlink_to(run / "elsewhere")
+    output = predict("frames")
     assert sorted(p.relative_to(run / "out").as_posix() for p in (run / "out").rglob("*.png")) == [
         "b.png", "linked/a.png",
     ]  # fmt: skip
+    assert "read once, though there under two names: frames/linked/back, frames/second" in output
+    assert "not read" not in output
 
 
 def test_what_systems_leave_is_passed_over(tmp_path):
@@ -41,14 +44,37 @@ def test_what_systems_leave_is_passed_over(tmp_path):
     assert list_images(tmp_path / "frames") == [tmp_path / "frames" / "a.png"]
 
 
-def test_formats_that_are_not_read_are_counted(run):
+def test_what_is_not_read_is_named(run):
     write_png(run / "frames" / "a.png", frame())
     for name in ("b.webp", "c.webp", "d.gif", "e.mp4"):
         (run / "frames" / name).write_bytes(b"")
-    (run / "frames" / "f.png").symlink_to("nowhere")
+    for name in ("f.png", "g"):
+        (run / "frames" / name).symlink_to("nowhere")
     output = predict("frames")
-    assert "not read: 2 .webp (frames/b.webp first), 1 .gif (frames/d.gif), 1 .mp4 (frames/e.mp4)" in output
-    assert "1 .png (frames/f.png)" in output
+    assert "not read: 2 .webp (frames/b.webp, frames/c.webp), 1 .gif (frames/d.gif), 1 .mp4 (frames/e.mp4)" in output
+    assert "2 links to nothing (frames/f.png, frames/g)" in output
+    assert "skipped" not in output
+    assert "-> out\n" in output
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("nowhere", "nowhere does not exist: name a frame, a folder of frames or a video"),
+        ("nowhere.png", "nowhere.png does not exist"),
+        ("nowhere.mp4", "nowhere.mp4 does not exist"),
+        ("empty", "empty holds no frame (.png, .jpg"),
+        ("videos", "videos holds no frame (.png, .jpg"),
+    ],
+)
+def test_an_input_without_frames_says_what_is_wrong(run, source, says):
+    (run / "empty").mkdir()
+    (run / "videos").mkdir()
+    (run / "videos" / "a.mp4").write_bytes(b"")
+    output = "out.mp4" if source.endswith(".mp4") else "out"
+    said = mtkd("predict", source, "--model", TEACHER, "--output", output, code=1)
+    assert says in said
+    assert ("not read: 1 .mp4 (videos/a.mp4)" in said) is (source == "videos")
 
 
 def test_one_frame_that_its_decoder_cannot_bear_ends_no_run(run, monkeypatch):
