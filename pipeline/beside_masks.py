@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.counts import Counts, count_masks
-from pipeline.dsad import DataError, Source, read_mask
+from pipeline.dsad import OTHER_FOLDERS, DataError, Source, read_mask
 from pipeline.files import folders as all_folders
 
 # DSAD's columns: alphabetical, with one organ that has no masks.
@@ -32,7 +32,6 @@ DSAD_COLUMNS = (
     "uterus",
     "vesicular_glands",
 )
-OTHER_FOLDERS = ("multilabel", "labelmap")
 # Columns that are only implied are wrong if they deny more than this share of a surgery's own masks.
 DENIED = 0.5
 PRESENCE, ANNOTATORS = "presence.csv", "annotators.csv"

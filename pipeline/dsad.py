@@ -1,8 +1,8 @@
 """Reading a data set in DSAD's layout: ``<root>/<anatomy>/<surgery>/imageMM.png`` beside ``maskMM.png``.
 
 What else DSAD keeps there (``weak_labels.csv``, ``anno_1`` .. ``anno_3``, ``multilabel``) is not read here. What looks
-like a frame and cannot be used is a problem; every other file that is not used is counted. Surgeries are folders: a
-frame is split by its surgery's id and never by a substring of its path.
+like a frame and cannot be used is a problem; everything else that is not used is warned of by name. Surgeries are
+folders: a frame is split by its surgery's id and never by a substring of its path.
 """
 
 import difflib
@@ -20,16 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import MtkdError
-from pipeline.files import entries, folders, walk
+from pipeline.files import entries, folders, kinds, some, walk
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # stands where a labelled frame names its anatomy
+OTHER_FOLDERS = ("multilabel", "labelmap")  # beside those of the anatomies
 
 _LABEL = re.compile(r"(?:mask|label)([0-9]+)\.png")
 _FILE = re.compile(r"(image|mask)([0-9]+)\.png", re.IGNORECASE)
-_LIKE_A_FRAME = re.compile(r"(?:image|img|frame|mask)s?[ _.-]*(\d+)\D.*", re.IGNORECASE)
+_LIKE_A_FRAME = re.compile(r"(?:image|img|frame|mask|label)s?[ _.-]*(\d+)\D.*", re.IGNORECASE)
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+_ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 # What DSAD and complete label maps keep beside frames: read elsewhere.
 _BESIDE = re.compile(r"weak_labels\.csv|anatomies\.txt|anno_.*|label[0-9]+\.png", re.IGNORECASE)
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -62,9 +64,10 @@ def surgery_id(surgery: str | int) -> str | int:
     return int(name) if re.fullmatch("[0-9]+", name) else name
 
 
-def surgery_ids(root: Path) -> set[str | int]:
-    """Ids of the surgery folders of all anatomies of a data set, also of those that are not used."""
-    return {surgery_id(surgery.name) for anatomy in folders(root) for surgery in folders(anatomy)}
+def surgery_names(root: Path) -> dict[str | int, str]:
+    """By id, the surgery folders of all anatomies of a data set, also of those that are not used; in order."""
+    names = sorted((surgery.name for anatomy in folders(root) for surgery in folders(anatomy)), key=_order)
+    return {surgery_id(name): name for name in names}
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,7 @@ def scan(root: Path, anatomies: Sequence[str]) -> tuple[list[Source], list[str]]
     Raises:
         DataError: the root is missing, no folder, or holds none.
     """
-    if not root.is_dir():
-        what = "is no folder" if root.exists() else "does not exist"
-        raise DataError([f"{root} {what}: set data.root to the folder that holds <anatomy>/<surgery>/imageMM.png"])
+    _require_folder(root, "data.root", "<anatomy>/<surgery>/imageMM.png")
     there = [path.name for path in folders(root)]
     if not there:
         raise DataError([f"{root} holds no anatomy folders: set data.root to the folder that does"])
@@ -134,6 +135,12 @@ def scan(root: Path, anatomies: Sequence[str]) -> tuple[list[Source], list[str]]
         sources += in_folder
         problems += wrong
     return sources, problems
+
+
+def _require_folder(root: Path, key: str, content: str) -> None:
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "does not exist"
+        raise DataError([f"{root} {what}: set {key} to the folder that holds {content}"])
 
 
 def _unknown(root: Path, anatomy: str, there: list[str]) -> str:
@@ -187,6 +194,7 @@ def _scan_surgery(folder: Path) -> tuple[list[Source], list[str]]:
     problems += [f"{images[n]}: its mask mask{n}.png is missing" for n in sorted(images.keys() - masks.keys())]
     problems += [f"{masks[n]}: its frame image{n}.png is missing" for n in sorted(masks.keys() - images.keys())]
     problems += _misnamed(folder, paths, {int(n) for n in images.keys() | masks.keys()})
+    problems += _nested(folder, paths)
     both = sorted(images.keys() & masks.keys(), key=lambda n: (int(n), n))
     anatomy, surgery = folder.parent.name, folder.name
     whole = [n for n in both if images[n].is_file() and masks[n].is_file()]
@@ -224,12 +232,12 @@ def _misnamed(folder: Path, paths: Sequence[Path], numbers: set[int]) -> list[st
     names = [path.name for path in pictures if _number_of_misnamed(path) not in (None, *numbers)]
     if names:
         return [
-            f"{folder}: {_some(names)}: look like frames or masks; name them imageMM.png and maskMM.png, as PNG files, "
+            f"{folder}: {some(names)}: look like frames or masks; name them imageMM.png and maskMM.png, as PNG files, "
             "or move them elsewhere"
         ]
     if pictures and not numbers:
-        some = _some([path.name for path in pictures])
-        return [f"{folder}: holds {some} and no imageMM.png with maskMM.png: rename these, or move them elsewhere"]
+        these = some([path.name for path in pictures])
+        return [f"{folder}: holds {these} and no imageMM.png with maskMM.png: rename these, or move them elsewhere"]
     return []
 
 
@@ -245,12 +253,17 @@ def _is_picture(path: Path) -> bool:
 
 def _outside_surgeries(folder: Path, paths: Sequence[Path]) -> list[str]:
     names = [path.name for path in paths if _is_picture(path)]
-    return [f"{folder}: {_some(names)}: not in a surgery's folder; move into one"] if names else []
+    return [f"{folder}: {some(names)}: not in a surgery's folder; move into one"] if names else []
 
 
-def _some(names: Sequence[str]) -> str:
-    """A list that stays short: a folder may hold thousands."""
-    return ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more files"
+def _nested(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """Folders in a surgery's folder that hold frames: they would be left out."""
+    inner = [path for path in paths if path.is_dir() and not _BESIDE.fullmatch(path.name)]
+    names = [path.name for path in inner if any(_is_picture(file) and not is_label(file) for file in walk(path))]
+    if not names:
+        return []
+    where = "folder" if len(names) == 1 else "folders"
+    return [f"{folder}: frames in its {where} {some(names)} are not read: move them up into it, or elsewhere"]
 
 
 def _is_utf8(path: Path) -> bool:
@@ -262,12 +275,48 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def unused_files(sources: Sequence[Source]) -> list[Path]:
-    """What lies beside the frames, in their surgeries' folders, and is neither used nor known to be something else."""
+def unused(root: Path, anatomies: Sequence[str], unlabelled_root: Path | None, sources: Sequence[Source]) -> list[str]:
+    """What lies in a data set and is neither used nor known to be something else, a warning for each kind.
+
+    Args:
+        root: folder of anatomies. In it, as in the next root, only pictures and archives count.
+        anatomies: names of its folders that are used.
+        unlabelled_root: folder of surgeries without masks, or None.
+        sources: the frames that are used.
+    """
+    roots = [root] if unlabelled_root is None else [root, unlabelled_root]
+    groups = [root / anatomy for anatomy in anatomies]
     used = {path for source in sources for path in (source.image, source.mask)}
-    surgeries = dict.fromkeys(source.image.parent for source in sources)
-    beside = (path for folder in surgeries for path in entries(folder))
-    return [path for path in beside if path not in used and not _BESIDE.fullmatch(path.name)]
+    surgeries = [surgery for group in (*groups, *roots[1:]) for surgery in folders(group)]
+    beside = [file for place in roots for file in entries(place) if _is_picture(file) or _is_archive(file)]
+    beside += [file for group in groups for file in entries(group) if not file.is_dir()]
+    beside += [path for surgery in surgeries for path in entries(surgery)]
+    left = [path for path in beside if path not in used and not _BESIDE.fullmatch(path.name)]
+    archives = [path for path in left if _is_archive(path)]
+    others = [path for path in left if not _is_archive(path)]
+    others.sort(key=_looks_like_a_frame, reverse=True)  # what does must not hide behind other pictures
+    empty = [folder for folder in surgeries if not any(path in used for path in entries(folder))]
+    warnings = {
+        "not used": kinds(others),
+        "archives are not read, unpack them or move them elsewhere": kinds(archives),
+        "folders of surgeries without a frame": some(empty),
+    }
+    return [f"{what}: {which}" for what, which in warnings.items() if which]
+
+
+def other_anatomies(root: Path, anatomies: Sequence[str], unlabelled_root: Path | None) -> list[str]:
+    """A warning of the folders of a data set that are not used."""
+    known = {*anatomies, *OTHER_FOLDERS}
+    others = [path.name for path in folders(root) if path.name not in known and path != unlabelled_root]
+    return [f"folders of {root} that are not in data.anatomies are not used: {some(others)}"] if others else []
+
+
+def _looks_like_a_frame(path: Path) -> bool:
+    return _is_picture(path) and _LIKE_A_FRAME.fullmatch(path.name) is not None
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() in _ARCHIVES and path.is_file()
 
 
 def linked_folders(sources: Sequence[Source]) -> list[Path]:
@@ -290,29 +339,35 @@ def scan_unlabelled(root: Path, splits: Splits) -> tuple[list[Source], list[str]
     Raises:
         DataError: the root is not a folder.
     """
-    if not root.is_dir():
-        raise DataError([f"{root} is no folder: set data.unlabelled_root to the one that holds <surgery>/*.png"])
+    _require_folder(root, "data.unlabelled_root", "<surgery>/*.png")
+    paths = entries(root)
     sources: list[Source] = []
-    problems = [f"{path}: lies in no surgery's folder" for path in entries(root) if _is_picture(path)]
+    problems = _links_to_nothing(root, paths) + _outside_surgeries(root, paths)
     for folder in sorted(folders(root), key=lambda path: _order(path.name)):
-        split = splits.of(folder.name)
-        if split != "train":
-            problems.append(f"{folder}: surgery {folder.name} is one of data.splits.{split}; only others may teach")
-        paths = entries(folder)
-        pictures = [path for path in paths if _is_picture(path) and not is_label(path)]
-        images = [path for path in pictures if path.suffix.lower() == ".png"]
-        others = [path.name for path in pictures if path not in images]
-        nested = [path.name for path in paths if path.is_dir() and any(_is_picture(file) for file in walk(path))]
-        problems += _links_to_nothing(folder, paths)
-        if others:
-            problems.append(f"{folder}: holds {_some(others)}, expected PNG files only")
-        if nested:
-            problems.append(f"{folder}: frames in its folder {_some(nested)} are not read: move them up into it")
-        if not images and not others and not nested:
-            problems.append(f"{folder}: holds no frames, expected PNG files")
-        problems += [f"{path}: its name is not UTF-8: rename it" for path in images if not _is_utf8(path)]
-        sources += [Source(UNLABELLED, folder.name, path.stem, path, None) for path in images]
-    return sources, problems
+        in_folder, wrong = _scan_unlabelled_surgery(folder, splits)
+        sources += in_folder
+        problems += wrong
+    return sources, [f"data.unlabelled_root: {problem}" for problem in problems]
+
+
+def _scan_unlabelled_surgery(folder: Path, splits: Splits) -> tuple[list[Source], list[str]]:
+    split = splits.of(folder.name)
+    paths = entries(folder)
+    pictures = [path for path in paths if _is_picture(path) and not is_label(path)]
+    images = [path for path in pictures if path.suffix.lower() == ".png"]
+    others = [path.name for path in pictures if path not in images]
+    nested = _nested(folder, paths)
+    problems = []
+    if split != "train":
+        problems.append(f"{folder}: surgery {folder.name} is one of data.splits.{split}; only others may teach")
+    problems += _links_to_nothing(folder, paths)
+    if others:
+        problems.append(f"{folder}: holds {some(others)}, expected PNG files only")
+    problems += nested
+    if not images and not others and not nested:
+        problems.append(f"{folder}: holds no frames, expected PNG files")
+    problems += [f"{path}: its name is not UTF-8: rename it" for path in images if not _is_utf8(path)]
+    return [Source(UNLABELLED, folder.name, path.stem, path, None) for path in images], problems
 
 
 def read_frame(path: Path) -> NDArray[np.uint8]:

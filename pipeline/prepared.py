@@ -8,7 +8,7 @@ Frames without a label lie in ``<frames>/unlabelled/<surgery>/<name>.png``, with
 import csv
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,16 +29,17 @@ from pipeline.dsad import (
     Split,
     Splits,
     linked_folders,
+    other_anatomies,
     read_frame,
     read_mask,
     scan,
     scan_unlabelled,
     surgery_id,
-    surgery_ids,
-    unused_files,
+    surgery_names,
+    unused,
 )
 from pipeline.errors import MtkdError
-from pipeline.files import kinds, require_writable
+from pipeline.files import require_writable
 
 # Low effort: prepared frames are read far more often than written, and the size hardly changes above.
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
@@ -145,7 +146,7 @@ def prepare(
         DataError: everything that is wrong, together.
     """
     sources, problems = scan(root, anatomies)
-    problems += _split_problems(splits, surgery_ids(root))
+    problems += _split_problems(splits, surgery_names(root))
     if unlabelled_root is not None:
         more, wrong = scan_unlabelled(unlabelled_root, splits)
         sources, problems = sources + more, problems + wrong
@@ -173,8 +174,8 @@ def prepare(
         _replace(labels, output_labels)
     summary = _summary(checked, anatomies)
     summary.unlabelled = len(unlabelled)
-    summary.files += beside
-    summary.warnings += summary.files
+    summary.files += unused(root, anatomies, unlabelled_root, sources) + beside
+    summary.warnings += summary.files + other_anatomies(root, anatomies, unlabelled_root)
     return summary
 
 
@@ -233,7 +234,7 @@ def _check_and_write(
     height, width = image_size
     if source.mask is None:
         if frame is None:
-            return _Checked(source, split, digest, problems=no_frame)
+            return _Checked(source, split, digest, problems=tuple(f"data.unlabelled_root: {p}" for p in no_frame))
         _write_frame(frames / UNLABELLED / source.surgery / f"{source.name}.png", frame, image_size)
         return _Checked(source, split, digest, frame.shape[:2], _is_dark(frame))
     read, no_mask = _try(read_mask, source.mask)
@@ -275,10 +276,10 @@ def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     path.write_bytes(encoded.tobytes())
 
 
-def _split_problems(splits: Splits, surgeries: set[str | int]) -> list[str]:
+def _split_problems(splits: Splits, surgeries: Mapping[str | int, str]) -> list[str]:
     both = {surgery_id(s) for s in splits.val} & {surgery_id(s) for s in splits.test}
     problems = [f"data.splits: surgery {s} is in val and in test" for s in sorted(both, key=str)]
-    there = ", ".join(sorted(map(str, surgeries), key=lambda s: (len(s), s)))
+    there = ", ".join(surgeries.values())
     for part, ids in (("val", splits.val), ("test", splits.test)):
         absent = [str(s) for s in ids if surgery_id(s) not in surgeries]
         problems += [f"data.splits.{part}: no anatomy has a folder of surgery {s}; there: {there}" for s in absent]
@@ -354,8 +355,6 @@ def _summary(checked: Sequence[_Checked], anatomies: Sequence[str]) -> Summary:
     summary.files = _masks_that([c for c in checked if c.odd], "not only 0 and 255; all above 0 is foreground")
     summary.files += _full_or_turned(labelled, anatomies)
     summary.files += _dark([c for c in checked if c.dark])
-    if unused := unused_files([c.source for c in checked]):
-        summary.files.append(f"not used in the surgeries' folders: {kinds(unused)}")
     return summary
 
 

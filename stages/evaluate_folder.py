@@ -11,7 +11,7 @@ from rich.table import Table
 from pipeline import findings
 from pipeline.beside_masks import Annotation, matched, read_annotations, read_presence
 from pipeline.checkpoint import Card
-from pipeline.dsad import Splits, surgery_ids
+from pipeline.dsad import Splits, surgery_names
 from pipeline.errors import MtkdError
 from pipeline.evaluation import METRICS, evaluate
 from pipeline.files import folders, write_json
@@ -105,7 +105,7 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
             say(f"warning: {root / name} is left out: the checkpoint spells it {anatomy}")
     if not own:
         raise MtkdError(f"{data} holds none of the checkpoint's anatomies ({', '.join(card.anatomies)})")
-    everyone = Splits(val=(), test=tuple(surgery_ids(root)))
+    everyone = Splits(val=(), test=tuple(surgery_names(root)))
     frames, labels = folder / "frames", folder / "labels"
     with progress("frames checked and resized") as bar:
         summary = prepare(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import REAL_DATA, write_dataset, write_png
 
-from pipeline.dsad import DataError, Splits, read_frame, read_mask, scan, surgery_id, surgery_ids
+from pipeline.dsad import DataError, Splits, read_frame, read_mask, scan, surgery_id, surgery_names
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -66,10 +66,12 @@ def test_ids_that_are_no_numbers_compare_as_text():
     assert surgery_id("²") == "²"  # a digit to str.isdigit, no number to int
 
 
-def test_the_ids_of_all_anatomies(root):
-    (root / "multilabel" / "17").mkdir(parents=True)
+def test_the_surgeries_of_all_anatomies(root):
+    for name in ("multilabel/17", "liver/x2", "colon/010"):
+        (root / name).mkdir(parents=True)
     (root / "weak_labels.csv").write_text("")
-    assert surgery_ids(root) == {1, 2, 3, 17}
+    names = {1: "01", 2: "02", 3: "03", 10: "010", 17: "17", "x2": "x2"}
+    assert list(surgery_names(root).items()) == list(names.items())
 
 
 # --- which files belong together

@@ -98,16 +98,19 @@ def test_frames_without_masks_may_not_come_from_surgeries_that_measure(root, out
     assert len(error.value.problems) == 7
     for part in (
         "2: surgery 2 is one of data.splits.val", "03: surgery 03 is one of data.splits.test", "holds frame8.jpg",
-        "05: holds no frames", "stray.png: lies in no surgery's folder", "broken.png: its content is no PNG",
+        "05: holds no frames", "video: stray.png: not in a surgery's folder", "broken.png: its content is no PNG",
         "twin.png (train) are the same frame in two splits",
     ):  # fmt: skip
         assert part in said
+    assert [problem.startswith("data.unlabelled_root: ") for problem in error.value.problems] == [True] * 6 + [False]
     assert list(out.iterdir()) == []
 
 
-def test_a_folder_of_frames_that_is_not_there(root, out, tmp_path):
-    with pytest.raises(DataError, match=r"data\.unlabelled_root"):
-        prepare(root, ANATOMIES, SPLITS, (8, 8), out / "f", out / "l", unlabelled_root=tmp_path / "nowhere")
+@pytest.mark.parametrize(("name", "what"), [("nowhere", "does not exist"), ("file", "is no folder")])
+def test_a_folder_of_frames_that_is_not_there(root, out, tmp_path, name, what):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=rf"{name} {what}: set data\.unlabelled_root"):
+        prepare(root, ANATOMIES, SPLITS, (8, 8), out / "f", out / "l", unlabelled_root=tmp_path / name)
 
 
 def test_the_geometry_is_that_of_pixel_centres(tmp_path, out):
@@ -434,7 +437,7 @@ def test_a_long_list_of_masks_is_cut(root, out):
     assert full.splitlines()[-1] == "  and 4 more"
 
 
-def test_what_is_not_used_is_counted_by_kind(root, out):
+def test_what_is_not_used_is_named_by_kind(root, out):
     liver, colon = root / "liver" / "01", root / "colon" / "03"
     (liver / "notes.txt").write_text("")
     (colon / "more.TXT").write_text("")
@@ -447,9 +450,60 @@ def test_what_is_not_used_is_counted_by_kind(root, out):
     (colon / "anno_1").mkdir()
     (unused,) = [warning for warning in run(root, out).warnings if "not used" in warning]
     assert unused == (
-        f"not used in the surgeries' folders: 1 folder ({liver / 'frames'}), "
-        f"2 .jpg ({liver / 'image00.jpg'}, {liver / 'overview.jpg'}), "
+        f"not used: 2 .jpg ({liver / 'image00.jpg'}, {liver / 'overview.jpg'}), 1 folder ({liver / 'frames'}), "
         f"2 .txt ({liver / 'notes.txt'}, {colon / 'more.TXT'})"
+    )
+
+
+LIKE_FRAMES = ("image00 (1).png", "image-1.png", "frame_000.png", "label_000.png", "Mask 1 copy.png")
+
+
+@pytest.mark.parametrize("name", LIKE_FRAMES)
+def test_what_looks_like_a_frame_beside_frames_is_named_first(root, out, name):
+    for number in range(9):
+        (root / "liver" / "01" / f"chart{number}.png").write_bytes(b"")
+    (root / "colon" / "03" / name).write_bytes(b"")
+    (warning,) = run(root, out).warnings
+    assert warning.startswith(f"not used: 10 .png ({root / 'colon' / '03' / name}, ")
+    assert warning.endswith(" and 7 more)")
+
+
+def test_what_lies_beside_surgeries_and_anatomies_is_named(root, out):
+    write_dataset(root, ["spleen", "multilabel"], ["01"])
+    for name in ("colon.zip", "colon/04.tar.gz", "colon/05.7z", "colon/01/more.tar"):
+        (root / name).write_bytes(b"")
+    for name in ("README.md", "anatomies.txt", "preview.png", "liver/notes.csv", "liver/weak_labels.csv"):
+        (root / name).write_bytes(b"")
+    for name in ("04", "@eaDir", "__MACOSX", ".hidden"):
+        (root / "liver" / name).mkdir()
+    for name in ("Thumbs.db", ".DS_Store", "liver/Thumbs.db", "liver/.DS_Store"):
+        (root / name).write_bytes(b"")
+    assert run(root, out).warnings == [
+        f"not used: 1 .png ({root / 'preview.png'}), 1 .csv ({root / 'liver' / 'notes.csv'})",
+        "archives are not read, unpack them or move them elsewhere: "
+        f"1 .zip ({root / 'colon.zip'}), 1 .gz ({root / 'colon' / '04.tar.gz'}), 1 .7z ({root / 'colon' / '05.7z'}), "
+        f"1 .tar ({root / 'colon' / '01' / 'more.tar'})",
+        f"folders of surgeries without a frame: {root / 'liver' / '04'}",
+        f"folders of {root} that are not in data.anatomies are not used: spleen",
+    ]
+
+
+def test_archives_beside_frames_without_masks_are_named(root, out):
+    folder = write_unlabelled(root / "video", "01")
+    for name in ("README.md", "02.zip", "01/more.zip"):
+        (folder / name).write_bytes(b"")
+    summary = prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder)
+    (archives,) = summary.warnings
+    assert f"2 .zip ({folder / '02.zip'}, {folder / '01' / 'more.zip'})" in archives
+
+
+@pytest.mark.parametrize("name", ["image00.png", "000123.jpg"])
+def test_frames_in_a_folder_of_a_surgery_are_an_error(root, out, name):
+    surgery = root / "liver" / "01"
+    for folder in ("part1", "part2/left"):
+        write_png(surgery / folder / name, np.zeros((4, 4), np.uint8))
+    assert problems_of(root, out) == (
+        f"{surgery}: frames in its folders part1, part2 are not read: move them up into it, or elsewhere",
     )
 
 
@@ -530,8 +584,8 @@ def test_a_surgery_whose_name_is_not_utf8_is_named(root, out):
 def test_a_split_s_surgery_that_no_anatomy_has_is_refused(root, out):
     write_dataset(root, ["spleen"], ["77"])
     assert problems_of(root, out, splits=Splits(val=(2, 77, 78), test=("03", "x"))) == (
-        "data.splits.val: no anatomy has a folder of surgery 78; there: 1, 2, 3, 77",
-        "data.splits.test: no anatomy has a folder of surgery x; there: 1, 2, 3, 77",
+        "data.splits.val: no anatomy has a folder of surgery 78; there: 01, 02, 03, 77",
+        "data.splits.test: no anatomy has a folder of surgery x; there: 01, 02, 03, 77",
     )
 
 
@@ -594,4 +648,6 @@ def test_a_slice_of_real_street_frames(out):
     splits = Splits(val=(5, 9), test=(2, 8, 12))
     summary = run(REAL_DATA / "camvid_partial", out, ["bicyclist"], splits, size=(128, 160))
     assert {split: n["bicyclist"] for split, n in summary.counts.items()} == {"train": 14, "val": 8, "test": 39}
-    assert summary.warnings == []
+    assert summary.files == []
+    (others,) = summary.warnings
+    assert others.endswith("are not used: building, car, fence and 7 more")
