@@ -82,14 +82,22 @@ def _surgery(value: object) -> object:
     return surgery_id(value)
 
 
+def _surgeries(value: object) -> object:
+    if isinstance(value, list):
+        return value
+    example = value if value and isinstance(value, int | str) else "02"
+    raise ValueError(f"a list of surgeries is expected, such as [{example}], found {value!r}")
+
+
 Surgery = Annotated[int | str, BeforeValidator(_surgery)]
+Surgeries = Annotated[list[Surgery], BeforeValidator(_surgeries)]
 
 
 class Splits(Settings):
     """Surgery ids of the validation and test splits; every other surgery trains."""
 
-    val: list[Surgery]
-    test: list[Surgery]
+    val: Surgeries
+    test: Surgeries
 
     @model_validator(mode="after")
     def _apart(self) -> "Splits":

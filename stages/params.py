@@ -1,8 +1,8 @@
 """Reading params.yaml: every problem is reported together, by the key's full name and what would be accepted.
 
 YAML turns names into numbers, truth values and dates, and its versions disagree: 010 is 8 in YAML 1.1, which PyYAML
-reads, and 10 in YAML 1.2, which DVC reads. So ids of surgeries are taken as they are written, and what could be read in
-two ways is refused.
+reads, and 10 in YAML 1.2, which DVC reads. And 3.10 and 3.1 are one number to DVC, which would not see a change. So ids
+of surgeries that are digits are taken as they are written, and what could be read in two ways is refused.
 """
 
 import re
@@ -19,8 +19,9 @@ from pipeline.settings import Params
 
 PARAMS = Path("params.yaml")
 _TEXT = "tag:yaml.org,2002:str"
-_SURGERIES = re.compile(r"data\.splits\.(val|test)\.\d+")
-# Names that DVC reads as well: they must be text for every reader.
+_SPLIT = re.compile(r"data\.splits\.(val|test)")
+# Names that DVC reads as well: they must be text for every reader, or surgeries of digits alone.
+_SURGERIES = re.compile(_SPLIT.pattern + r"\.\d+")
 _NAMES = re.compile(r"data\.(root|unlabelled_root|anatomies\.\d+)|(teacher|student)\.(arch|pretrained)")
 # What all versions of YAML take for the same value.
 _CLEAR = {
@@ -86,9 +87,9 @@ def _ambiguous(loader: yaml.SafeLoader, node: yaml.Node, key: str) -> Iterator[s
         for i, value in enumerate(node.value):
             yield from _ambiguous(loader, value, f"{key}.{i}")
     elif isinstance(node, yaml.ScalarNode) and node.style is None:
-        if _SURGERIES.fullmatch(key):
+        if _SPLIT.fullmatch(key) or (_SURGERIES.fullmatch(key) and re.fullmatch("[0-9]*", node.value)):
             node.tag = _TEXT
-        elif _NAMES.fullmatch(key) and not _is_text(node):
+        elif (_NAMES.fullmatch(key) or _SURGERIES.fullmatch(key)) and not _is_text(node):
             yield f"{key}: {node.value} is not text to every reader of YAML: put it in quotes, '{node.value}'"
         elif node.tag in _CLEAR and not re.fullmatch(_CLEAR[node.tag], node.value):
             value = loader.construct_object(node)

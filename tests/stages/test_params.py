@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.serialize import parse_yaml
 
 from pipeline.dsad import surgery_id
 from pipeline.errors import MtkdError
@@ -121,14 +122,53 @@ def written(tmp_path):
     [
         ("[010, 011]", [10, 11]),  # YAML 1.1: 8 and 9
         ("[08, '09', \"10\"]", [8, 9, 10]),
-        ("[1e3, 12_3, 3.10, 0x1F]", ["1e3", "12_3", "3.10", "0x1F"]),
-        ("[true, no, null, 2024-01-31]", ["true", "no", "null", "2024-01-31"]),
-        ("[1:30, ²]", ["1:30", "²"]),
+        ("['1e3', \"12_3\", '3.10', '0x1F']", ["1e3", "12_3", "3.10", "0x1F"]),
+        ("['true', 'no', 'null', '2024-01-31']", ["true", "no", "null", "2024-01-31"]),
+        ("['1:30', ², b7]", ["1:30", "²", "b7"]),
     ],
 )
 def test_ids_of_surgeries_are_what_is_written(written, text, ids):
     assert written(("val: [3, 9]", f"val: {text}"), ("test: [2, 7, 11, 14]", "test: []")).data.splits.val == ids
     assert written(("test: [2, 7, 11, 14]", f"test: {text}"), ("val: [3, 9]", "val: []")).data.splits.test == ids
+
+
+# Of each group DVC takes at least two for the same value, or readers of YAML disagree.
+ALIKE = [("3.10", "3.1", "3.100"), ("0x1F", "31", "3_1"), ("1e3", "1000.0", "1000"), ("true", "True"), ("null", "~")]
+
+
+@pytest.mark.parametrize("texts", ALIKE)
+@pytest.mark.parametrize("quote", ["", "'"])
+def test_what_is_another_surgery_here_is_another_value_to_dvc(written, texts, quote):
+    here, to_dvc = [], []
+    for text in texts:
+        line = f"[{quote}{text}{quote}]"
+        try:
+            here += written(("val: [3, 9]", f"val: {line}")).data.splits.val
+        except MtkdError as error:
+            assert f"data.splits.val.0: {text} is not text to every reader of YAML: put it in quotes" in str(error)
+        else:
+            to_dvc += parse_yaml(line, "params.yaml")
+    assert quote == "" or len(here) == len(texts)
+    assert len(set(here)) == len(set(to_dvc))
+
+
+@pytest.mark.parametrize("split", ["val: [3, 9]", "test: [2, 7, 11, 14]"])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("02", "such as [02], found '02'"),
+        ("'02'", "such as [02], found '02'"),
+        ("3.10", "such as [3.10], found '3.10'"),
+        ("02, 05", "such as [02, 05], found '02, 05'"),
+        ("", "such as [02], found ''"),
+        ("{a: 1}", "such as [02], found {'a': 1}"),
+    ],
+)
+def test_a_split_that_is_not_a_list_says_so(written, split, text, says):
+    name = split.split(":")[0]
+    with pytest.raises(MtkdError, match=rf"data\.splits\.{name}: a list of surgeries is expected, ") as error:
+        written((split, f"{name}: {text}"))
+    assert says in str(error.value)
 
 
 def test_one_rule_says_which_surgeries_are_the_same():
