@@ -14,6 +14,12 @@ def load_given(path: Path) -> tuple[Network, Card]:
     Raises:
         MtkdError: no such file, or not a whole checkpoint of this project.
     """
+    if path.is_file() and path.suffix != ".safetensors":
+        raise MtkdError(
+            f"{path} is no .safetensors file, and only checkpoints of this project are read. For weights of one of its "
+            "networks (`mtkd models`) write one with pipeline.checkpoint.save_checkpoint; any other model can teach "
+            "with its logits, see 'Any teacher' in docs/store.md"
+        )
     if not path.is_file():
         raise MtkdError(
             f"{path} is missing: name a .safetensors file that `mtkd train-teacher` or `mtkd train-student` wrote"

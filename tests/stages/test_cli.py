@@ -77,6 +77,16 @@ def test_a_damaged_teacher_is_not_missing(run, monkeypatch):
     assert "no whole checkpoint of this project" in mtkd("import-teacher", "liver", "text.safetensors", code=1)
 
 
+@pytest.mark.parametrize("name", ["x.pth", "x.pt", "x.ckpt", "x.zip", "x"])
+def test_weights_in_another_format_are_refused_with_what_to_do(run, monkeypatch, name):
+    monkeypatch.setattr("stages.import_teacher._require_dvc", lambda: None)
+    (run / name).write_bytes(b"weights")
+    for command in (("import-teacher", "liver", name), ("evaluate", "--checkpoint", name, "--data", "dsad")):
+        output = mtkd(*command, code=1)
+        assert f"{name} is no .safetensors file, and only checkpoints of this project are read" in output
+        assert "pipeline.checkpoint.save_checkpoint" in output
+
+
 def test_another_anatomys_teacher_is_refused_before_anything_is_replaced(run, monkeypatch):
     monkeypatch.setattr("stages.import_teacher._require_dvc", lambda: None)
     before = (run / "checkpoints/teachers/liver.safetensors").read_bytes()

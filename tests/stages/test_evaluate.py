@@ -222,7 +222,7 @@ def test_what_evaluate_refuses(run, tmp_path):
     assert "--output results holds the tables of the evaluate stage" in measured(tmp_path, "results", code=1)
     (tmp_path / "hollow/liver/03").mkdir(parents=True)
     assert "hollow holds no frames" in measured(tmp_path / "hollow", "out", code=1)
-    for name, what in (("nowhere.st", "is missing"), ("params.yaml", "is no whole checkpoint")):
+    for name, what in (("nowhere.st", "is missing"), ("params.yaml", "is no .safetensors file")):
         output = mtkd("evaluate", "--checkpoint", name, "--data", str(tmp_path), code=1)
         assert f"{name} {what}" in output
         assert "dvc" not in output
