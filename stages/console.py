@@ -39,6 +39,11 @@ def readable(size: float) -> str:
     return f"{size / 1024**power:.{min(power, 1)}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as ``1 epoch`` and ``2 epochs``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def hush(quiet: bool) -> None:
     """Let one process of several do the talking."""
     console.quiet = quiet

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.dsad import Splits
 from pipeline.prepared import prepare
-from stages.console import progress, say
+from stages.console import counted, progress, say
 from stages.layout import NO_UNLABELLED, PREPARED_FRAMES, PREPARED_LABELS
 from stages.params import load_params
 
@@ -29,11 +29,12 @@ def run(workers: int) -> None:
     for warning in summary.warnings:
         say(f"warning: {warning}")
     for split, per_anatomy in summary.counts.items():
-        say(f"{split:>5}: {sum(per_anatomy.values())} frames of {len(per_anatomy)} anatomies")
+        anatomies = f"{len(per_anatomy)} anatom{'y' if len(per_anatomy) == 1 else 'ies'}"
+        say(f"{split:>5}: {counted(sum(per_anatomy.values()), 'frame')} of {anatomies}")
     if data.unlabelled_root != NO_UNLABELLED and not summary.unlabelled:
         say(f"warning: data.unlabelled_root {data.unlabelled_root} holds no <surgery>/*.png")
     if summary.unlabelled:
-        say(f"without label: {summary.unlabelled} frames, for the teachers to speak on")
+        say(f"without label: {counted(summary.unlabelled, 'frame')}, for the teachers to speak on")
 
 
 def _unlabelled(root: str) -> Path | None:

@@ -15,7 +15,7 @@ from pipeline.machine import Machine
 from pipeline.prepared import frames_digest
 from pipeline.settings import Params
 from stages.cache_logits import Plan, make_plans, was_imported
-from stages.console import console, progress, readable, say
+from stages.console import console, counted, progress, readable, say
 from stages.elsewhere import REMEDY
 from stages.layout import SCRATCH, STORES, store, taught_frames
 from stages.params import load_params
@@ -90,10 +90,10 @@ def verify(whose: list[str], recompute: int, tolerance: float, machine: Machine)
             found = [line] if line else _other_pixels(name, pixels)
         if not found and name in asked:
             found = _recomputed(asked[name], recompute, tolerance, machine)
-        say(f"{path}: {_problems(found) if found else 'whole'}")
+        say(f"{path}: {counted(len(found), 'problem') if found else 'whole'}")
         problems += found
     if problems:
-        raise MtkdError("\n".join([f"{_problems(problems)}:", *problems]))
+        raise MtkdError("\n".join([f"{counted(len(problems), 'problem')}:", *problems]))
 
 
 def _prepared_pixels() -> list[int] | None:
@@ -259,7 +259,3 @@ def _chosen(whose: list[str]) -> dict[str, Path]:
 def _remedy(name: str) -> str | None:
     """What to do about a store that no stage of this project writes."""
     return REMEDY if is_path(name) and Path(name).parent != STORES else None
-
-
-def _problems(found: Sequence[str]) -> str:
-    return f"{len(found)} problem{'s' * (len(found) != 1)}"

@@ -25,7 +25,7 @@ from pipeline.resume import Resume, run_identity
 from pipeline.settings import Training
 from pipeline.stopwatch import Stopwatch
 from pipeline.training import Epoch, Objective, best_epoch, fit, synchronises
-from stages.console import hush, progress, say
+from stages.console import counted, hush, progress, say
 from stages.environment import say_environment, say_handover, say_launch
 from stages.layout import SCRATCH, frames_of
 from stages.params import load_params
@@ -113,7 +113,7 @@ def train_run(
     stopwatch = Stopwatch()
     with _alone(place, fabric), _curves(curves, fabric) as live, progress(f"{title}: batches") as bar:
         sizes = f"{len(train)} training and {len(val)} validation frames"
-        say(f"{title}: {settings.arch}, {sizes}, {settings.epochs} epochs")
+        say(f"{title}: {settings.arch}, {sizes}, {counted(settings.epochs, 'epoch')}")
         if fabric.world_size > 1:
             say(f"{title}: {fabric.world_size} processes share every batch")
         say(f"{title}: {network.start}")

@@ -12,6 +12,7 @@ from pipeline.beside_masks import Annotation
 from pipeline.counts import Counts
 from pipeline.findings import annotators
 from pipeline.machine import Machine
+from stages.console import counted
 from stages.machine_record import machine_record
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -75,6 +76,19 @@ def test_a_damaged_teacher_is_not_missing(run, monkeypatch):
     assert "mininetv9" in mtkd("import-teacher", "liver", "other.safetensors", code=1)
     (run / "text.safetensors").write_text("no weights")
     assert "no whole checkpoint of this project" in mtkd("import-teacher", "liver", "text.safetensors", code=1)
+
+
+def test_one_of_a_thing_is_singular(project):
+    assert [counted(number, "epoch") for number in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
+    for path in (project() / "dsad").glob("*/02/*0[12].png"):
+        path.unlink()
+    assert "  val: 1 frame of 1 anatomy\n" in _prepared(project, ["liver"])
+    assert "  val: 2 frames of 2 anatomies\n" in _prepared(project, ["liver", "colon"])
+
+
+def _prepared(project, anatomies):
+    project(data__anatomies=anatomies)
+    return mtkd("prepare")
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.pt", "x.ckpt", "x.zip", "x"])
