@@ -205,6 +205,8 @@ def _useless(path: Path, wanted: Wanted) -> str:
     expected = dict(wanted[anatomy])
     if path.is_relative_to(SCRATCH):
         attributes = cache.begun_attributes(path)
+        if not attributes:
+            return "its zarr.json does not say what it was begun for"
         expected["shard_frames"] = load_params().cache.shard_frames
     else:
         try:

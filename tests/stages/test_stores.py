@@ -171,6 +171,26 @@ def test_prune_removes_what_no_run_can_use(run):
     assert not list((run / "scratch/stores").iterdir())
 
 
+def test_prune_says_of_what_cannot_be_identified_why(run):
+    edits = {
+        "stores/liver.zarr": (b'"precision": "32-true"', b'"precision": "16-mixed"'),
+        "stores/colon.zarr": (b"{", b"["),
+        "scratch/stores/liver.zarr": (b"{", b"["),
+        "scratch/stores/colon.zarr": (b'"attributes"', b'"attribute"'),
+    }
+    for anatomy in ("liver", "colon"):
+        shutil.copytree(f"stores/{anatomy}.zarr", f"scratch/stores/{anatomy}.zarr")
+    for store, (old, new) in edits.items():
+        file = run / store / "zarr.json"
+        assert old in file.read_bytes()
+        file.write_bytes(file.read_bytes().replace(old, new, 1))
+    output = mtkd("cache", "prune", "--dry-run")
+    assert "stores/liver.zarr: stores/liver.zarr/zarr.json was edited: it says identity" in output
+    assert "stores/colon.zarr: stores/colon.zarr/zarr.json is damaged" in output
+    for anatomy in ("liver", "colon"):
+        assert f"scratch/stores/{anatomy}.zarr: its zarr.json does not say what it was begun for" in output
+
+
 def test_prune_leaves_what_a_run_goes_on_with_or_is_writing(run):
     (plan,) = make_plans(["liver"], load_params())
     with plan.writer((16, 24)) as writer:
