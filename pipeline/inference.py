@@ -91,7 +91,8 @@ def answers(
     """
     device, stopwatch = machine.torch_device, stopwatch or Stopwatch()
     network = network.to(device)
-    loader = make_loader(_Shown(questions), [list(batch) for batch in batches], machine.workers, _batch)
+    order, pin = [list(batch) for batch in batches], device.type == "cuda"
+    loader = make_loader(_Shown(questions), order, machine.workers, _batch, pin=pin)
     for frames, fingerprints in stopwatch.waiting("frames", ahead(loader)):
         with stopwatch.step("network"):
             with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):

@@ -32,7 +32,7 @@ class Machine:
     """The devices and their feeders.
 
     Attributes:
-        device: a Fabric accelerator: auto, cpu, cuda, mps.
+        device: a Fabric accelerator: auto, cpu, cuda, mps; for inference also one of several, cuda:1.
         workers: loader processes of each device; 0 loads in the computing process.
         devices: training processes, one per device, that share every batch.
         accumulate: pieces in which each of them computes its share, one after another, to need less memory.
@@ -50,14 +50,14 @@ class Machine:
         Raises:
             MtkdError: it is not in this machine.
         """
-        kind = self.device
-        if kind == "auto":
+        name = self.device
+        if name == "auto":
             mps = "mps" if torch.backends.mps.is_available() else "cpu"
-            kind = "cuda" if torch.cuda.is_available() else mps
+            name = "cuda" if torch.cuda.is_available() else mps
         there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if not there[kind]:
-            raise MtkdError(f"--device {kind}: torch {torch.__version__} sees none here; choose cpu or auto")
-        return torch.device(kind)
+        if not there[name.partition(":")[0]]:
+            raise MtkdError(f"--device {name}: torch {torch.__version__} sees none here; choose cpu or auto")
+        return torch.device(name)
 
 
 def make_fabric(machine: Machine, precision: str) -> "Fabric":
@@ -101,8 +101,12 @@ def make_loader(
     batch_sampler: Iterable[list[Any]],
     workers: int,
     collate: Callable[[list[T]], Any] | None = None,
+    *,
+    pin: bool = False,
 ) -> DataLoader[T]:
     """A loader whose worker processes, if any, live as long as it does; ``collate`` as torch has it.
+
+    ``pin`` for batches that go to a CUDA device: a run on the CPU must not need the GPU's driver.
 
     Raises:
         MtkdError: processes can't work together on this machine.
@@ -119,7 +123,7 @@ def make_loader(
         num_workers=workers,
         collate_fn=HandOver(collate, processes),
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
         generator=torch.Generator(),  # its own: a loader with workers would draw from dropout's
     )
 

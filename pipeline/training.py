@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import metrics
 from pipeline.counts import Counts
@@ -89,7 +89,7 @@ def supervised(decoders: int, class_weights: Tensor | None) -> Objective:
 
 
 def _count(of_frames: Tensor) -> Tensor:
-    return torch.tensor(len(of_frames), device=of_frames.device)
+    return torch.full((), len(of_frames), device=of_frames.device)
 
 
 def learning_rate(settings: Training, epoch: int) -> float:
@@ -138,13 +138,16 @@ def fit(
     """
     synchronised = synchronises(fabric.device.type, fabric.world_size)
     if synchronised:
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        from timm.layers import convert_sync_batchnorm  # torch's own drops the activations in timm's BatchNormAct2d
+
+        convert_sync_batchnorm(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
     model, optimizer = fabric.setup(network.to(memory_format=torch.channels_last), optimizer)
     share = Share(fabric.global_rank, fabric.world_size, machine.accumulate, least=1 if synchronised else 2)
     sampler = EpochBatches(len(train), settings.batch_size, settings.seed, share)
     clean = clean_batches(len(val), settings.batch_size, share)
-    loaders = make_loader(train, sampler, machine.workers), make_loader(val, clean, machine.workers)
+    pin = fabric.device.type == "cuda"
+    loaders = [make_loader(data, order, machine.workers, pin=pin) for data, order in ((train, sampler), (val, clean))]
     train_loader, val_loader = fabric.setup_dataloaders(*loaders, use_distributed_sampler=False)
     stopwatch = stopwatch or Stopwatch()
 

@@ -87,4 +87,4 @@ def _kl_per_cell(
 def _mean_over_frames(per_frame: Tensor, valid: Tensor) -> Tensor:
     """(B, N) -> (N,): the mean over the frames that have at least one valid cell."""
     counted = valid.flatten(1).any(1)
-    return per_frame[counted].sum(0) / counted.sum().clamp(min=1)
+    return per_frame.masked_fill(~counted[:, None], 0.0).sum(0) / counted.sum().clamp(min=1)

@@ -92,11 +92,15 @@ def _reference_head(channels: int, head: nn.Module) -> nn.Sequential:
 
 def _encoder(name: str, weights: str | None) -> Any:
     try:
-        return get_encoder(name, in_channels=3, depth=5, weights=weights, output_stride=8)
+        encoder = get_encoder(name, in_channels=3, depth=5, weights=weights, output_stride=8)
     except Exception as error:  # the hub client raises what its transport raises
         if weights is None:
             raise
         raise unavailable(weights, f"an ImageNet encoder {name}", error) from error
+    for unused in ("_conv_head", "_bn1"):  # of smp's EfficientNet; DDP would wait for their gradients
+        if hasattr(encoder, unused):
+            getattr(encoder, unused).requires_grad_(False)
+    return encoder
 
 
 def _load(network: DeepLabV3, source: str) -> None:

@@ -62,7 +62,7 @@ class MiniNetV2(Network):
 
     def decode(self, features: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
         """As :meth:`Network.decode`."""
-        inference = not (self.training or torch.is_grad_enabled())
+        inference = not (self.training or torch.is_grad_enabled()) and features[0].device.type == "cpu"
         heads = [cast(Head, self.heads[decoder]) for decoder in chosen]
         return torch.stack([(head.answer if inference else head)(features) for head in heads], dim=1)
 

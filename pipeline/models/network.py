@@ -1,6 +1,7 @@
 """What all networks have in common: input statistics, sizes that don't divide, and the shape of their logits."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -99,8 +100,15 @@ class Network(nn.Module):
 
 def normalise(frames: Tensor, network: Network) -> Tensor:
     """Frames (B, 3, H, W) uint8 -> float32 with the statistics that the network's weights expect."""
-    mean, std = (torch.tensor(x, device=frames.device)[:, None, None] for x in (network.mean, network.std))
+    mean, std = (_on(frames.device, tuple(x)) for x in (network.mean, network.std))
     return ((frames.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@cache
+def _on(device: torch.device, values: Statistics) -> Tensor:
+    """(3, 1, 1), made once: on a GPU each copy from here would wait for all that it has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)[:, None, None]
 
 
 def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:

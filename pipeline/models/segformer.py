@@ -63,7 +63,7 @@ class SegFormer(Network):
     def decode(self, features: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
         """As :meth:`Network.decode`."""
         heads = [cast(Head, self.heads[i]) for i in chosen]
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or features[0].device.type != "cpu":
             stages = [stage.contiguous(memory_format=torch.channels_last) for stage in features]
             return torch.stack([head(stages) for head in heads], dim=1)
         return decode_in_strips(heads, features)
