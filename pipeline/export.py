@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import MtkdError
 from pipeline.files import naming
-from pipeline.models.network import Network, normalise
+from pipeline.models.frozen import Frozen
+from pipeline.models.network import Network
 from pipeline.signal_stack import own_signal_stack
 
 # Under these keys an exported file says what it is, and the sha256 of the weights that it was written with.
@@ -58,31 +59,30 @@ class Segmenter(nn.Module):
     One map per anatomy is upsampled, the difference of its two logits: that is the arg max, for half the work.
     """
 
-    def __init__(self, network: Network, frame_size: tuple[int, int], network_size: tuple[int, int]) -> None:
+    def __init__(self, network: Network | Frozen, frame_size: tuple[int, int], network_size: tuple[int, int]) -> None:
         super().__init__()
         self.network, self.frame_size, self.network_size = network, frame_size, network_size
 
     def forward(self, frame: Tensor) -> Tensor:
         """The masks; one after another while no gradients are wanted, so that what is upsampled stays in the cache."""
-        lead = self._native(frame)
-        if torch.is_grad_enabled() or lead.device.type != "cpu":
-            return (self._full(lead) > 0).to(torch.uint8)
-        return torch.cat([(self._full(one) > 0).to(torch.uint8) for one in lead.split(1, dim=1)], dim=1)
+        margin = self._native(frame)
+        if torch.is_grad_enabled() or margin.device.type != "cpu":
+            return (self._full(margin) > 0).to(torch.uint8)
+        return torch.cat([(self._full(one) > 0).to(torch.uint8) for one in margin.split(1, dim=1)], dim=1)
 
-    def leads(self, frame: Tensor) -> Tensor:
-        """How far the anatomy's logit is above the background's, (1, N, H, W)."""
+    def margins(self, frame: Tensor) -> Tensor:
+        """By how much the anatomy's logit exceeds the background's, (1, N, H, W)."""
         return self._full(self._native(frame))
 
     def _native(self, frame: Tensor) -> Tensor:
-        """The leads on the network's own grid, (1, N, h, w)."""
+        """The margins on the network's own grid, (1, N, h, w)."""
         shown = frame.float()
         if self.frame_size != self.network_size:
             shown = F.interpolate(shown, size=self.network_size, mode="bilinear", align_corners=False)
-        logits = self.network(normalise(shown, self.network))
-        return logits[:, :, 1] - logits[:, :, 0]
+        return self.network.margins(shown)
 
-    def _full(self, lead: Tensor) -> Tensor:
-        return F.interpolate(lead, size=self.frame_size, mode="bilinear", align_corners=False)
+    def _full(self, margin: Tensor) -> Tensor:
+        return F.interpolate(margin, size=self.frame_size, mode="bilinear", align_corners=False)
 
 
 def write_onnx(segmenter: Segmenter, label: Label, path: Path) -> None:
@@ -173,7 +173,7 @@ def _quantised(onnx_path: Path, tensors: Sequence[NDArray[Any]]) -> Any:
 
     nncf.set_log_level(logging.ERROR)
     model = _converted(onnx_path)
-    # The lead of anatomy over background: OpenVINO cannot compile it after logits (1, N, 2, h, w) in int8.
+    # The margin of anatomy over background: OpenVINO cannot compile it after logits (1, N, 2, h, w) in int8.
     subtractions = nncf.IgnoredScope(types=["Subtract"], validate=False)
     with own_signal_stack():
         return nncf.quantize(model, nncf.Dataset(list(tensors)), subset_size=len(tensors), ignored_scope=subtractions)
@@ -313,8 +313,8 @@ def disagreement(segmenter: Segmenter, run: Run, frames: Sequence[NDArray[np.uin
     count = 0
     for frame in frames:
         with torch.inference_mode():
-            leads = segmenter.leads(torch.from_numpy(as_batch(frame)))[0].numpy()
-        count += int(((run(frame) != (leads > 0)) & (np.abs(leads) > UNDECIDED)).sum())
+            margins = segmenter.margins(torch.from_numpy(as_batch(frame)))[0].numpy()
+        count += int(((run(frame) != (margins > 0)) & (np.abs(margins) > UNDECIDED)).sum())
     return count
 
 

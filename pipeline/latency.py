@@ -5,7 +5,7 @@ The whole way never writes these logits, some 20 MB of them for eleven anatomies
 what comes before: so it can take less than the part.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,19 +20,38 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.export import Segmenter, open_onnx, open_openvino, trace, write_int8
 from pipeline.machine import Machine
 from pipeline.models import create_model
+from pipeline.models.frozen import Frozen
 from pipeline.models.looped import Looped
+from pipeline.runner import Launch, runner
 
 Part = Literal["whole", "network"]
 Runtime = Literal["PyTorch", "ONNX Runtime", "OpenVINO"]
-Form = Literal["looped", "joined"]
+Form = Literal["looped", "joined", "frozen", "graph", "compiled"]
 Answer = NDArray[np.float32] | None
+LAUNCHES: dict[str, Launch] = {"graph": "graph", "compiled": "compiled"}
 PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
-# What each runtime can compute in on a CPU.
-PRECISIONS = {
-    "PyTorch": ("float32", "bfloat16"),
-    "ONNX Runtime": ("float32",),
-    "OpenVINO": ("float32", "bfloat16", "int8"),
-}
+RUNTIMES: tuple[Runtime, ...] = ("PyTorch", "ONNX Runtime", "OpenVINO")
+Way = tuple[Runtime, str, Form]
+# Runtime, precision and form. Other runtimes than PyTorch use the processor.
+ON_CPU: tuple[Way, ...] = (
+    ("PyTorch", "float32", "joined"),
+    ("PyTorch", "float32", "looped"),
+    ("PyTorch", "bfloat16", "joined"),
+    ("PyTorch", "float32", "frozen"),
+    ("PyTorch", "bfloat16", "frozen"),
+    ("ONNX Runtime", "float32", "joined"),
+    ("ONNX Runtime", "float32", "looped"),
+    ("OpenVINO", "float32", "joined"),
+    ("OpenVINO", "float32", "looped"),
+    ("OpenVINO", "bfloat16", "joined"),
+    ("OpenVINO", "int8", "joined"),
+)
+ON_CUDA: tuple[Way, ...] = (
+    ("PyTorch", "float16", "frozen"),
+    ("PyTorch", "float32", "graph"),
+    ("PyTorch", "float16", "graph"),
+    ("PyTorch", "float16", "compiled"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,9 @@ class Candidate:
         machine: where.
         networks: how many of them see the frame, one after another.
         runtime, precision: what computes it.
-        form: decoders ``looped``, as their library wrote them, or ``joined``.
+        form: decoders ``looped``, as their library wrote them, or ``joined``; or the whole network ``frozen`` (see
+            :mod:`pipeline.models.frozen`), on CUDA also as one ``graph`` or ``compiled``, which in part ``network``
+            answers with margins (1, N, h, w).
         part: the whole way, or only the network.
         checkpoint: trained weights, or None for random ones.
         graph: the exported file, for runtimes other than PyTorch.
@@ -90,19 +111,8 @@ class Candidate:
         return lambda frame: compiled(frame)[0]
 
     def _eager(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
-        module = self.module().to(self.device).to(memory_format=torch.channels_last)
-        low = self.precision == "bfloat16"
-
-        @torch.inference_mode()
-        def compute(frame: NDArray[Any]) -> NDArray[Any]:
-            shown = torch.from_numpy(frame).to(self.device)
-            if self.part == "network":
-                shown = shown.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
-                answer = module(shown)
-            return (answer.float() if answer.is_floating_point() else answer).cpu().numpy()
-
-        return compute
+        shown = example(self.size, self.part)
+        return runner(self.module(), shown, self.device, LAUNCHES.get(self.form, "eager"))
 
     def module(self) -> nn.Module:
         """From a frame to masks, or from a normalised frame to logits."""
@@ -115,7 +125,29 @@ class Candidate:
         if self.form == "looped":
             network = Looped(network)
         network = network.eval()
-        return Segmenter(network, self.size, self.size) if self.part == "whole" else network
+        if self.form not in ("looped", "joined"):
+            network = Frozen(network, self.device, getattr(torch, self.precision))
+        elif self.runtime == "PyTorch":
+            network = network.to(self.device).to(memory_format=torch.channels_last)
+        module = Segmenter(network, self.size, self.size) if self.part == "whole" else network
+        return Autocast(module, self.device) if self._by_autocast else module
+
+    @property
+    def _by_autocast(self) -> bool:
+        return self.runtime == "PyTorch" and self.precision == "bfloat16" and self.form in ("looped", "joined")
+
+
+class Autocast(nn.Module):
+    """A module in bfloat16, by autocast; its frames in channels last."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.module, self.kind = module, device.type
+
+    def forward(self, frame: Tensor) -> Tensor:
+        """As the module, which answers in float32."""
+        with torch.autocast(self.kind, torch.bfloat16):
+            return self.module(frame)
 
 
 def example(size: tuple[int, int], part: Part) -> Tensor:
@@ -134,6 +166,12 @@ def export_graph(candidate: Candidate, path: Path) -> Path:
         return file
     shown = [example(candidate.size, candidate.part).numpy()]
     return write_int8(file, path.with_suffix(".xml"), shown)
+
+
+def ways(runtimes: Sequence[str], device: torch.device) -> list[Way]:
+    """What can be measured here with these runtimes, when PyTorch computes on ``device``."""
+    there = ON_CPU + (ON_CUDA if device.type == "cuda" else ())
+    return [way for way in there if way[0] in runtimes and available(way[0], way[1])]
 
 
 def available(runtime: str, precision: str) -> bool:

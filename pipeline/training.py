@@ -138,7 +138,7 @@ def fit(
     """
     synchronised = synchronises(fabric.device.type, fabric.world_size)
     if synchronised:
-        from timm.layers import convert_sync_batchnorm  # torch's own drops the activations in timm's BatchNormAct2d
+        from timm.layers.norm_act import convert_sync_batchnorm  # torch's drops the activation of BatchNormAct2d
 
         convert_sync_batchnorm(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)

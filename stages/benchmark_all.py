@@ -1,11 +1,11 @@
 """``mtkd benchmark --all``: every architecture in both forms and every runtime, all of one architecture in one run."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from pipeline.cost import multiply_adds, parameters
 from pipeline.errors import MtkdError
 from pipeline.export import Run, as_batch, trace, write_int8
 from pipeline.files import write_json
-from pipeline.latency import PRECISIONS, Candidate, Form, Runtime, available, example, export_graph
+from pipeline.latency import Candidate, Way, example, export_graph, ways
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.prepared import load_frame
@@ -84,15 +84,9 @@ def _way(row: dict[str, Any]) -> str:
     return f"{row['runtime']} {row['precision']} {row['decoding']}"
 
 
-def _ways(runtimes: Sequence[str], form: str) -> Iterator[tuple[Runtime, str, Form]]:
-    """Runtime, precision and form of the decoders; a network with one decoder has nothing to join."""
-    for runtime in runtimes:
-        for precision in PRECISIONS[runtime]:
-            if not available(runtime, precision):
-                continue
-            yield cast(Runtime, runtime), precision, "joined"
-            if form == "shared" and precision == "float32":
-                yield cast(Runtime, runtime), precision, "looped"
+def _ways(runtimes: Sequence[str], form: str, machine: Machine) -> list[Way]:
+    """What to measure; a network with one decoder has nothing to join."""
+    return [way for way in ways(runtimes, machine.torch_device) if form == "shared" or way[2] != "looped"]
 
 
 def _measured(
@@ -108,16 +102,18 @@ def _measured(
     """All ways of one architecture and form, in turns: from frame to masks, and then the network alone."""
     heads, networks = (1, decoders) if form == "separate" else (decoders, 1)
     trained = _trained(arch, decoders) if form == "shared" else None
-    ways = [
-        Candidate(arch, heads, size, machine, networks, runtime, precision, decoding, checkpoint=trained)
-        for runtime, precision, decoding in _ways(runtimes, form)
+    candidates = [
+        Candidate(arch, heads, size, machine, networks, *way, checkpoint=trained)
+        for way in _ways(runtimes, form, machine)
     ]
-    wholes = _in_turns(ways, folder, repeats)
-    networks_alone = _in_turns([replace(way, part="network") for way in ways], folder, repeats)
+    wholes = _in_turns(candidates, folder, repeats)
+    networks_alone = _in_turns([replace(one, part="network") for one in candidates], folder, repeats)
     count = networks * parameters(create_model(arch, heads))
     published = paper_table(1).get((arch, form), {}) if decoders == 11 else {}
-    dice = _dice(trained, runtimes) if trained and (PREPARED_FRAMES / "test").is_dir() else {}
-    reference = next((t.answer for w, t in zip(ways, networks_alone, strict=True) if w.runtime == "PyTorch"), None)
+    dice = _dice(trained, runtimes, machine) if trained and (PREPARED_FRAMES / "test").is_dir() else {}
+    reference = next(
+        (t.answer for w, t in zip(candidates, networks_alone, strict=True) if w.runtime == "PyTorch"), None
+    )
     return [
         {
             "name": arch,
@@ -134,13 +130,13 @@ def _measured(
             "dice": dice.get(f"{way.runtime} {way.precision} {way.form}"),
             "paper_ms_rtx3090": published.get("time_ms_rtx3090"),
         }
-        for way, whole, network in zip(ways, wholes, networks_alone, strict=True)
+        for way, whole, network in zip(candidates, wholes, networks_alone, strict=True)
     ]
 
 
-def _in_turns(ways: Sequence[Candidate], folder: Path, repeats: int) -> list[Timing]:
+def _in_turns(candidates: Sequence[Candidate], folder: Path, repeats: int) -> list[Timing]:
     """The ways of one runtime take turns; another runtime's come after, or all of them would not fit into memory."""
-    groups = [list(group) for _, group in groupby(ways, key=lambda way: way.runtime)]
+    groups = [list(group) for _, group in groupby(candidates, key=lambda way: way.runtime)]
     return [t for group in groups for t in take_turns([_with_graph(way, folder) for way in group], 1, repeats)]
 
 
@@ -166,17 +162,19 @@ def _difference(timing: Timing, reference: Any) -> float | None:
     """Largest difference of a logit from PyTorch's in float32."""
     if timing.answer is None or reference is None:
         return None
+    if timing.answer.ndim < reference.ndim:  # margins
+        reference = reference[:, :, 1] - reference[:, :, 0]
     return float(f"{np.abs(timing.answer - reference).max():.2e}")
 
 
-def _dice(student: Path, runtimes: Sequence[str]) -> dict[str, float | None]:
+def _dice(student: Path, runtimes: Sequence[str], machine: Machine) -> dict[str, float | None]:
     """Dice of this run's student on the test surgeries, at the size of its training, each way."""
     card = load_card(student, "train_student")
     size, anatomies = card.image_size, card.anatomies
-    network = Candidate(card.architecture, len(anatomies), size, Machine("cpu"), checkpoint=student)
+    network = Candidate(card.architecture, len(anatomies), size, machine, checkpoint=student)
     found: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for runtime, precision, form in _ways(runtimes, "shared"):
+        for runtime, precision, form in _ways(runtimes, "shared", machine):
             way = replace(network, runtime=runtime, precision=precision, form=form)
             if runtime != "PyTorch":
                 graph = trace(way.module(), example(size, "whole"), Path(folder) / f"{form}.onnx")

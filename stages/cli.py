@@ -394,12 +394,12 @@ def _benchmark_all(
     output: Path | None,
     device: str,
 ) -> None:
-    from pipeline.latency import PRECISIONS
+    from pipeline.latency import RUNTIMES
     from stages import benchmark_all
 
     benchmark_all.run(
         _known("--arch", architectures, _architectures()),
-        _known("--runtime", runtimes, list(PRECISIONS)),
+        _known("--runtime", runtimes, list(RUNTIMES)),
         decoders,
         (720, 1280),
         repeats,
@@ -521,6 +521,23 @@ def models(
     from stages import models
 
     models.run(decoders, as_json)
+
+
+@app.command()
+def selfcheck(
+    architectures: Annotated[
+        list[str] | None, typer.Option("--arch", help="Networks to compare; all if none is named.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    r"""Check this machine's device against its CPU: networks, training, resume, stores, export. About five minutes.
+
+    Run it once on a new machine with a GPU. Everything is small and made up, in a temporary folder. It ends with a
+    table, and with what to do about what failed.
+    """
+    from stages import selfcheck
+
+    selfcheck.run(_machine(device, 0), _known("--arch", architectures, _architectures()))
 
 
 @app.command()

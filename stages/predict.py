@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from signal import SIGHUP, SIGTERM, default_int_handler, signal
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from pipeline.beside_masks import matched
 from pipeline.drawing import add_legend, draw, label_map, write_png
 from pipeline.errors import MtkdError
-from pipeline.export import Run, Segmenter, load_exported
+from pipeline.export import Run, Segmenter, as_batch, load_exported
 from pipeline.files import kinds, some, write_atomically
 from pipeline.machine import Machine
+from pipeline.models.frozen import Frozen
 from pipeline.palette import colours_of
+from pipeline.runner import runner
 from pipeline.stopwatch import ahead
 from pipeline.video import (
     IMAGES,
@@ -202,13 +205,16 @@ def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
     """A function from a frame of any size to its masks, and the anatomies that these are of."""
     if path.suffix == ".safetensors":
         network, card = load_given(path)
-        network = network.to(machine.torch_device)
+        device = machine.torch_device
+        frozen = Frozen(network, device, torch.float16 if device.type == "cuda" else torch.float32)
 
-        @torch.inference_mode()
+        @lru_cache(maxsize=1)  # frames of one size mostly follow one another
+        def of_size(size: tuple[int, int]) -> Callable[[NDArray[Any]], NDArray[Any]]:
+            module, example = Segmenter(frozen, size, card.image_size), torch.zeros(1, 3, *size, dtype=torch.uint8)
+            return runner(module.eval(), example, device, "graph")
+
         def segment(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
-            size = (frame.shape[0], frame.shape[1])
-            pixels = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)[None])).to(machine.torch_device)
-            return Segmenter(network, size, card.image_size)(pixels)[0].cpu().numpy().astype(bool)
+            return of_size((frame.shape[0], frame.shape[1]))(as_batch(frame))[0].astype(bool)
 
         return segment, list(card.anatomies)
     exported, label = load_exported(path)

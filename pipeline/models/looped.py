@@ -19,3 +19,5 @@ class Looped(nn.Module):
         """As :meth:`Network.forward`, for sizes that the network takes as they are."""
         features = self.network.features(frames)
         return torch.stack([head(features) for head in self.heads], dim=1)
+
+    margins = Network.margins

@@ -2,15 +2,15 @@
 
 Blocks as in the authors' code (github.com/Shathe/MiniNet-v2). Decoders run one after another, so that the maps of one
 stay in the processor's cache; as N groups of wide convolutions they measured slower. Inference multiplies batch norm
-into the convolutions and passes all decoders through the memory of one.
+into the convolutions.
 
 The paper counts 1.1 M parameters for eleven decoders and published no code; this network has 1.45 M. The branch that
 refines from the raw image belongs to the encoder here: one for all decoders.
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,14 @@ class MiniNetV2(Network):
         """As :meth:`Network.decode`."""
         inference = not (self.training or torch.is_grad_enabled()) and features[0].device.type == "cpu"
         heads = [cast(Head, self.heads[decoder]) for decoder in chosen]
-        return torch.stack([(head.answer if inference else head)(features) for head in heads], dim=1)
+        return torch.stack([(FrozenHead(head) if inference else head)(features) for head in heads], dim=1)
+
+    def frozen(self, *, wide: bool) -> nn.Module:
+        """As :meth:`Network.frozen`."""
+        from pipeline.models.frozen import fused
+
+        heads = [FrozenHead(cast(Head, head), margin=True) for head in self.heads]
+        return FrozenMiniNetV2(fused(self.encoder), fused(self.refinement), WideHead(heads) if wide else heads)
 
     def reference_heads(self) -> list[Callable[[Sequence[Tensor]], Tensor]]:
         """As :meth:`Network.reference_heads`."""
@@ -84,17 +91,6 @@ class Head(nn.Module):
         """(B, 128, h, w) and (B, 64, 2 h, 2 w) -> logits (B, 2, 4 h, 4 w)."""
         encoded, refinement = features
         return self.classifier(self.refine(self.upsample(encoded) + refinement))
-
-    def answer(self, features: Sequence[Tensor]) -> Tensor:
-        """The same in inference, with batch norm multiplied into the convolutions."""
-        encoded, refinement = features
-        up, up_norm = cast(nn.ConvTranspose2d, self.upsample[0]), cast(nn.BatchNorm2d, self.upsample[1])
-        scale, shift = _scale_and_shift(up_norm)
-        x = _double(encoded, up.weight * scale[:, None, None], shift).relu_().add_(refinement)
-        for block in cast(Sequence[SeparableResidual], self.refine):
-            inner = F.conv2d(x, *_folded(block.depthwise), padding=1, groups=WIDTH).relu_()
-            x = F.conv2d(inner, *_folded(block.pointwise)).add_(x).relu_()
-        return _double(x, self.classifier.weight, cast(Tensor, self.classifier.bias))
 
 
 class Down(nn.Module):
@@ -145,6 +141,127 @@ def _depthwise(channels: int, dilation: int = 1) -> nn.Sequential:
 def _pointwise(channels: int) -> nn.Sequential:
     conv = nn.Conv2d(channels, channels, 1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(channels, BN_EPS))
+
+
+class FrozenHead(nn.Module):
+    """A decoder in inference, with batch norm multiplied into the convolutions.
+
+    Args:
+        head: its weights are read once, here.
+        margin: give the difference of the two logits, (B, 1, 4 h, 4 w), in place of the logits (B, 2, 4 h, 4 w).
+    """
+
+    def __init__(self, head: Head, *, margin: bool = False) -> None:
+        super().__init__()
+        up, norm = cast(nn.ConvTranspose2d, head.upsample[0]), cast(nn.BatchNorm2d, head.upsample[1])
+        scale, shift = _scale_and_shift(norm)
+        self.upsample = _Weights(up.weight * scale[:, None, None], shift)
+        blocks = cast(Sequence[SeparableResidual], head.refine)
+        self.depthwise = _Several(_Weights(*_folded(block.depthwise)) for block in blocks)
+        self.pointwise = _Several(_Weights(*_folded(block.pointwise)) for block in blocks)
+        weight, bias = head.classifier.weight, cast(Tensor, head.classifier.bias)
+        self.classifier = (
+            _Weights(weight[:, 1:] - weight[:, :1], bias[1:] - bias[:1]) if margin else _Weights(weight, bias)
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """(B, 128, h, w) and (B, 64, 2 h, 2 w) -> (B, 2 or 1, 4 h, 4 w)."""
+        encoded, refinement = features
+        x = _double(encoded, *self.upsample()).relu_().add_(refinement)
+        for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
+            inner = F.conv2d(x, *depthwise(), padding=1, groups=WIDTH).relu_()
+            x = F.conv2d(inner, *pointwise()).add_(x).relu_()
+        return _double(x, *self.classifier())
+
+
+class WideHead(nn.Module):
+    """All decoders of a network as groups of one: few large kernels, as suits a GPU.
+
+    Args:
+        heads: with margins.
+    """
+
+    def __init__(self, heads: Sequence[FrozenHead]) -> None:
+        super().__init__()
+        self.decoders = len(heads)
+
+        def joined(parts: Sequence[_Weights], dim: int = 0) -> _Weights:
+            weights, biases = zip(*(part() for part in parts), strict=True)
+            return _Weights(torch.cat(weights, dim), torch.cat(biases))
+
+        self.upsample = joined([head.upsample for head in heads], dim=1)
+        blocks = range(len(heads[0].depthwise))
+        self.depthwise = _Several(joined([head.depthwise[i] for head in heads]) for i in blocks)
+        self.pointwise = _Several(joined([head.pointwise[i] for head in heads]) for i in blocks)
+        self.classifier = joined([head.classifier for head in heads])
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """(B, 128, h, w) and (B, 64, 2 h, 2 w) -> margins (B, N, 4 h, 4 w)."""
+        encoded, refinement = features
+        x = F.relu(_double(encoded, *self.upsample())).unflatten(1, (self.decoders, WIDTH))
+        x = (x + refinement[:, None]).flatten(1, 2)
+        for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
+            inner = F.relu(F.conv2d(x, *depthwise(), padding=1, groups=x.shape[1]))
+            weight, bias = pointwise()
+            weight, bias = weight.view(self.decoders, WIDTH, WIDTH), bias.view(self.decoders, WIDTH, 1)
+            mixed = weight @ inner.reshape(len(x), self.decoders, WIDTH, -1) + bias
+            x = F.relu(mixed.view_as(x) + x)
+        return self._classify(x)
+
+    def _classify(self, x: Tensor) -> Tensor:
+        """The transposed convolution of each decoder to its one map, as products and shifts of the nine taps."""
+        weight, bias = self.classifier()
+        b, _, h, w = x.shape
+        taps = weight.view(self.decoders, WIDTH, 9).transpose(1, 2) @ x.reshape(b, self.decoders, WIDTH, h * w)
+        taps = taps.view(b, self.decoders, 3, 3, h, w)
+        rows = torch.stack([taps[:, :, 1], taps[:, :, 2] + _following(taps[:, :, 0], -2)], dim=-2)
+        both = torch.stack([rows[:, :, 1], rows[:, :, 2] + _following(rows[:, :, 0], -1)], dim=-1)
+        return both.view(b, self.decoders, 2 * h, 2 * w) + bias[:, None, None]
+
+
+def _following(x: Tensor, dim: int) -> Tensor:
+    """Each row (-2) or column (-1) replaced by the one behind it, the last by zeros."""
+    behind = x.narrow(dim, 1, x.shape[dim] - 1)
+    return F.pad(behind, (0, 0, 0, 1) if dim == -2 else (0, 1))
+
+
+class FrozenMiniNetV2(nn.Module):
+    """As :meth:`MiniNetV2.frozen` says."""
+
+    def __init__(self, encoder: nn.Module, refinement: nn.Module, heads: WideHead | Sequence[FrozenHead]) -> None:
+        super().__init__()
+        self.encoder, self.refinement = encoder, refinement
+        self.heads = heads if isinstance(heads, WideHead) else nn.ModuleList(heads)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Normalised frames (B, 3, H, W) -> margins (B, N, H / 2, W / 2)."""
+        features = self.encoder(frames), self.refinement(frames)
+        if isinstance(self.heads, WideHead):
+            return cast(Tensor, self.heads(features))
+        return torch.cat([head(features) for head in cast(Any, self.heads)], dim=1)
+
+
+class _Weights(nn.Module):
+    """Weight and bias of a convolution, fixed."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", bias.detach())
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return cast(Tensor, self.weight), cast(Tensor, self.bias)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        return self.forward()
+
+
+class _Several(nn.ModuleList):
+    def __iter__(self) -> Iterator[_Weights]:
+        return cast(Iterator[_Weights], super().__iter__())
+
+    def __getitem__(self, index: int) -> _Weights:  # type: ignore[override]
+        return cast(_Weights, super().__getitem__(index))
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -79,12 +79,24 @@ class Network(nn.Module):
         Raises:
             MtkdError: there is no such decoder.
         """
-        height, width = frames.shape[-2:]
-        bottom, right = (max(-n % self.stride, self.smallest - n) for n in (height, width))
-        if bottom or right:
-            frames = F.pad(frames, (0, right, 0, bottom), mode="replicate")
-        h, w = (-(-n // self.output_stride) for n in (height, width))
-        return self.decode(self.features(frames), self.indices(anatomies))[..., :h, :w]
+        h, w = (-(-n // self.output_stride) for n in frames.shape[-2:])
+        features = self.features(padded(frames, self.stride, self.smallest))
+        return self.decode(features, self.indices(anatomies))[..., :h, :w]
+
+    def margins(self, frames: Tensor) -> Tensor:
+        """By how much each anatomy's logit exceeds the background's, (B, N, h, w), in frames (B, 3, H, W) of 0..255."""
+        logits = self(normalise(frames, self))
+        return logits[:, :, 1] - logits[:, :, 0]
+
+    def frozen(self, *, wide: bool) -> nn.Module:
+        """A copy for inference alone: padded and normalised frames (B, 3, H, W) -> margins (B, N, h, w).
+
+        Args:
+            wide: all decoders at once, as suits a GPU; not all families know such a form.
+        """
+        from pipeline.models.frozen import Margins
+
+        return Margins(self)
 
     def indices(self, anatomies: Sequence[str | int] | None) -> list[int]:
         """Positions of decoders that are given by name or position; all for None."""
@@ -96,6 +108,12 @@ class Network(nn.Module):
             there = ", ".join(self.anatomies) or f"0 to {self.decoders - 1}"
             raise MtkdError(f"no decoder for {', '.join(unknown) or 'an empty list'}; there: {there}")
         return [known[a] for a in anatomies]
+
+
+def padded(frames: Tensor, stride: int, smallest: int) -> Tensor:
+    """Frames (B, 3, H, W), their last row and column repeated up to a multiple of ``stride``, and to ``smallest``."""
+    bottom, right = (max(-n % stride, smallest - n) for n in frames.shape[-2:])
+    return F.pad(frames, (0, right, 0, bottom), mode="replicate") if bottom or right else frames
 
 
 def normalise(frames: Tensor, network: Network) -> Tensor:

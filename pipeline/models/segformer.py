@@ -3,6 +3,7 @@
 The decoders are in ``segformer_head``.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from transformers.utils.hub import cached_file
 
 from pipeline.errors import MtkdError
 from pipeline.models.network import Network
-from pipeline.models.segformer_head import Head, decode_in_strips
+from pipeline.models.segformer_head import FrozenHead, Head, WideHead, decode_in_strips
 from pipeline.models.start import (
     REMEDY,
     copy_weights,
@@ -66,11 +67,32 @@ class SegFormer(Network):
         if self.training or torch.is_grad_enabled() or features[0].device.type != "cpu":
             stages = [stage.contiguous(memory_format=torch.channels_last) for stage in features]
             return torch.stack([head(stages) for head in heads], dim=1)
-        return decode_in_strips(heads, features)
+        return decode_in_strips([FrozenHead(head) for head in heads], features)
+
+    def frozen(self, *, wide: bool) -> nn.Module:
+        """As :meth:`Network.frozen`."""
+        return FrozenSegFormer(self, wide=wide)
 
     def reference_heads(self) -> list[Callable[[Sequence[Tensor]], Tensor]]:
         """As :meth:`Network.reference_heads`: decoders of the Transformers library."""
         return [_reference_head(self.config, cast(Head, head)) for head in self.heads]
+
+
+class FrozenSegFormer(nn.Module):
+    """As :meth:`SegFormer.frozen` says."""
+
+    def __init__(self, network: SegFormer, *, wide: bool) -> None:
+        super().__init__()
+        heads = [FrozenHead(cast(Head, head), margin=True) for head in network.heads]
+        self.encoder = copy.deepcopy(network.encoder)
+        self.heads = WideHead(heads) if wide else nn.ModuleList(heads)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Normalised frames (B, 3, H, W) -> margins (B, N, H / 4, W / 4)."""
+        stages = self.encoder(frames, output_hidden_states=True).hidden_states
+        if isinstance(self.heads, WideHead):
+            return cast(Tensor, self.heads(stages))
+        return decode_in_strips(cast(Any, list(self.heads)), stages)[:, :, 0]
 
 
 def _load(network: SegFormer, source: str, checkpoint: str) -> None:

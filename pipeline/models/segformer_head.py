@@ -11,6 +11,7 @@ in the same way measured no faster; fewer passes over the whole maps do.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -90,56 +91,119 @@ class _Classify(torch.autograd.Function):
         return passed.view(*gradients[0].shape[:-1], -1), None, gradient.T @ kept, gradient.sum(0)
 
 
-def decode_in_strips(heads: Sequence[Head], stages: Sequence[Tensor]) -> Tensor:
-    """What the heads answer in inference, some rows at a time: memory stays bounded, and in the processor's cache.
+class FrozenHead(nn.Module):
+    """A decoder in inference: per stage one weight, batch norm's statistics included.
 
     Args:
-        heads: in eval mode.
+        head: its weights are read once, here.
+        margin: give the difference of the two logits, in place of the logits.
+    """
+
+    bias: Tensor
+    classifier: Tensor
+    classifier_bias: Tensor
+
+    def __init__(self, head: Head, *, margin: bool = False) -> None:
+        super().__init__()
+        weights, bias = head.folded_with_norm()
+        rows, offsets = head.classifier.weight.flatten(1), cast(Tensor, head.classifier.bias)
+        if margin:
+            rows, offsets = rows[1:] - rows[:1], offsets[1:] - offsets[:1]
+        self.stages = len(weights)
+        for number, weight in enumerate(weights):
+            self.register_buffer(f"weight{number}", weight.detach())
+        self.register_buffer("bias", bias.detach())
+        self.register_buffer("classifier", rows.T.detach())
+        self.register_buffer("classifier_bias", offsets.detach())
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Per stage, finest first, (C_i, width)."""
+        return [self.get_buffer(f"weight{number}") for number in range(self.stages)]
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        """One frame's stages [(h_i, w_i, C_i)], finest first -> (h_0, w_0, 2 or 1), some rows at a time."""
+        height, width, _ = stages[0].shape
+        weights = [weight.to(stages[0]) for weight in self.weights]
+        bias, classifier, classifier_bias = (
+            tensor.to(stages[0]) for tensor in (self.bias, self.classifier, self.classifier_bias)
+        )
+        # Bilinear upsampling is a product with one small matrix along each axis: first the columns, of whole stages ...
+        wide = [_interpolation(s.shape[1], width, s) @ (s @ w) for s, w in zip(stages[1:], weights[1:], strict=True)]
+        down = [_interpolation(s.shape[0], height, s) for s in wide]
+        answer = stages[0].new_empty(height, width, classifier.shape[1])
+        for start in range(0, height, STRIP_ROWS):
+            part = slice(start, min(start + STRIP_ROWS, height))
+            fused = torch.addmm(bias, stages[0][part].flatten(0, 1), weights[0])
+            for stage, matrix in zip(wide, down, strict=True):
+                # ... then the rows, of the few that this strip lies between.
+                used = _used(part, stage.shape[0], height)
+                fused.view(part.stop - start, -1).addmm_(matrix[part, used], stage[used].flatten(1))
+            answer[part] = torch.addmm(classifier_bias, fused.relu_(), classifier).unflatten(0, (-1, width))
+        return answer
+
+
+class WideHead(nn.Module):
+    """All decoders of a network as one with as many channels, as suits a GPU.
+
+    Args:
+        heads: with margins.
+    """
+
+    bias: Tensor
+    classifier: Tensor
+    classifier_bias: Tensor
+
+    def __init__(self, heads: Sequence[FrozenHead]) -> None:
+        super().__init__()
+        self.decoders, self.stages = len(heads), heads[0].stages
+        for number in range(self.stages):
+            weights = torch.cat([head.weights[number].T for head in heads])
+            self.register_buffer(f"weight{number}", weights[:, :, None, None])
+        self.register_buffer("bias", torch.cat([head.bias for head in heads]))
+        self.register_buffer("classifier", torch.stack([head.classifier[:, 0] for head in heads]))
+        self.register_buffer("classifier_bias", torch.cat([head.classifier_bias for head in heads]))
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        """Stages [(B, C_i, h_i, w_i)], finest first -> margins (B, N, h_0, w_0)."""
+        weights = [self.get_buffer(f"weight{number}") for number in range(self.stages)]
+        x = F.conv2d(stages[0], weights[0], self.bias)
+        coarser = [F.conv2d(stage, weight) for stage, weight in zip(stages[1:], weights[1:], strict=True)]
+        for stage in coarser:
+            x = x + F.interpolate(stage, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        per_decoder = F.relu(x).unflatten(1, (self.decoders, -1))
+        margins = torch.einsum("bnchw,nc->bnhw", per_decoder, self.classifier)
+        return margins + self.classifier_bias[:, None, None]
+
+
+def decode_in_strips(heads: Sequence[FrozenHead], stages: Sequence[Tensor]) -> Tensor:
+    """What the heads answer, some rows at a time: memory stays bounded, and in the processor's cache.
+
+    Args:
+        heads: all with logits, or all with margins.
         stages: [(B, C_i, h_i, w_i)], finest first.
 
     Returns:
-        (B, len(heads), 2, h_0, w_0) in the dtype of autocast, or of the stages.
+        (B, len(heads), 2 or 1, h_0, w_0) in the dtype of autocast, or of the stages.
     """
     device = stages[0].device
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else stages[0].dtype
     with torch.autocast(device.type, enabled=False):
         rows = [stage.permute(0, 2, 3, 1).to(dtype).contiguous() for stage in stages]
-        logits = [
-            torch.stack([_decode_frame(head, [r[b] for r in rows]) for head in heads]) for b in range(len(rows[0]))
-        ]
-    return torch.stack(logits).permute(0, 1, 4, 2, 3)
-
-
-def _decode_frame(head: Head, stages: Sequence[Tensor]) -> Tensor:
-    """One head on one frame: stages [(h_i, w_i, C_i)], finest first -> (h_0, w_0, 2)."""
-    height, width, _ = stages[0].shape
-    weights, bias = head.folded_with_norm()
-    weights, bias = [w.to(stages[0]) for w in weights], bias.to(stages[0])
-    to_logits, logits_bias = (
-        head.classifier.weight.flatten(1).T.to(stages[0]),
-        cast(Tensor, head.classifier.bias).to(stages[0]),
-    )
-    # Bilinear upsampling is a product with one small matrix along each axis: first the columns, of whole stages ...
-    wide = [_interpolation(s.shape[1], width, s) @ (s @ w) for s, w in zip(stages[1:], weights[1:], strict=True)]
-    down = [_interpolation(s.shape[0], height, s) for s in wide]
-    strip = STRIP_ROWS if stages[0].device.type == "cpu" else height
-    logits = stages[0].new_empty(height, width, 2)
-    for start in range(0, height, strip):
-        part = slice(start, min(start + strip, height))
-        fused = torch.addmm(bias, stages[0][part].flatten(0, 1), weights[0])
-        for stage, matrix in zip(wide, down, strict=True):
-            # ... then the rows, of the few that this strip lies between.
-            used = _used(part, stage.shape[0], height)
-            fused.view(part.stop - start, -1).addmm_(matrix[part, used], stage[used].flatten(1))
-        logits[part] = torch.addmm(logits_bias, fused.relu_(), to_logits).unflatten(0, (-1, width))
-    return logits
+        answers = [torch.stack([head([r[b] for r in rows]) for head in heads]) for b in range(len(rows[0]))]
+    return torch.stack(answers).permute(0, 1, 4, 2, 3)
 
 
 def _interpolation(size: int, larger: int, like: Tensor) -> Tensor:
     """The matrix (larger, size) of linear interpolation, corners not aligned."""
+    return _matrix(size, larger).to(like)
+
+
+@cache
+def _matrix(size: int, larger: int) -> Tensor:
     source = ((torch.arange(larger, dtype=torch.float64) + 0.5) * size / larger - 0.5).clamp(0, size - 1)
     distance = (source[:, None] - torch.arange(size)).abs()
-    return (1 - distance).clamp(min=0).to(like)
+    return (1 - distance).clamp(min=0)
 
 
 def _used(part: slice, size: int, larger: int) -> slice:

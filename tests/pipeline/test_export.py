@@ -19,7 +19,7 @@ def balanced_segmenter(arch, frame, network_size):
     torch.manual_seed(0)
     segmenter = Segmenter(create_model(arch, 2), frame.shape[:2], network_size).eval()
     with torch.no_grad():
-        margins = segmenter.leads(torch.from_numpy(as_batch(frame)))[0]
+        margins = segmenter.margins(torch.from_numpy(as_batch(frame)))[0]
         for head, margin in zip(segmenter.network.heads, margins, strict=True):
             spread = margin.std().clamp(min=1e-3)
             head.classifier.weight /= spread

@@ -1,0 +1,344 @@
+"""``mtkd selfcheck``: whether this machine's device computes what a CPU does, from a forward pass to a whole run.
+
+Everything is small and made up; it happens in a temporary folder, and no file of the project is read or written.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copytree, rmtree
+from signal import SIGKILL
+from time import monotonic, sleep
+from typing import Any
+
+import torch
+import yaml
+from rich.table import Table
+from torch import Tensor
+
+from pipeline.errors import MtkdError
+from pipeline.machine import AUTOCAST, Machine
+from pipeline.models import ARCHITECTURES, create_model
+from pipeline.models.frozen import Frozen
+from pipeline.models.network import Network, normalise
+from pipeline.training import supervised
+from stages.console import console, progress, say
+from stages.machine_record import machine_record
+
+PRESET = Path(__file__).parent / "presets" / "demo.yaml"
+ANATOMIES = ("liver", "colon")
+FRAME = (96, 128)
+# Relative errors against the CPU in float32 that arithmetic alone explains: (logits, loss, gradients). With a network
+# that is not trained, deep batch norms make gradients hang on the last digits.
+LIMITS = {
+    "32-true": (2e-3, 1e-4, 0.1),
+    "bf16-mixed": (1.0, 0.05, 2.0),
+    "16-mixed": (0.5, 0.02, 2.0),
+}
+# Dice, in percent, by which the same student's test frames may differ from one device to another.
+DICE = 0.1
+REMEDIES = {
+    "device": "install a torch that fits the driver (https://pytorch.org/get-started), or go on with --device cpu",
+    "network": "update torch and the driver; until then use --device cpu, and tell us: this must not happen",
+    "precision": "use precision: 32-true in params.yaml",
+    "training": "use precision: 32-true, and see whether the networks above agree",
+    "resume": "look at what the training says with `mtkd --debug`; runs start anew until then",
+    "store": "use cache.precision: 32-true; `mtkd cache verify --recompute` tells by how much logits differ",
+    "export": "pip install 'mtkd[deploy]' again; run `mtkd export` on another machine",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the table.
+
+    Attributes:
+        name: what was checked.
+        passed: whether it is as it must be; None if it could not be tried here.
+        told: what was measured.
+        remedy: a key of ``REMEDIES``.
+    """
+
+    name: str
+    passed: bool | None
+    told: str
+    remedy: str
+
+
+def run(machine: Machine, architectures: Sequence[str] = tuple(ARCHITECTURES)) -> None:
+    """Check, print a table, and say what to do about what failed.
+
+    Args:
+        machine: the device to check, against this machine's CPU.
+        architectures: networks to compare.
+
+    Raises:
+        MtkdError: something failed.
+    """
+    checks: list[Check] = []
+    groups = [_device, *(_network_checks(arch) for arch in architectures), *RUN_CHECKS]
+    with progress("checks") as bar, tempfile.TemporaryDirectory() as folder:
+        trial = Trial(Path(folder), machine)
+        for number, group in enumerate(groups, start=1):
+            for check in group(trial):
+                checks.append(check)
+                say(f"{_word(check)}  {check.name}: {check.told}")
+            bar(number, len(groups))
+    _print(checks)
+    failed = [check for check in checks if check.passed is False]
+    if failed:
+        remedies = dict.fromkeys(REMEDIES[check.remedy] for check in failed)
+        raise MtkdError("\n  ".join([f"{len(failed)} of {len(checks)} checks failed; what to do:", *remedies]))
+
+
+def _word(check: Check) -> str:
+    return {True: "pass", False: "FAIL", None: "skip"}[check.passed]
+
+
+def _print(checks: Sequence[Check]) -> None:
+    table = Table("check", "result", "measured")
+    for check in checks:
+        table.add_row(check.name, _word(check), check.told)
+    console.print(table)
+
+
+class Trial:
+    """A small project in a folder of its own, whose verbs run as a user's do."""
+
+    def __init__(self, folder: Path, machine: Machine) -> None:
+        self.folder, self.machine = folder, machine
+        self.device = machine.torch_device
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What training knows on this device."""
+        return ("32-true", "bf16-mixed", "16-mixed") if self.device.type == "cuda" else ("32-true", "bf16-mixed")
+
+    def write_params(self, **changes: dict[str, Any]) -> None:
+        """A params.yaml whose whole run takes a minute on a CPU."""
+        params = yaml.safe_load(PRESET.read_text())
+        params["data"] |= {"anatomies": list(ANATOMIES)}
+        params["teacher"] |= {"epochs": 8}
+        params["student"] |= {"epochs": 3}
+        for section, values in changes.items():
+            params[section] |= values
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+    def mtkd(self, *arguments: str, device: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end."""
+        with self.start(*arguments, device=device) as process:
+            out, err = process.communicate()
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def start(self, *arguments: str, device: str | None = None) -> subprocess.Popen[str]:
+        """Start a verb, on the device that is checked or on another."""
+        root = str(Path(__file__).parents[1])
+        paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"MTKD_DEVICE": device or self.machine.device, "PYTHONPATH": paths}
+        command = [sys.executable, "-m", "stages.cli", *arguments]
+        return subprocess.Popen(
+            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def require(self, *arguments: str, device: str | None = None) -> str:
+        """What a verb printed.
+
+        Raises:
+            VerbError: it did not end well.
+        """
+        done = self.mtkd(*arguments, device=device)
+        if done.returncode:
+            raise VerbError(f"mtkd {' '.join(arguments)}: {_last(done.stderr or done.stdout)}")
+        return done.stdout
+
+    def losses(self, name: str) -> list[float]:
+        """Cross-entropy of each epoch of a training run."""
+        file = self.folder / "results" / "curves" / name / "plots" / "metrics" / "cross_entropy" / "sum.tsv"
+        with file.open() as rows:
+            return [float(row["sum"]) for row in csv.DictReader(rows, delimiter="\t")]
+
+
+class VerbError(Exception):
+    """A verb of the trial ended badly."""
+
+
+def _last(text: str) -> str:
+    lines = text.strip().splitlines() or ["(it said nothing)"]
+    return lines[-1][:200]
+
+
+def _device(trial: Trial) -> Iterator[Check]:
+    found = machine_record(trial.machine)
+    where = f"{found['device']}, torch {found['torch']}"
+    if trial.device.type != "cuda":
+        yield Check("device", None, f"{where}: no CUDA device; the CPU is compared with itself", "device")
+        return
+    free, total = (size / 2**30 for size in torch.cuda.mem_get_info(trial.device))
+    driver = f"{torch.cuda.device_count()} devices, {free:.0f} of {total:.0f} GiB free, CUDA {torch.version.cuda}"
+    yield Check("device", free > 2, f"{where}, {driver}", "device")
+
+
+def _network_checks(architecture: str) -> Callable[[Trial], Iterator[Check]]:
+    def checks(trial: Trial) -> Iterator[Check]:
+        network = _lively(architecture)
+        expected = _pass(network, torch.device("cpu"), "32-true")
+        for precision in trial.precisions:
+            found = _pass(network, trial.device, precision)
+            errors = [_relative(a, b) for a, b in zip(found, expected, strict=True)]
+            passed = all(error <= limit for error, limit in zip(errors, LIMITS[precision], strict=True))
+            told = "off by {:.0e} (logits), {:.0e} (loss), {:.0e} (gradients)".format(*errors)
+            yield Check(
+                f"{architecture} {precision}", passed, told, "network" if precision == "32-true" else "precision"
+            )
+        yield _frozen_check(network, architecture, trial.device)
+
+    return checks
+
+
+def _lively(architecture: str) -> Network:
+    """Random weights with statistics of batch norm as training makes them, without dropout."""
+    torch.manual_seed(1)
+    network = create_model(architecture, len(ANATOMIES))
+    with torch.no_grad():
+        network.train()(torch.randn(2, 3, *FRAME))
+    for module in network.modules():
+        for name in ("p", "drop_prob", "_drop_connect_rate"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return network
+
+
+def _frames(number: int) -> Tensor:
+    return torch.randint(0, 256, (number, 3, *FRAME), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+
+
+def _pass(network: Network, device: torch.device, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, loss and gradients of one batch, on the CPU, in float32."""
+    network, frames = deepcopy(network).to(device).train(), _frames(4).to(device)
+    anatomy = torch.arange(4, device=device) % len(ANATOMIES)
+    label = (frames[:, 0] > 127).to(torch.int16)
+    objective = supervised(len(ANATOMIES), None)
+    scale = 256.0 if precision == "16-mixed" else 1.0  # as a gradient scaler would
+    with _exact(), torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+        logits = network(normalise(frames, network))
+        loss = objective.terms(logits, {"label": label, "anatomy": anatomy})["cross_entropy"].sum()
+    (scale * loss).backward()
+    gradients = [p.grad.flatten() / scale for p in network.parameters() if p.grad is not None]
+    found = logits.detach(), loss.detach(), torch.cat(gradients)
+    return tuple(x.float().cpu() for x in found)  # type: ignore[return-value]
+
+
+def _exact() -> Any:
+    """Float32 without TF32."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    error = float((found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+    return error if error == error else float("inf")
+
+
+@torch.inference_mode()
+def _frozen_check(network: Network, architecture: str, device: torch.device) -> Check:
+    """The form that predicts: pixels of its masks that differ where the network's own margin is not close to 0."""
+    frames, network = _frames(1), network.eval()
+    expected = network.margins(frames)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    found = Frozen(network, device, dtype).margins(frames.to(device)).float().cpu()
+    unclear = expected.abs() < 0.02 * expected.abs().mean() if dtype == torch.float16 else expected.abs() < 1e-3
+    wrong = int((((found > 0) != (expected > 0)) & ~unclear).sum())
+    told = f"{wrong} of {expected.numel()} cells differ in {str(dtype).rpartition('.')[2]}"
+    return Check(f"{architecture} frozen", wrong <= expected.numel() // 1000, told, "network")
+
+
+def _trained(trial: Trial) -> Iterator[Check]:
+    """A teacher per precision, and the other teachers for what comes later."""
+    trial.write_params()
+    trial.require("phantom")
+    trial.require("prepare")
+    for precision in reversed(trial.precisions):
+        trial.write_params(teacher={"precision": precision})
+        for rest in ("checkpoints", "scratch", "results"):
+            rmtree(trial.folder / rest, ignore_errors=True)
+        trial.require("train-teacher", "liver")
+        first, *_, last = trial.losses("teachers/liver")
+        told = f"cross-entropy {first:.2f} -> {last:.2f}"
+        yield Check(f"training learns, {precision}", last < 0.6 * first, told, "training")
+    for anatomy in ANATOMIES[1:]:
+        trial.require("train-teacher", anatomy)
+
+
+def _resumed(trial: Trial) -> Iterator[Check]:
+    kept = trial.folder / "kept"
+    copytree(trial.folder / "checkpoints", kept)
+    (trial.folder / "checkpoints" / "teachers" / "liver.safetensors").unlink()
+    state, limit = trial.folder / "scratch" / "training" / "teachers" / "liver.pt", monotonic() + 120
+    process = trial.start("train-teacher", "liver")
+    while not state.is_file() and process.poll() is None and monotonic() < limit:
+        sleep(0.02)
+    with suppress(ProcessLookupError):
+        process.send_signal(SIGKILL)
+    process.communicate()
+    said = trial.require("train-teacher", "liver")
+    line = next((line for line in said.splitlines() if "goes on after" in line), "")
+    yield Check("kill and resume", bool(line), line or "it began anew", "resume")
+
+
+def _stored(trial: Trial) -> Iterator[Check]:
+    trial.require("cache-logits")
+    for device in dict.fromkeys((trial.machine.device, "cpu")):
+        done = trial.mtkd("cache", "verify", "--recompute", "8", device=device)
+        told = "whole" if done.returncode == 0 else _last(done.stderr or done.stdout)
+        yield Check(f"stores verify on {device}", done.returncode == 0, told, "store")
+
+
+def _distilled(trial: Trial) -> Iterator[Check]:
+    trial.require("train-student", "mtkd")
+    first, *_, last = trial.losses("students/mtkd")
+    yield Check("student learns from the stores", last < first, f"cross-entropy {first:.2f} -> {last:.2f}", "training")
+    student = "checkpoints/students/mtkd.safetensors"
+    found = {}
+    for device in dict.fromkeys((trial.machine.device, "cpu")):
+        output = f"evaluated-{device}"
+        trial.require("evaluate", "--checkpoint", student, "--data", "data/phantom", "--output", output, device=device)
+        table = json.loads((trial.folder / output / "evaluation.json").read_text())
+        found[device] = float(table["intervals"]["dice"]["mean"]["mean"])
+    apart = abs(found[trial.machine.device] - found["cpu"])
+    told = f"Dice {found[trial.machine.device]:.2f} on the device, {found['cpu']:.2f} on the CPU"
+    yield Check("evaluation agrees with the CPU", apart <= DICE, told, "network")
+
+
+def _exported(trial: Trial) -> Iterator[Check]:
+    done = trial.mtkd("export")
+    missing = "pip install" in done.stderr
+    told = _last(done.stdout) if done.returncode == 0 else _last(done.stderr)
+    yield Check("export answers as the checkpoint", None if missing else done.returncode == 0, told, "export")
+
+
+def _failing(group: Callable[[Trial], Iterator[Check]], name: str, remedy: str) -> Callable[[Trial], Iterator[Check]]:
+    """A group of checks whose verbs may fail: that is its result."""
+
+    def checks(trial: Trial) -> Iterator[Check]:
+        try:
+            yield from group(trial)
+        except VerbError as error:
+            yield Check(name, False, str(error), remedy)
+
+    return checks
+
+
+RUN_CHECKS = (
+    _failing(_trained, "training", "training"),
+    _failing(_resumed, "kill and resume", "resume"),
+    _failing(_stored, "stores", "store"),
+    _failing(_distilled, "student", "training"),
+    _failing(_exported, "export", "export"),
+)

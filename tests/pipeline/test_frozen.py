@@ -1,0 +1,130 @@
+"""The frozen form of every network: the same margins and masks, without batch norm, one map per anatomy."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.export import Segmenter
+from pipeline.models import ARCHITECTURES, create_model
+from pipeline.models.frozen import Frozen, _with_dilated_depthwise_channels_first, fused
+from pipeline.models.network import Network
+from pipeline.runner import runner
+
+CPU = torch.device("cpu")
+
+
+def lively(name: str, decoders: int = 3) -> Network:
+    """A network whose batch norms have statistics that differ from 0 and 1, and margins of both signs."""
+    torch.manual_seed(1)
+    network = create_model(name, decoders)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    with torch.no_grad():
+        network.train()(torch.randn(2, 3, 96, 128))
+        for head, margin in zip(network.eval().heads, network.margins(frames(96, 128)).mean((0, 2, 3)), strict=True):
+            head.classifier.bias[1] -= margin
+    return network
+
+
+def frames(height: int, width: int) -> torch.Tensor:
+    return torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.inference_mode()
+def test_frozen_margins_are_the_networks(name, wide):
+    network = lively(name)
+    frozen = Frozen(network, CPU, torch.float32)
+    if wide:  # as on a GPU
+        frozen.native = _with_dilated_depthwise_channels_first(network.frozen(wide=True).eval())
+    for size in ((96, 128), (75, 101)):  # of the second no network's stride is a divisor
+        expected = network.margins(frames(*size))
+        assert expected.min() < 0 < expected.max()
+        torch.testing.assert_close(frozen.margins(frames(*size)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.inference_mode()
+def test_frozen_masks_are_the_networks(name):
+    network, size = lively(name), (90, 120)
+    plain, frozen = Segmenter(network, size, (96, 128)), Segmenter(Frozen(network, CPU, torch.float32), size, (96, 128))
+    shown = frames(*size)[:1]
+    differ = plain(shown) != frozen(shown)
+    assert not (differ & (plain.margins(shown).abs() > 1e-3)).any()
+    assert plain(shown).float().mean() not in (0, 1)
+
+
+@pytest.mark.parametrize("name", ["mininetv2", "segformer_b0", "deeplabv3_efficientnet_lite0"])
+@torch.inference_mode()
+def test_half_precision_stays_near(name):
+    network = lively(name)
+    expected = network.margins(frames(96, 128))
+    frozen = Frozen(network, CPU, torch.bfloat16).margins(frames(96, 128))
+    assert frozen.dtype == torch.bfloat16
+    assert (frozen.float() - expected).norm() < 0.1 * expected.norm()
+
+
+def test_freezing_copies():
+    network = lively("mininetv2")
+    before = copy.deepcopy(network.state_dict())
+    frozen = Frozen(network, CPU, torch.float32)
+    expected = frozen.margins(frames(64, 96))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert torch.equal(frozen.margins(frames(64, 96)), expected)
+    network.load_state_dict(before)
+    torch.testing.assert_close(network.margins(frames(64, 96)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_batch_norm_that_reads_a_convolution_is_left(name):
+    left = [
+        m for m in Frozen(create_model(name, 1), CPU, torch.float32).native.modules() if isinstance(m, nn.BatchNorm2d)
+    ]
+    # MiniNetv2 norms convolutions beside max-pools; smp's EfficientNet keeps the head of its classifier.
+    assert len(left) == (5 if name == "mininetv2" else int("efficientnet_b" in name))
+
+
+class TwoReaders(nn.Module):
+    """A convolution whose result two batch norms read can be one with neither."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return self.first(y) + 2 * self.second(y)
+
+
+def test_a_shared_convolution_is_not_fused():
+    module = TwoReaders()
+    module(torch.randn(4, 3, 8, 8))
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(fused(module)(x), module.eval()(x))
+
+
+def test_runner_answers_as_the_module():
+    module = Segmenter(Frozen(lively("mininetv2"), CPU, torch.float32), (64, 96), (64, 96)).eval()
+    run = runner(module, frames(64, 96)[:1], CPU)
+    for shown in frames(64, 96).split(1):
+        assert torch.equal(torch.from_numpy(run(shown.numpy())), module(shown))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("launch", ["graph", "compiled"])
+@pytest.mark.parametrize("name", ["mininetv2", "segformer_b0"])
+def test_launched_at_once_answers_as_the_module(name, launch):
+    device = torch.device("cuda")
+    module = Segmenter(Frozen(lively(name), device, torch.float16), (64, 96), (64, 96)).eval()
+    run = runner(module, frames(64, 96)[:1], device, launch)
+    for shown in frames(64, 96).split(1):
+        with torch.inference_mode():
+            expected = module(shown.to(device)).cpu()
+        assert (torch.from_numpy(run(shown.numpy())) != expected).float().mean() < 1e-2
