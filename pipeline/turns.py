@@ -4,20 +4,23 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import MtkdError
+from pipeline.guards import TooLittleMemoryError, mendable
 from pipeline.machine import keep_freed_memory
+
+T = TypeVar("T")
+REMEDY = "choose smaller networks, fewer decoders, smaller frames or batches, or another --device"
 
 
 class Measurable(Protocol):
@@ -63,37 +66,98 @@ def take_turns(
     warmup: int,
     repeats: int,
     told: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    seconds: float = 0.0,
 ) -> list[Timing]:
+    """As :func:`try_turns`, of subjects that must all fit into memory.
+
+    Raises:
+        TooLittleMemoryError: one of them does not.
+        MtkdError: a process ended by itself.
+    """
+    timings = [timing for timing in try_turns(subjects, warmup, repeats, told, seconds=seconds) if timing is not None]
+    if len(timings) < len(subjects):
+        raise TooLittleMemoryError(f"too little memory: {REMEDY}")
+    return timings
+
+
+def try_turns(
+    subjects: Sequence[Measurable],
+    warmup: int,
+    repeats: int,
+    told: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    seconds: float = 0.0,
+) -> list[Timing | None]:
     """Call each subject ``repeats`` times after ``warmup`` calls that don't count (at least one: the first).
 
     Each subject has a process of its own, with the same settings of the allocator: memory of another would hide its
-    peak. Their calls take turns: a machine that slows down slows all of them. ``told`` hears after each round how many
-    are done, and of how many.
+    peak. Their calls take turns: a machine that slows down slows all of them.
+
+    Args:
+        subjects: what to call.
+        warmup: calls that don't count.
+        repeats: calls that do.
+        told: hears after each round how many are done, and of how many.
+        seconds: that the counted calls of each subject take at least, if ``repeats`` are done sooner.
+
+    Returns:
+        In order; None for a subject that the memory is too little for.
 
     Raises:
         MtkdError: a process ended by itself.
     """
     warmup = max(1, warmup)
     with ExitStack() as stack:
-        pools = [stack.enter_context(_process_of(subject)) for subject in subjects]
+        processes = [_Process(stack.enter_context(_new_process())) for _ in subjects]
+        for process, subject in zip(processes, subjects, strict=True):
+            process.run(_prepare, subject)
+        done = 0
+        while done < warmup + repeats or _shortest(processes, warmup) < seconds:
+            for process in processes:
+                process.call()
+            done += 1
+            told(done, max(done, warmup + repeats))
+        return [process.timing(warmup) for process in processes]
+
+
+def _new_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+@dataclass
+class _Process:
+    """Of one subject: its process, whether its memory suffices, and how long its calls took."""
+
+    pool: ProcessPoolExecutor
+    fits: bool = True
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> T | None:
+        """What a function returns in the process; None, from then on, if there is too little memory for it."""
+        if not self.fits:
+            return None
         try:
-            rounds = []
-            for _ in range(warmup + repeats):
-                rounds.append([pool.submit(_call).result() for pool in pools])
-                told(len(rounds), warmup + repeats)
-            ends = [pool.submit(_end).result() for pool in pools]
-        except BrokenProcessPool as error:
-            raise MtkdError(
-                "a process that was measured ended by itself, as when the kernel needs its memory"
-            ) from error
-    return [
-        Timing(seconds[0], list(seconds[warmup:]), *end)
-        for seconds, end in zip(zip(*rounds, strict=True), ends, strict=True)
-    ]
+            with mendable(REMEDY):
+                return self.pool.submit(function, *arguments).result()
+        except TooLittleMemoryError:
+            self.fits = False
+            self.pool.shutdown()  # the others have its memory
+            return None
+
+    def call(self) -> None:
+        taken = self.run(_call)
+        if taken is not None:
+            self.seconds.append(taken)
+
+    def timing(self, warmup: int) -> Timing | None:
+        end = self.run(_end)
+        return None if end is None else Timing(self.seconds[0], self.seconds[warmup:], *end)
 
 
-def _process_of(subject: Measurable) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_prepare, initargs=(subject,))
+def _shortest(processes: Sequence[_Process], warmup: int) -> float:
+    """Seconds that the counted calls of each subject took at least; infinite if none is left."""
+    return min((sum(process.seconds[warmup:]) for process in processes if process.fits), default=inf)
 
 
 @dataclass
@@ -113,23 +177,26 @@ def _prepare(subject: Measurable) -> None:
     global _measured
     keep_freed_memory()
     torch.manual_seed(0)
-    _measured = _Measured(subject.build(), subject.device, _peak(subject.device, reset=True))
+    _measured = _Measured(subject.build(), subject.device, peak_memory(subject.device, reset=True))
 
 
 def _call() -> float:
     start = perf_counter()
     _measured.answer = _measured.call()
-    if _measured.device.type == "cuda":
-        torch.cuda.synchronize(_measured.device)
+    if _measured.device.type != "cpu":  # whose calls return before their work is done
+        torch.accelerator.synchronize(_measured.device)
     return perf_counter() - start
 
 
 def _end() -> tuple[int, NDArray[np.float32] | None]:
-    return _peak(_measured.device) - _measured.before, _measured.answer
+    return peak_memory(_measured.device) - _measured.before, _measured.answer
 
 
-def _peak(device: torch.device, *, reset: bool = False) -> int:
-    """Bytes that this process held at most (since the last reset, where the system knows one)."""
+def peak_memory(device: torch.device, *, reset: bool = False) -> int:
+    """Bytes that this process held at most, on a CUDA device or else in the machine's memory.
+
+    Since the last reset, where the system knows one.
+    """
     if device.type == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats(device)

@@ -15,6 +15,8 @@ from stages.layout import METRICS, RESULTS
 from stages.machine_record import machine_record
 from stages.params import load_params
 
+FIGURES = ("milliseconds", "p95_milliseconds", "first_milliseconds", "fps", "peak_mib")
+
 
 def run(machine: Machine) -> None:
     """Write metrics/benchmark.json (parameters) and results/benchmark.json (times, with the machine they hold for)."""
@@ -52,10 +54,11 @@ def _measured(
 
 def figures(timing: Timing) -> dict[str, float]:
     """Of one frame: milliseconds (median, 95th percentile, first call), frames per second, MiB of memory."""
-    return {
-        "milliseconds": round(1000 * timing.median, 1),
-        "p95_milliseconds": round(1000 * timing.p95, 1),
-        "first_milliseconds": round(1000 * timing.first, 1),
-        "fps": round(1 / timing.median, 2),
-        "peak_mib": round(timing.peak / 2**20, 1),
-    }
+    values = (
+        round(1000 * timing.median, 1),
+        round(1000 * timing.p95, 1),
+        round(1000 * timing.first, 1),
+        round(1 / timing.median, 2),
+        round(timing.peak / 2**20, 1),
+    )
+    return dict(zip(FIGURES, values, strict=True))

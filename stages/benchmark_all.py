@@ -1,7 +1,7 @@
 """``mtkd benchmark --all``: every architecture in both forms and every runtime, all of one architecture in one run."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -20,8 +20,8 @@ from pipeline.latency import Candidate, Way, example, export_graph, ways
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.prepared import load_frame
-from pipeline.turns import Timing, take_turns
-from stages.benchmark import figures
+from pipeline.turns import Timing, try_turns
+from stages.benchmark import FIGURES, figures
 from stages.console import console, progress, say
 from stages.layout import PREPARED_FRAMES, RESULTS, frames_of, student_checkpoint
 from stages.machine_record import LIBRARIES, machine_record
@@ -41,7 +41,7 @@ def run(
     output: Path,
     machine: Machine,
 ) -> None:
-    """Measure, print, and write as JSON.
+    """Measure, print, and write as JSON; of what does not fit into memory, ``problem`` says so, and figures are None.
 
     Args:
         architectures: which.
@@ -71,7 +71,7 @@ def run(
                 # After each, since all of them take an hour.
                 write_json(output, {"image_size": list(size), "decoders": decoders, "machine": host, "rows": rows})
                 for row in found:
-                    say(f"{row['name']} {form} {_way(row)}: {row['milliseconds']:.0f} ms, {row['fps']:.2f} frames/s")
+                    say(f"{row['name']} {form} {_way(row)}: {_speed(row)}")
             bar(number, len(architectures))
     _print(rows, size)
     if rows:
@@ -82,6 +82,10 @@ def run(
 
 def _way(row: dict[str, Any]) -> str:
     return f"{row['runtime']} {row['precision']} {row['decoding']}"
+
+
+def _speed(row: dict[str, Any]) -> str:
+    return row["problem"] or f"{row['milliseconds']:.0f} ms, {row['fps']:.2f} frames/s"
 
 
 def _ways(runtimes: Sequence[str], form: str, machine: Machine) -> list[Way]:
@@ -112,7 +116,7 @@ def _measured(
     published = paper_table(1).get((arch, form), {}) if decoders == 11 else {}
     dice = _dice(trained, runtimes, machine) if trained and (PREPARED_FRAMES / "test").is_dir() else {}
     reference = next(
-        (t.answer for w, t in zip(candidates, networks_alone, strict=True) if w.runtime == "PyTorch"), None
+        (t.answer for w, t in zip(candidates, networks_alone, strict=True) if t and w.runtime == "PyTorch"), None
     )
     return [
         {
@@ -123,8 +127,9 @@ def _measured(
             "decoding": way.form,
             "parameters": count,
             "multiply_adds": networks * multiply_adds(arch, heads, size),
-            **figures(whole),
-            "network_milliseconds": figures(network)["milliseconds"],
+            **_figures(whole),
+            "network_milliseconds": _figures(network)["milliseconds"],
+            "problem": None if whole and network else "out of memory",
             "logit_difference": _difference(network, reference),
             "weights": "trained" if trained else "random",
             "dice": dice.get(f"{way.runtime} {way.precision} {way.form}"),
@@ -134,10 +139,14 @@ def _measured(
     ]
 
 
-def _in_turns(candidates: Sequence[Candidate], folder: Path, repeats: int) -> list[Timing]:
+def _figures(timing: Timing | None) -> Mapping[str, float | None]:
+    return figures(timing) if timing else dict.fromkeys(FIGURES)
+
+
+def _in_turns(candidates: Sequence[Candidate], folder: Path, repeats: int) -> list[Timing | None]:
     """The ways of one runtime take turns; another runtime's come after, or all of them would not fit into memory."""
     groups = [list(group) for _, group in groupby(candidates, key=lambda way: way.runtime)]
-    return [t for group in groups for t in take_turns([_with_graph(way, folder) for way in group], 1, repeats)]
+    return [t for group in groups for t in try_turns([_with_graph(way, folder) for way in group], 1, repeats)]
 
 
 def _trained(arch: str, decoders: int) -> Path | None:
@@ -158,9 +167,9 @@ def _with_graph(way: Candidate, folder: Path) -> Candidate:
     return replace(way, graph=written if written.is_file() else export_graph(way, path))
 
 
-def _difference(timing: Timing, reference: Any) -> float | None:
+def _difference(timing: Timing | None, reference: Any) -> float | None:
     """Largest difference of a logit from PyTorch's in float32."""
-    if timing.answer is None or reference is None:
+    if timing is None or timing.answer is None or reference is None:
         return None
     if timing.answer.ndim < reference.ndim:  # margins
         reference = reference[:, :, 1] - reference[:, :, 0]
@@ -214,15 +223,19 @@ def _print(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
     ):
         table.add_column(column, justify="right")
     for row in rows:
-        cells = [row["milliseconds"], row["p95_milliseconds"], row["first_milliseconds"], row["network_milliseconds"]]
         table.add_row(
             *(str(row[key]) for key in ("name", "form", "runtime", "precision", "decoding")),
-            *(f"{cell:.0f}" for cell in cells),
-            f"{row['fps']:.2f}",
-            f"{row['peak_mib']:.0f}",
-            f"{row['logit_difference']:.1e}" if row["logit_difference"] is not None else "-",
-            f"{row['dice']:.2f}" if row["dice"] is not None else "-",
+            row["problem"] or _cell(row["milliseconds"], ".0f"),
+            *(_cell(row[f"{name}_milliseconds"], ".0f") for name in ("p95", "first", "network")),
+            _cell(row["fps"], ".2f"),
+            _cell(row["peak_mib"], ".0f"),
+            _cell(row["logit_difference"], ".1e"),
+            _cell(row["dice"], ".2f"),
             f"{row['paper_ms_rtx3090']:.0f} ms" if row["paper_ms_rtx3090"] else "-",
         )
     console.print(table)
     say("The last column is the paper's, on an RTX 3090; all others are this machine's.")
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -23,6 +23,7 @@ from pipeline.checkpoint import save_checkpoint
 from pipeline.datasets import FrameDataset
 from pipeline.distillation import distilled
 from pipeline.files import write_atomically, write_json
+from pipeline.guards import mendable
 from pipeline.machine import Machine, make_fabric
 from pipeline.models import create_model
 from pipeline.models.network import normalise
@@ -42,6 +43,7 @@ TEACHERS = 11
 FULL, SMALL = (512, 640), (128, 160)  # rows, columns of frames
 
 
+@mendable("choose another --device, such as cpu")
 def run(frames: int, output: Path, machine: Machine) -> None:
     """Measure, print and write as JSON.
 

@@ -12,6 +12,7 @@ import cache
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import MtkdError
 from pipeline.files import nearest, require_writable, write_json
+from pipeline.guards import mendable
 from pipeline.inference import Question, answers, clean_questions, view_questions
 from pipeline.machine import Machine
 from pipeline.models.network import Network
@@ -114,6 +115,7 @@ class Plan:
         return cache.estimate(len(self.frames), max(1, self.params.cache.views), grid)
 
 
+@mendable("lower cache.batch_size, or choose another --device")
 def run(anatomies: list[str], machine: Machine, *, estimate: bool = False, scheduler: str | None = None) -> None:
     """Write the stores of some anatomies' teachers, of all that are here if none is named.
 

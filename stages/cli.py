@@ -591,11 +591,13 @@ def predict(
     if kind not in ("overlay", "labels", "masks"):
         raise typer.BadParameter(f"'{kind}' is none of overlay, labels, masks", param_hint="--as")
     _require("deploy", "av")
+    from pipeline.guards import mendable
     from stages import predict
 
     machine = _machine(device, 0)
     try:
-        predict.run(source, output, model, anatomies or [], kind, opacity, machine)  # type: ignore[arg-type]
+        with mendable("give it smaller frames, or choose another --device"):
+            predict.run(source, output, model, anatomies or [], kind, opacity, machine)  # type: ignore[arg-type]
     except KeyboardInterrupt:
         typer.echo("stopped: the same command begins anew", err=True)
         raise typer.Exit(130) from None

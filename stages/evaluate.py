@@ -12,6 +12,7 @@ from pipeline.drawing import strip, write_png
 from pipeline.errors import MtkdError
 from pipeline.evaluation import Result, evaluate, own_masks, summarise
 from pipeline.files import emptied, write_json
+from pipeline.guards import mendable
 from pipeline.machine import Machine
 from pipeline.models.network import Network
 from pipeline.prepared import Frame, frames_digest, labels_digest, load_frame, load_label
@@ -29,6 +30,7 @@ STUDENTS = ("baseline", "mtkd")
 Masks = dict[str, NDArray[np.bool_]]  # by a frame's id
 
 
+@mendable("lower evaluate.batch_size, or choose another --device")
 def run(machine: Machine) -> None:
     """Write metrics/evaluate.json and its summary, tables, what plots and report need, and pictures."""
     params = load_params()

@@ -15,6 +15,7 @@ from pipeline.dsad import Splits, surgery_names
 from pipeline.errors import MtkdError
 from pipeline.evaluation import METRICS, evaluate
 from pipeline.files import folders, write_json
+from pipeline.guards import mendable
 from pipeline.machine import Machine
 from pipeline.prepared import Frame, list_frames, prepare
 from pipeline.uncertainty import FEWEST
@@ -27,6 +28,7 @@ from stages.layout import RESULTS, require_folder
 BATCH, TOLERANCE = 16, 2.0
 
 
+@mendable("choose another --device, such as cpu")
 def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
     """Measure a checkpoint on every frame of a data set.
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 import cache
 from pipeline.errors import MtkdError
+from pipeline.guards import mendable
 from pipeline.inference import answers, fingerprints
 from pipeline.machine import Machine
 from pipeline.prepared import frames_digest
@@ -62,6 +63,7 @@ def show_stats(whose: list[str]) -> None:
     print(json.dumps(sizes, indent=2))
 
 
+@mendable("choose another --device, such as cpu")
 def verify(whose: list[str], recompute: int, tolerance: float, machine: Machine) -> None:
     """Read every frame of stores, compare what they are for with what is wanted, and ask teachers again on some.
 

@@ -30,6 +30,7 @@ from pipeline.dsad import SPLITS
 from pipeline.errors import MtkdError
 from pipeline.evaluation import evaluate, summarise
 from pipeline.files import write_json
+from pipeline.guards import mendable
 from pipeline.machine import Machine, keep_freed_memory, make_fabric
 from pipeline.prepared import frames_digest, labels_digest, list_frames
 from pipeline.training import Epoch, best_epoch, fit
@@ -163,6 +164,7 @@ def _keep(case: Case, file: Path, threads: int, machine: Machine) -> dict[str, A
     return result
 
 
+@mendable("lower student.batch_size, or choose fewer --jobs")
 def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
     """Train and test one student, in a process of its own."""
     keep_freed_memory()

@@ -10,6 +10,7 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import MtkdError
 from pipeline.evaluation import evaluate, summarise
 from pipeline.files import write_atomically
+from pipeline.guards import mendable
 from pipeline.machine import Machine
 from pipeline.settings import Distill, Training
 from stages.console import say
@@ -182,6 +183,7 @@ def _case(name: str, way: Way, arch: str, seed: int, epochs: int) -> Case:
     return Case(name, student, way.distill, way.arm, unlabelled=way.unlabelled)
 
 
+@mendable("lower evaluate.batch_size, or choose another --device")
 def _teachers(machine: Machine) -> dict[str, Dice]:
     """The teachers' Dice, each on its own anatomy's frames: test, and validation as its stage noted it."""
     params = load_params()

@@ -16,6 +16,7 @@ from pipeline.checkpoint import save_checkpoint
 from pipeline.datasets import FrameDataset, SoftTargets
 from pipeline.errors import MtkdError
 from pipeline.files import Unchanged, emptied, require_writable, write_json
+from pipeline.guards import mendable
 from pipeline.handover import nbytes
 from pipeline.machine import Machine, make_fabric
 from pipeline.models import create_model
@@ -55,6 +56,7 @@ def seeded_network(settings: Training, anatomies: Sequence[str]) -> Network:
     return network
 
 
+@mendable()
 def train_run(
     title: str,
     frames: Sequence[Frame],
