@@ -18,6 +18,7 @@ SHARED_MEMORY = Path("/dev/shm")
 SOCKET_PATH = 103  # bytes that the path of a socket may have: 107 on Linux, 103 on macOS
 SOCKET_FOLDER, SOCKET_NAME = "/pymp-xxxxxxxx", "/listener-xxxxxxxx"  # what multiprocessing appends
 SHORT_FOLDERS = ("/tmp", "/var/tmp")
+MOST_LOADERS = 8  # more than one GPU takes frames from
 WINDOW = 0.3  # seconds in which the load of other programs is measured
 
 
@@ -25,6 +26,11 @@ def cores() -> int:
     """Processor cores that this process may use, by its affinity (taskset, SLURM) and its container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(allowed, _quota())))
+
+
+def loaders(processes: int) -> int:
+    """Loader processes for each of so many processes that compute on GPUs side by side: its cores, at most 8."""
+    return max(1, min(MOST_LOADERS, cores() // processes))
 
 
 def _quota() -> float:

@@ -1,18 +1,20 @@
 """Asking trained networks: native logits on frames, clean or as a stored view shows them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import current_process
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.augmentation import Augmentation, augment_frame, fingerprint, sample
 from pipeline.machine import AUTOCAST, Machine, make_loader
 from pipeline.models.network import Network, normalise
 from pipeline.prepared import Frame, load_frame
-from pipeline.stopwatch import Stopwatch, ahead
+from pipeline.stopwatch import Stopwatch, ahead, by_threads, delayed
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def view_questions(frames: Sequence[Frame], seed: int, view: int, size: tuple[in
 
 
 Shown = tuple[NDArray[np.uint8], int]
+Batch = tuple[Tensor, list[int]]  # frames (b, 3, H, W) uint8, and their fingerprints
 
 
 class _Shown(Dataset[Shown]):
@@ -62,7 +65,7 @@ def fingerprints(questions: Sequence[Question]) -> Iterator[int]:
     return (shown[i][1] for i in range(len(shown)))
 
 
-def _batch(shown: Sequence[Shown]) -> tuple[torch.Tensor, list[int]]:
+def _batch(shown: Sequence[Shown]) -> Batch:
     """By NumPy: in a thread of its own torch would start a second team of threads, to fight with the network's."""
     return torch.from_numpy(np.stack([pixels for pixels, _ in shown])), [fingerprint for _, fingerprint in shown]
 
@@ -78,6 +81,8 @@ def answers(
 ) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
     """The network's native logits on each batch of questions.
 
+    A GPU computes the next batch while the caller works on this one.
+
     Args:
         network: in eval mode.
         questions: what to ask, in order.
@@ -89,13 +94,64 @@ def answers(
     Yields:
         Logits (b, N, 2, h, w) float32 and the fingerprints of the b frames as they were shown.
     """
-    device, stopwatch = machine.torch_device, stopwatch or Stopwatch()
+    stopwatch = stopwatch or Stopwatch()
+    outputs = device_logits(network, questions, batches, precision, machine, stopwatch)
+    copies = ((to_host(logits), fingerprints) for logits, fingerprints in outputs)
+    for arrived, fingerprints in delayed(copies, in_flight(machine.torch_device)):
+        with stopwatch.step("network"):
+            answer = arrived()
+        yield answer, fingerprints
+
+
+@torch.inference_mode()
+def device_logits(
+    network: Network,
+    questions: Sequence[Question],
+    batches: Sequence[range],
+    precision: str,
+    machine: Machine,
+    stopwatch: Stopwatch,
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """As :func:`answers`, on the device, which may not have computed them yet."""
+    device = machine.torch_device
     network = network.to(device)
-    order, pin = [list(batch) for batch in batches], device.type == "cuda"
-    loader = make_loader(_Shown(questions), order, machine.workers, _batch, pin=pin)
-    for frames, fingerprints in stopwatch.waiting("frames", ahead(loader)):
+    loaded = _loaded(_Shown(questions), [list(batch) for batch in batches], machine.workers, device)
+    for frames, fingerprints in stopwatch.waiting("frames", ahead(_on(device, loaded))):
         with stopwatch.step("network"):
             with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
                 logits = network(normalise(frames.to(device, non_blocking=True), network))
-            answer = logits.float().cpu().numpy()
-        yield answer, fingerprints
+            logits = logits.float()
+        yield logits, fingerprints
+
+
+def in_flight(device: torch.device) -> int:
+    """Batches that the device computes while the caller works on the one before: a CPU is the caller's own."""
+    return 1 if device.type == "cuda" else 0
+
+
+def to_host(tensor: Tensor) -> Callable[[], NDArray[np.float32]]:
+    """Begin to copy a float32 tensor from the device; the function waits for its end and returns the array."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu().numpy
+    host = tensor.to("cpu", non_blocking=True)  # into pinned memory
+    end = torch.cuda.current_stream(tensor.device).record_event()
+
+    def arrived() -> NDArray[np.float32]:
+        end.synchronize()
+        return host.numpy()
+
+    return arrived
+
+
+def _loaded(shown: _Shown, order: list[list[int]], workers: int, device: torch.device) -> Iterable[Batch]:
+    """The batches, loaded by processes; by threads where there may be none, as in dask's daemonic workers."""
+    if workers and current_process().daemon:
+        return by_threads(lambda batch: _batch([shown[i] for i in batch]), order, workers)
+    return make_loader(shown, order, workers, _batch, pin=device.type == "cuda")
+
+
+def _on(device: torch.device, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, for a GPU with a number: memory would be pinned by the first GPU, and so take some of its own."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # of the thread that loads
+    yield from batches

@@ -1,12 +1,15 @@
 """Doing two things at once, and knowing where the time went."""
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import Queue
 from threading import Event, Thread
 from time import perf_counter
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -77,3 +80,23 @@ def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
             while not queue.empty():
                 queue.get_nowait()
             thread.join(0.01)
+
+
+def delayed(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The items, each when ``depth`` more have been asked for: what they began goes on in the meantime."""
+    begun: deque[T] = deque()
+    for item in items:
+        begun.append(item)
+        if len(begun) > depth:
+            yield begun.popleft()
+    yield from begun
+
+
+def by_threads(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
+    """What a function makes of each item, in order; ``threads`` of them work on those that come next."""
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for result in delayed((pool.submit(function, item) for item in items), 2 * threads):
+                yield result.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # of what nobody wants any more

@@ -8,17 +8,20 @@ Workers need this checkout's files (checkpoints and prepared frames), on a share
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from distributed import Client, Future, KilledWorker, get_worker
 from distributed.comm import CommClosedError
 from numpy.typing import NDArray
 
 from cache import file_sha256
 from pipeline.checkpoint import load_checkpoint
+from pipeline.environment import loaders
 from pipeline.errors import MtkdError
 from pipeline.inference import Question, answers
 from pipeline.machine import Machine, keep_freed_memory
@@ -132,17 +135,20 @@ def _ask(teacher: tuple[str, str], questions: list[Question], batch_size: int, p
         keep_freed_memory()
         _held = (teacher, load_checkpoint(Path(path), "train_teacher")[0])
     ranges = [range(i, min(i + batch_size, len(questions))) for i in range(0, len(questions), batch_size)]
-    logits, pixels = zip(*answers(_held[1], questions, ranges, precision, Machine(_device(), 0)), strict=True)
+    logits, pixels = zip(*answers(_held[1], questions, ranges, precision, _machine()), strict=True)
     return np.concatenate(logits)[:, 0], [p for part in pixels for p in part]
 
 
-def _device() -> str:
-    """The GPU of this worker, by its place among the workers of its host; the CPU without GPUs."""
-    import torch
+@cache
+def _machine() -> Machine:
+    """The GPU of this worker, by its place among the workers of its host, and its share of the cores; else the CPU.
 
+    Found at the first task and kept: when another worker dies, the places of those that live change.
+    """
     if not torch.cuda.is_available():
-        return "auto"
+        return Machine("auto", 0)
     worker = get_worker()
     known = worker.client.scheduler_info(n_workers=-1)["workers"]
     here = sorted(address for address, info in known.items() if info["host"] == worker.ip)
-    return f"cuda:{here.index(worker.address) % torch.cuda.device_count()}"
+    gpu = here.index(worker.address) % torch.cuda.device_count()
+    return Machine(f"cuda:{gpu}", loaders(len(here)))

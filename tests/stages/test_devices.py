@@ -8,6 +8,7 @@ import torch
 import yaml
 from conftest import mtkd
 
+from pipeline.export import open_onnx
 from pipeline.machine import Machine
 from stages import benchmark_all
 
@@ -59,3 +60,44 @@ def test_a_row_that_does_not_fit_says_so_and_the_others_are_measured(run, monkey
     assert rows["shared", "float32", "looped"]["problem"] is None
     assert rows["shared", "float32", "looped"]["milliseconds"] > 0
     assert "mininetv2 shared PyTorch float32 joined: out of memory" in said
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A machine with two GPUs, as far as torch says."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def test_a_device_may_have_a_number(two_gpus):
+    assert Machine("cuda:1").torch_device == torch.device("cuda", 1)
+    assert Machine("auto").torch_device == torch.device("cuda")
+
+
+def test_a_cluster_worker_keeps_its_gpu_though_another_dies(two_gpus, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    from stages import cluster
+
+    monkeypatch.setattr("stages.cluster.loaders", lambda processes: 8 // processes)
+    place = cluster._machine.__wrapped__
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as workers, distributed.Client(workers) as client:
+        first, second = sorted(client.scheduler_info()["workers"])
+        found = [client.submit(place, workers=[one], pure=False).result() for one in (first, second)]
+        assert found == [Machine("cuda:0", 4), Machine("cuda:1", 4)]
+        cluster._machine.cache_clear()
+        assert client.submit(cluster._machine, workers=[second], pure=False).result() == found[1]
+        client.retire_workers([first])
+        assert client.submit(place, pure=False).result() == Machine("cuda:0", 8)  # what it would be, if found anew
+        assert client.submit(cluster._machine, pure=False).result() == found[1]
+        cluster._machine.cache_clear()
+
+
+def test_onnx_runtime_computes_on_the_processor(monkeypatch, tmp_path):
+    """Its GPU package would choose TensorRT or CUDA, and TF32, in rows that say processor."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    asked, there = [], ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, providers: asked.append(providers) or "session")
+    assert open_onnx(tmp_path / "x.onnx") == "session"
+    assert asked == [["CPUExecutionProvider"]]
