@@ -249,8 +249,13 @@ def stores_verify(
     anatomies: Whose = None,
     recompute: Annotated[int, typer.Option(min=0, help="Ask the teacher again on so many random frames.")] = 0,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Largest difference of a logit, relative to 1 + |logit|.")
-    ] = 2e-3,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Largest difference of a logit, relative to 1 + |logit|.",
+            show_default="0.002; stores in another precision have more",
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Check structure, completeness, checksums, and what stores were written for; exit 1 with what is wrong.

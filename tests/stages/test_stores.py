@@ -1,5 +1,6 @@
 """What the command line does with stores: estimate, list, check, clear; and a cluster that writes them."""
 
+import copy
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import google_crc32c
 import numpy as np
@@ -20,13 +22,16 @@ import cache
 from pipeline.checkpoint import load_checkpoint
 from pipeline.datasets import FrameDataset
 from pipeline.distillation import distilled
+from pipeline.machine import Machine
 from pipeline.models.network import normalise, resize
 from pipeline.prepared import load_frame
 from pipeline.training import supervised
-from stages.cache_logits import make_plans
+from stages import store_tools
+from stages.cache_logits import Plan, make_plans
 from stages.layout import frames_of, taught_frames
 from stages.params import load_params
 from stages.soft_targets import open_stores
+from stages.store_tools import TOLERANCES, _recomputed
 
 
 def files(path):
@@ -103,6 +108,41 @@ def test_verify_asks_the_teacher_again(run):
     assert "answers otherwise" in mtkd("cache", "verify", "--recompute", "6", "--tolerance", "0", code=1)
     shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
     assert "its teacher is" in mtkd("cache", "verify", "liver", "--recompute", "1", code=1)
+
+
+def rounded_to_tf32(network):
+    """Ten bits of the mantissa are left of each weight, which is half of what TF32 does."""
+    network = copy.deepcopy(network)
+    for weights in network.parameters():
+        weights.data = (weights.data.view(torch.int32) + 0x1000 & ~0x1FFF).view(torch.float32)
+    return network
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_a_store_of_another_device_is_the_teachers_and_never_another_teachers(run, monkeypatch, precision):
+    """The answers of a device are emulated: they differ from the store's as far as the precision lets them."""
+    real = store_tools.answers
+
+    def elsewhere(network, asked, batches, wanted, machine):
+        assert wanted == precision
+        network = rounded_to_tf32(network) if precision == "tf32" else network
+        return real(network, asked, batches, "32-true" if precision == "tf32" else precision, machine)
+
+    monkeypatch.setattr(store_tools, "answers", elsewhere)
+    (plan,) = make_plans(["liver"], load_params())
+    settings = plan.params.cache.model_copy(update={"precision": precision})
+    plan = replace(plan, params=plan.params.model_copy(update={"cache": settings}))
+    assert _recomputed(plan, 6, None, Machine("cpu")) == []
+    if precision.endswith("-mixed"):
+        assert _recomputed(plan, 6, TOLERANCES["32-true"], Machine("cpu"))
+    (other,) = make_plans(["colon"], load_params())
+    network = other.teacher()
+    monkeypatch.setattr(Plan, "teacher", lambda _: network)
+    problems = _recomputed(plan, 6, None, Machine("cpu"))
+    assert len(problems) == 6
+    assert all(
+        f"the tolerance for cache.precision {precision} is {TOLERANCES[precision]:g}: run" in p for p in problems
+    )
 
 
 def test_verify_asks_every_teacher_that_it_can_and_reports_all_together(run):
