@@ -1,22 +1,31 @@
 """Trained networks on the test surgeries, frame by frame: everything that tables and pictures are made from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import nan
+from multiprocessing import get_context
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline import metrics
 from pipeline.calibration import Calibration, calibration
 from pipeline.counts import Counts, count_masks
 from pipeline.dsad import surgery_id
-from pipeline.inference import answers, clean_questions
+from pipeline.environment import require_semaphores
+from pipeline.inference import clean_questions, device_logits, in_flight, to_device, to_host
 from pipeline.machine import Machine
 from pipeline.models.network import Network, resize
 from pipeline.prepared import Frame, load_label
+from pipeline.stopwatch import Stopwatch, ahead, delayed
 from pipeline.surface import Surface, compare_outlines
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,17 +64,20 @@ class Result:
 METRICS = ("dice", "iou", "precision", "recall", "specificity", "nsd", "hd95")
 
 
-def _leads(
-    network: Network, frames: Sequence[Frame], batch_size: int, machine: Machine
-) -> Iterator[tuple[Frame, NDArray[np.float32], NDArray[np.bool_]]]:
-    """How far each decoder's logit of the anatomy leads that of the background, (N, H, W), and the label (H, W)."""
-    batches = [range(i, min(i + batch_size, len(frames))) for i in range(0, len(frames), batch_size)]
-    outputs = answers(network, clean_questions(frames), batches, "32-true", machine)
-    for batch, (logits, _) in zip(batches, outputs, strict=True):
-        labels = [load_label(frames[i].label).astype(bool) for i in batch]
-        native = torch.from_numpy(logits[:, :, 1] - logits[:, :, 0])[:, :, None]
-        full = resize(native, (labels[0].shape[0], labels[0].shape[1]))[:, :, 0].numpy()
-        yield from zip((frames[i] for i in batch), full, labels, strict=True)
+@contextmanager
+def outline_processes(machine: Machine) -> Iterator[Executor | None]:
+    """Processes that measure frames while the device computes the next; None where there are no loader processes.
+
+    Raises:
+        MtkdError: processes can't work together on this machine.
+    """
+    if not machine.workers:
+        yield None
+        return
+    require_semaphores(machine.workers)
+    context = get_context("spawn")  # a fork of a process that uses a GPU can't be trusted
+    with ProcessPoolExecutor(machine.workers, context, torch.set_num_threads, (1,)) as processes:
+        yield processes
 
 
 def evaluate(
@@ -75,6 +87,7 @@ def evaluate(
     batch_size: int,
     tolerance: float | None,
     machine: Machine,
+    processes: Executor | None = None,
 ) -> Iterator[Result]:
     """One result per frame, in order.
 
@@ -85,19 +98,18 @@ def evaluate(
         batch_size: frames that the network is asked at once.
         tolerance: of the normalised surface Dice, in pixels; None leaves distances of outlines out.
         machine: where.
+        processes: that measure, see :func:`outline_processes`; None for this one.
     """
-    for frame, lead, label in _leads(network, frames, batch_size, machine):
-        own = list(anatomies).index(frame.anatomy)
-        masks = lead > 0
-        claims = masks.sum(0)
+    batches = _batches(network, frames, anatomies, batch_size, machine)
+    measuring = (
+        (frame, _begin(processes, _measure, lead, label, tolerance), pixels)
+        for batch in delayed(batches, in_flight(machine.torch_device))
+        for frame, lead, label, pixels in batch.rows()
+    )
+    for frame, measured, pixels in delayed(measuring, 4 * machine.workers if processes else 0):
+        n, values = len(anatomies), pixels.tolist()
         yield Result(
-            frame,
-            count_masks(masks[own], label),
-            Surface(nan, nan) if tolerance is None else compare_outlines(masks[own], label, tolerance),
-            calibration(1 / (1 + np.exp(-lead[own].clip(-60, 60))), label),
-            tuple(int((mask & label).sum()) for mask in masks),
-            tuple(int(mask.sum()) for mask in masks),
-            (int((claims == 0).sum()), int((claims == 1).sum()), int((claims > 1).sum())),
+            frame, *measured(), tuple(values[:n]), tuple(values[n : 2 * n]), (values[-3], values[-2], values[-1])
         )
 
 
@@ -105,8 +117,71 @@ def own_masks(
     network: Network, frames: Sequence[Frame], anatomies: Sequence[str], machine: Machine
 ) -> dict[str, NDArray[np.bool_]]:
     """By a frame's id, the mask (H, W) of the decoder that it is labelled for."""
-    found = _leads(network, frames, 1, machine)
-    return {frame.id: lead[list(anatomies).index(frame.anatomy)] > 0 for frame, lead, _ in found}
+    batches = _batches(network, frames, anatomies, 1, machine)
+    return {frame.id: lead > 0 for batch in batches for frame, lead, _, _ in batch.rows()}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Frames that were asked together, and what is on its way from the device.
+
+    Attributes:
+        frames: b frames.
+        labels: (b, H, W) bool.
+        leads: how far the logit of a frame's own anatomy leads that of the background, (b, H, W) float32.
+        pixels: of each frame, (b, 2 N + 3) int64: of the label that each decoder claims; that each claims; that no
+            decoder, one, or several claim.
+    """
+
+    frames: list[Frame]
+    labels: NDArray[np.bool_]
+    leads: Callable[[], NDArray[np.float32]]
+    pixels: Callable[[], NDArray[np.int64]]
+
+    def rows(self) -> Iterator[tuple[Frame, NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]]:
+        """A frame, its lead, its label and its pixels, one after another."""
+        return zip(self.frames, self.leads(), self.labels, self.pixels(), strict=True)
+
+
+def _batches(
+    network: Network, frames: Sequence[Frame], anatomies: Sequence[str], batch_size: int, machine: Machine
+) -> Iterator[_Batch]:
+    """All that needs every decoder's map is computed on the device: one map of each frame leaves it."""
+    parts = [range(i, min(i + batch_size, len(frames))) for i in range(0, len(frames), batch_size)]
+    own = [[frames[i] for i in part] for part in parts]
+    labels = ahead(np.stack([load_label(frame.label).astype(bool) for frame in some]) for some in own)
+    outputs = device_logits(network, clean_questions(frames), parts, "32-true", machine, Stopwatch())
+    for some, label, (logits, _) in zip(own, labels, outputs, strict=True):
+        native = (logits[:, :, 1] - logits[:, :, 0])[:, :, None]
+        leads = resize(native, (label.shape[1], label.shape[2]))[:, :, 0]
+        pixels = _pixels(leads > 0, to_device(label, leads.device))
+        own_leads = [lead[list(anatomies).index(frame.anatomy)] for lead, frame in zip(leads, some, strict=True)]
+        yield _Batch(some, label, to_host(torch.stack(own_leads)), to_host(pixels))
+
+
+def _pixels(masks: Tensor, labels: Tensor) -> Tensor:
+    """See ``_Batch.pixels``; masks (b, N, H, W) bool, labels (b, H, W) bool."""
+    claims = masks.sum(1)
+    claimants = [(claims == 0), (claims == 1), (claims > 1)]
+    inside, claimed = (masks & labels[:, None]).sum((2, 3)), masks.sum((2, 3))
+    return torch.cat([inside, claimed, torch.stack([one.sum((1, 2)) for one in claimants], 1)], 1)
+
+
+def _measure(
+    lead: NDArray[np.float32], label: NDArray[np.bool_], tolerance: float | None
+) -> tuple[Counts, Surface, Calibration]:
+    """The own anatomy's decoder against the label, both (H, W)."""
+    mask = lead > 0
+    surface = Surface(nan, nan) if tolerance is None else compare_outlines(mask, label, tolerance)
+    return count_masks(mask, label), surface, calibration(1 / (1 + np.exp(-lead.clip(-60, 60))), label)
+
+
+def _begin(processes: Executor | None, function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+    """Call a function, in another process if there are some; what is returned gives its result."""
+    if processes is not None:
+        return processes.submit(function, *arguments).result
+    result = function(*arguments)
+    return lambda: result
 
 
 def summarise(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str, dict[str, float | None]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import current_process
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,14 +130,20 @@ def in_flight(device: torch.device) -> int:
     return 1 if device.type == "cuda" else 0
 
 
-def to_host(tensor: Tensor) -> Callable[[], NDArray[np.float32]]:
-    """Begin to copy a float32 tensor from the device; the function waits for its end and returns the array."""
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array as a tensor on the device, which it may not have reached yet."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_host(tensor: Tensor) -> Callable[[], NDArray[Any]]:
+    """Begin to copy a tensor from the device; the function waits for its end and returns the array."""
     if tensor.device.type != "cuda":
         return tensor.cpu().numpy
     host = tensor.to("cpu", non_blocking=True)  # into pinned memory
     end = torch.cuda.current_stream(tensor.device).record_event()
 
-    def arrived() -> NDArray[np.float32]:
+    def arrived() -> NDArray[Any]:
         end.synchronize()
         return host.numpy()
 

@@ -1,6 +1,7 @@
 """Stage ``evaluate``: teachers, baseline and distilled student on the test surgeries."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from pipeline.beside_masks import read_annotations, read_presence
 from pipeline.checkpoint import load_card, load_checkpoint
 from pipeline.drawing import strip, write_png
 from pipeline.errors import MtkdError
-from pipeline.evaluation import Result, evaluate, own_masks, summarise
+from pipeline.evaluation import Result, evaluate, outline_processes, own_masks, summarise
 from pipeline.files import emptied, write_json
 from pipeline.guards import mendable
 from pipeline.machine import Machine
@@ -38,13 +39,14 @@ def run(machine: Machine) -> None:
     _require_fit(params)
     validated = {name: _validation_dice(name) for name in STUDENTS}
     results, masks = {}, {}
-    for name in STUDENTS:
-        results[name] = list(_evaluated(name, _student(name), frames, anatomies, params, machine))
-    chosen = _chosen_frames(results["mtkd"])
-    shown = [frame for frame, _ in chosen]
-    for name in STUDENTS:
-        masks[name] = own_masks(_student(name), shown, anatomies, machine)
-    results["teachers"], masks["teachers"] = _teachers(frames, shown, params, machine)
+    with outline_processes(machine) as processes:
+        for name in STUDENTS:
+            results[name] = _evaluated(name, _student(name), frames, anatomies, params, machine, processes)
+        chosen = _chosen_frames(results["mtkd"])
+        shown = [frame for frame, _ in chosen]
+        for name in STUDENTS:
+            masks[name] = own_masks(_student(name), shown, anatomies, machine)
+        results["teachers"], masks["teachers"] = _teachers(frames, shown, params, machine, processes)
 
     say("all frames are evaluated; intervals, calibration, confusion and pictures follow")
     order = ("teachers", *STUDENTS)
@@ -101,18 +103,24 @@ def _student(name: str) -> Network:
 
 
 def _evaluated(
-    name: str, network: Network, frames: list[Frame], anatomies: Sequence[str], params: Params, machine: Machine
+    name: str,
+    network: Network,
+    frames: list[Frame],
+    anatomies: Sequence[str],
+    params: Params,
+    machine: Machine,
+    processes: Executor | None,
 ) -> list[Result]:
-    settings, results = params.evaluate, []
+    batch_size, tolerance, results = params.evaluate.batch_size, params.evaluate.tolerance, []
     with progress(f"{name}: frames evaluated") as bar:
-        for result in evaluate(network, frames, anatomies, settings.batch_size, settings.tolerance, machine):
+        for result in evaluate(network, frames, anatomies, batch_size, tolerance, machine, processes):
             results.append(result)
             bar(len(results), len(frames))
     return results
 
 
 def _teachers(
-    frames: list[Frame], shown: Sequence[Frame], params: Params, machine: Machine
+    frames: list[Frame], shown: Sequence[Frame], params: Params, machine: Machine, processes: Executor | None
 ) -> tuple[list[Result], Masks]:
     """Every teacher that is here on its own anatomy's frames, one in memory at a time; its masks of those shown."""
     results: list[Result] = []
@@ -122,7 +130,7 @@ def _teachers(
         if not own or is_elsewhere(teacher_checkpoint(anatomy)):
             continue
         teacher, _ = load_checkpoint(teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")
-        results += _evaluated(f"teacher {anatomy}", teacher, own, [anatomy], params, machine)
+        results += _evaluated(f"teacher {anatomy}", teacher, own, [anatomy], params, machine, processes)
         masks |= own_masks(teacher, [frame for frame in shown if frame.anatomy == anatomy], [anatomy], machine)
     return results, masks
 

@@ -13,7 +13,7 @@ from pipeline.beside_masks import Annotation, matched, read_annotations, read_pr
 from pipeline.checkpoint import Card
 from pipeline.dsad import Splits, surgery_names
 from pipeline.errors import MtkdError
-from pipeline.evaluation import METRICS, evaluate
+from pipeline.evaluation import METRICS, evaluate, outline_processes
 from pipeline.files import folders, write_json
 from pipeline.guards import mendable
 from pipeline.machine import Machine
@@ -48,8 +48,8 @@ def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
     with tempfile.TemporaryDirectory() as folder:
         there = _prepared(data, card, Path(folder))
         results = []
-        with progress("frames evaluated") as bar:
-            for result in evaluate(network, there.frames, card.anatomies, BATCH, TOLERANCE, machine):
+        with progress("frames evaluated") as bar, outline_processes(machine) as processes:
+            for result in evaluate(network, there.frames, card.anatomies, BATCH, TOLERANCE, machine, processes):
                 results.append(result)
                 bar(len(results), len(there.frames))
     name = checkpoint.stem

@@ -1,0 +1,103 @@
+"""Results of frames, against a slow version; the same whoever measures them."""
+
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import disc, write_png
+
+from pipeline import evaluation
+from pipeline.calibration import calibration
+from pipeline.counts import count_masks
+from pipeline.evaluation import evaluate, outline_processes, own_masks
+from pipeline.inference import answers, clean_questions
+from pipeline.machine import Machine
+from pipeline.models import create_model
+from pipeline.models.network import resize
+from pipeline.prepared import Frame, load_label
+from pipeline.surface import compare_outlines
+
+ANATOMIES, TOLERANCE, CPU = ("a", "b", "c"), 2.0, Machine("cpu")
+
+
+@pytest.fixture
+def network():
+    """Random weights, whose decoders each claim a part of a frame."""
+    torch.manual_seed(3)
+    return create_model("mininetv2", 3).eval()
+
+
+@pytest.fixture
+def frames(tmp_path):
+    rng, found = np.random.default_rng(0), []
+    for number in range(5):
+        paths = [tmp_path / kind / f"{number}.png" for kind in ("image", "label")]
+        write_png(paths[0], rng.integers(0, 255, (32, 48, 3)).astype(np.uint8))
+        write_png(paths[1], disc((32, 48), rng.integers(8, 24, 2), 3 * (number % 4)).astype(np.uint8))
+        found.append(Frame(f"x/{number}", ANATOMIES[number % 3], "01", *paths))
+    return found
+
+
+def slowly(network, frames):
+    """Frame by frame, in NumPy, by the definitions."""
+    parts = [range(0, 2), range(2, 4), range(4, 5)]
+    logits = np.concatenate([z for z, _ in answers(network, clean_questions(frames), parts, "32-true", CPU)])
+    for frame, native in zip(frames, logits, strict=True):
+        label = load_label(frame.label).astype(bool)
+        lead = resize(torch.from_numpy(native[None, :, 1] - native[None, :, 0])[:, :, None], label.shape)[0, :, 0]
+        lead, own = lead.numpy(), ANATOMIES.index(frame.anatomy)
+        masks, claims = lead > 0, (lead > 0).sum(0)
+        yield (
+            count_masks(masks[own], label),
+            compare_outlines(masks[own], label, TOLERANCE),
+            calibration(1 / (1 + np.exp(-lead[own].clip(-60, 60))), label),
+            tuple(int((mask & label).sum()) for mask in masks),
+            tuple(int(mask.sum()) for mask in masks),
+            tuple(int(np.isin(claims, some).sum()) for some in ([0], [1], [2, 3])),
+        )
+
+
+def require_same(results, expected, frames):
+    assert [result.frame for result in results] == frames
+    for result, values in zip(results, expected, strict=True):
+        counts, surface, calibrated, inside, claimed, claimants = values
+        assert (result.counts, result.inside, result.claimed) == (counts, inside, claimed)
+        assert result.claimants == claimants
+        assert all(isinstance(pixels, int) for pixels in (*result.inside, *result.claimants))
+        np.testing.assert_array_equal(astuple(result.surface), astuple(surface))
+        for found, wanted in zip(astuple(result.calibration), astuple(calibrated), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_results_are_those_of_a_loop_over_frames(network, frames, monkeypatch):
+    expected = list(slowly(network, frames))
+    assert min(sum(values[4]) for values in expected) > 0
+    require_same(list(evaluate(network, frames, ANATOMIES, 2, TOLERANCE, CPU)), expected, frames)
+    monkeypatch.setattr(evaluation, "in_flight", lambda device: 1)
+    require_same(list(evaluate(network, frames, ANATOMIES, 2, TOLERANCE, CPU)), expected, frames)
+
+
+def test_processes_measure_the_same_in_order(network, frames):
+    expected = list(slowly(network, frames))
+    with outline_processes(CPU) as none, outline_processes(Machine("cpu", 2)) as processes:
+        assert none is None
+        assert processes is not None
+        found = list(evaluate(network, frames, ANATOMIES, 2, TOLERANCE, Machine("cpu", 2), processes))
+    require_same(found, expected, frames)
+
+
+def test_a_batch_is_on_its_way_while_the_one_before_is_measured(network, frames, monkeypatch):
+    begun = []
+    real = evaluation.to_host
+    monkeypatch.setattr(evaluation, "to_host", lambda tensor: begun.append(len(tensor)) or real(tensor))
+    monkeypatch.setattr(evaluation, "in_flight", lambda device: 1)
+    next(evaluate(network, frames, ANATOMIES, 2, None, CPU))
+    assert begun == [2, 2, 2, 2]  # leads and pixels of two batches
+
+
+def test_own_masks_are_those_that_are_counted(network, frames):
+    masks = own_masks(network, frames, ANATOMIES, CPU)
+    for result in evaluate(network, frames, ANATOMIES, 1, None, CPU):
+        label = load_label(result.frame.label).astype(bool)
+        assert count_masks(masks[result.frame.id], label) == result.counts
