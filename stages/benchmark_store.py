@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -198,7 +199,7 @@ def _training(machine: Machine) -> dict[str, float]:
 def _epoch_seconds(
     params: Params, frames: Sequence[Any], objective: Objective, targets: Stores | None, machine: Machine
 ) -> float:
-    """The last of three epochs, with a loader process; the first two start processes."""
+    """The last of three epochs, with a loader process at least; the first two start processes."""
     train = FrameDataset(frames, params.data.anatomies, params.student.seed, targets)
     empty = FrameDataset([], params.data.anatomies)
     network = create_model(params.student.arch, TEACHERS)
@@ -210,7 +211,7 @@ def _epoch_seconds(
         empty,
         objective,
         params.student,
-        Machine(machine.device, 1),
+        replace(machine, workers=max(1, machine.workers)),
         done=lambda epoch: ends.append(perf_counter()),
         step=lambda *_: None,
     )

@@ -77,7 +77,7 @@ Workers = Annotated[
         envvar="MTKD_WORKERS",
         min=0,
         help="Processes per device that load frames; 0 loads in the computing process.",
-        show_default="0 on a CPU, else the processor's cores, at most 8",
+        show_default="0 on a CPU, else its share of the processor's cores, at most 8",
     ),
 ]
 Threads = Annotated[int, typer.Option(envvar="MTKD_WORKERS", min=0, help="How many work side by side; 0 is one.")]
@@ -106,8 +106,9 @@ def _main(debug: Annotated[bool, typer.Option(help="Show a traceback with every 
     name_user()
 
 
-def _machine(device: str, workers: int | None, devices: int = 1, accumulate: int = 1) -> Any:
-    from pipeline.environment import cores
+def _machine(device: str, workers: int | None, devices: int = 1, accumulate: int = 1, jobs: int = 1) -> Any:
+    """Where a verb computes; ``jobs`` of it run side by side."""
+    from pipeline.environment import loaders
     from pipeline.machine import Machine, keep_freed_memory
 
     if device not in ("auto", "cpu", "cuda", "mps"):
@@ -115,8 +116,14 @@ def _machine(device: str, workers: int | None, devices: int = 1, accumulate: int
     keep_freed_memory()
     if workers is None:
         waits = Machine(device).torch_device.type != "cpu"
-        workers = min(8, cores() // devices) if waits else 0
+        workers = loaders(jobs * max(devices, _of_torchrun())) if waits else 0
     return Machine(device, workers, devices, accumulate)
+
+
+def _of_torchrun() -> int:
+    """Processes on this machine that torchrun started to share each batch."""
+    started = os.environ.get("LOCAL_WORLD_SIZE", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    return int(started) if started.isdecimal() else 1
 
 
 @app.command()
@@ -378,7 +385,7 @@ def benchmark(
     elif what == "store":
         from stages import benchmark_store
 
-        benchmark_store.run(frames, output or benchmark_store.OUTPUT, _machine(device, 0))
+        benchmark_store.run(frames, output or benchmark_store.OUTPUT, _machine(device, None))
     elif what == "loading":
         from stages import benchmark_loading
 
@@ -477,13 +484,14 @@ def _comparison(name: str) -> Callable[..., None]:
         jobs: Jobs = 1,
         output: Page = None,
         device: Device = "auto",
+        workers: Workers = None,
     ) -> None:
         from stages import study_ways
         from stages.layout import RESULTS
 
         chosen = students or list(study_ways.STUDENTS)
         page = output or RESULTS / f"study_{name}.md"
-        study_ways.run(name, chosen, ways or [], seeds, epochs, jobs, page, _machine(device, 0))
+        study_ways.run(name, chosen, ways or [], seeds, epochs, jobs, page, _machine(device, workers, jobs=jobs))
 
     return command
 
@@ -507,6 +515,7 @@ def study_parity(
     jobs: Jobs = 1,
     output: Page = None,
     device: Device = "auto",
+    workers: Workers = None,
 ) -> None:
     """Whether a student that learns from the stores equals one whose teachers answer live: Dice, time, memory.
 
@@ -514,7 +523,7 @@ def study_parity(
     """
     from stages import study_parity
 
-    study_parity.run(seeds, views, jobs, output or study_parity.OUTPUT, _machine(device, 0))
+    study_parity.run(seeds, views, jobs, output or study_parity.OUTPUT, _machine(device, workers, jobs=jobs))
 
 
 @app.command()

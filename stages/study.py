@@ -7,8 +7,6 @@ again measures only the cases whose file is missing or was made from other setti
 import json
 import os
 import re
-import resource
-import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -34,10 +32,12 @@ from pipeline.guards import mendable
 from pipeline.machine import Machine, keep_freed_memory, make_fabric
 from pipeline.prepared import frames_digest, labels_digest, list_frames
 from pipeline.training import Epoch, best_epoch, fit
+from pipeline.turns import peak_memory
 from stages.console import progress, say
 from stages.environment import say_environment, say_launch
 from stages.layout import PREPARED_FRAMES, PREPARED_LABELS, RESULTS, frames_of, store
 from stages.params import PARAMS, load_params
+from stages.slots import Slot, environment, slots
 from stages.study_arms import Case, lesson
 from stages.training_run import seeded_network
 
@@ -63,6 +63,7 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
         MtkdError: the device is not in this machine; or runs failed, and the others are kept.
     """
     machine = replace(machine, device=machine.torch_device.type)
+    free = slots(jobs, machine.device)
     data = {folder: _data(folder) for folder in {case.folder for case in cases}}
     files = [case_file(case, data[case.folder]) for case in cases]
     missing = [(case, file) for case, file in zip(cases, files, strict=True) if not file.is_file()]
@@ -74,20 +75,23 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
     context = get_context("spawn")
     epochs, total = list[Any](), sum(case.student.epochs for case, _ in missing)
     waiting, failed = iter(missing), list[str]()
-    running: dict[Future[dict[str, Any]], tuple[Case, ProcessPoolExecutor]] = {}
+    running: dict[Future[dict[str, Any]], tuple[Case, ProcessPoolExecutor, Slot]] = {}
     with progress("epochs of students") as bar:
         while True:
-            for case, file in islice(waiting, jobs - len(running)):
+            for case, file in islice(waiting, len(free)):
                 # A process per case: the memory of another would hide its peak, and one that is killed ends alone.
                 epochs.append(context.RawValue("q", 0))
-                process = ProcessPoolExecutor(1, context, _begin, (epochs[-1],))
-                running[process.submit(_keep, case, file.resolve(), threads, machine)] = case, process
+                process, slot = ProcessPoolExecutor(1, context, _begin, (epochs[-1],)), free.pop(0)
+                with environment(slot):  # which the process is started in
+                    begun = process.submit(_keep, case, file.resolve(), threads, machine)
+                running[begun] = case, process, slot
             if not running:
                 break
             for ended in wait(running, timeout=5, return_when=FIRST_COMPLETED).done:
-                case, process = running.pop(ended)
+                case, process, slot = running.pop(ended)
                 failed += _told(case, ended)
                 process.shutdown()
+                free.append(slot)
             bar(sum(counted.value for counted in epochs), total)
     if failed:
         raise MtkdError("\n".join([f"{len(failed)} of {len(missing)} runs failed, the others are kept:", *failed]))
@@ -192,7 +196,7 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
         done=epoch_done,
         step=lambda *_: None,
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    peak = peak_memory(machine.torch_device) / 2**20
     test = frames_of("test", anatomies)
     results = list(evaluate(network.eval(), test, anatomies, params.evaluate.batch_size, None, machine))
     return {

@@ -18,6 +18,7 @@ from pipeline.errors import MtkdError
 from pipeline.machine import Machine
 from stages.console import say
 from stages.params import load_params
+from stages.slots import Slot, slots
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
 
@@ -38,14 +39,14 @@ def run(anatomies: Sequence[str], jobs: int | None, machine: Machine) -> None:
         if anatomy not in known:
             raise MtkdError(f"'{anatomy}' is not in data.anatomies: {', '.join(known)}")
     chosen = list(anatomies or known)
-    slots = _slots(jobs, machine)
-    say(f"{len(chosen)} teachers, {len(slots)} at a time")
-    if machine.torch_device.type == "cpu" and (line := load_warning(torch.get_num_threads(), jobs=len(slots))):
+    side_by_side = slots(jobs, machine.torch_device.type)
+    say(f"{len(chosen)} teachers, {len(side_by_side)} at a time")
+    if machine.torch_device.type == "cpu" and (line := load_warning(torch.get_num_threads(), jobs=len(side_by_side))):
         say(f"warning: {line}")
     if not _repro(["prepare"], {}):
         raise MtkdError("the frames are not prepared: the lines above say why")
-    free: Queue[dict[str, str]] = Queue()
-    for slot in slots:
+    free: Queue[Slot] = Queue()
+    for slot in side_by_side:
         free.put(slot)
 
     def train(anatomy: str) -> bool:
@@ -55,24 +56,12 @@ def run(anatomies: Sequence[str], jobs: int | None, machine: Machine) -> None:
         finally:
             free.put(slot)
 
-    with ThreadPoolExecutor(len(slots)) as pool:
+    with ThreadPoolExecutor(len(side_by_side)) as pool:
         done = list(pool.map(train, chosen))
     failed = [anatomy for anatomy, well in zip(chosen, done, strict=True) if not well]
     if failed:
         raise MtkdError(f"{len(failed)} of {len(chosen)} teachers failed, the lines above say why: {', '.join(failed)}")
     say(f"{len(chosen)} teachers are trained: `dvc repro` goes on from here")
-
-
-def _slots(jobs: int | None, machine: Machine) -> list[dict[str, str]]:
-    """The environment of each process that runs at the same time: its own GPU, if there are any."""
-    kind = machine.torch_device.type
-    if kind != "cuda":
-        return [{"MTKD_DEVICE": kind}] * (jobs or 1)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    devices = visible.split(",")
-    return [
-        {"MTKD_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} for i in range(jobs or len(devices))
-    ]
 
 
 def _repro(what: list[str], environment: dict[str, str]) -> bool:

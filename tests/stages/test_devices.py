@@ -1,6 +1,8 @@
 """What the stages do with GPUs, as far as a machine without one can tell: memory that is too little, who gets which."""
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,11 @@ from conftest import mtkd
 
 from pipeline.export import open_onnx
 from pipeline.machine import Machine
-from stages import benchmark_all
+from stages import benchmark_all, study, train_teachers
+from stages.cli import _machine
+from stages.params import load_params
+from stages.slots import slots
+from stages.study_arms import Case
 
 STUDENT = "checkpoints/students/mtkd.safetensors"
 
@@ -101,3 +107,94 @@ def test_onnx_runtime_computes_on_the_processor(monkeypatch, tmp_path):
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, providers: asked.append(providers) or "session")
     assert open_onnx(tmp_path / "x.onnx") == "session"
     assert asked == [["CPUExecutionProvider"]]
+
+
+def test_processes_side_by_side_share_gpus_and_cores(two_gpus, monkeypatch):
+    monkeypatch.setattr("pipeline.environment.cores", lambda: 12)
+    monkeypatch.delenv("MTKD_WORKERS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def given(jobs, name):
+        return [slot.get(name) for slot in slots(jobs, "cuda")]
+
+    assert given(None, "CUDA_VISIBLE_DEVICES") == ["0", "1"]
+    assert given(3, "CUDA_VISIBLE_DEVICES") == ["0", "1", "0"]
+    assert given(3, "MTKD_WORKERS") == ["4"] * 3
+    assert given(1, "MTKD_WORKERS") == ["8"]  # more than a GPU takes
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,GPU-bb,GPU-cc")
+    assert given(None, "CUDA_VISIBLE_DEVICES") == ["GPU-aa", "GPU-bb", "GPU-cc"]
+    monkeypatch.setenv("MTKD_WORKERS", "1")
+    assert given(3, "MTKD_WORKERS") == ["1"] * 3
+    assert slots(2, "cpu") == [{"MTKD_DEVICE": "cpu"}] * 2
+    assert slots(None, "mps") == [{"MTKD_DEVICE": "mps"}]
+
+
+def test_every_teacher_has_its_gpu_and_its_cores(run, two_gpus, monkeypatch):
+    monkeypatch.setattr("pipeline.environment.cores", lambda: 6)
+    monkeypatch.delenv("MTKD_WORKERS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    both, given = threading.Barrier(2, timeout=60), {}
+
+    def repro(what, environment):
+        if what != ["prepare"]:
+            both.wait()
+            given[what[1]] = environment
+        return True
+
+    monkeypatch.setattr(train_teachers, "_repro", repro)
+    mtkd("train-teachers", "--device", "cuda")
+    assert sorted(given) == ["train_teacher@colon", "train_teacher@liver"]
+    assert sorted(slot["CUDA_VISIBLE_DEVICES"] for slot in given.values()) == ["0", "1"]
+    assert {slot["MTKD_WORKERS"] for slot in given.values()} == {"3"}
+
+
+def test_runs_of_a_study_have_a_gpu_each(run, monkeypatch):
+    """Each finds it in its environment from its first moment on, and the next run takes one that is free."""
+    given = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    seen = []
+    monkeypatch.setattr(study, "slots", lambda jobs, kind: list(given[:jobs]))
+    monkeypatch.setattr(study, "_keep", _tell)
+    monkeypatch.setattr(study, "_told", lambda case, ended: seen.append(ended.result()) or [])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    student = load_params().student
+    cases = [Case(f"run {i}", student.model_copy(update={"seed": i}), None) for i in range(3)]
+    study.measure_all(cases, 2, Machine("cpu"))
+    assert sorted(seen) in (["0", "0", "1"], ["0", "1", "1"])
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def _tell(case, file, threads, machine):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{}")
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_loaders_are_the_share_of_the_cores(two_gpus, monkeypatch):
+    monkeypatch.setattr("pipeline.environment.cores", lambda: 12)
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert [_machine("cuda", None, devices).workers for devices in (1, 2, 4, 64)] == [8, 6, 3, 1]
+    assert [_machine("cuda", None, jobs=jobs).workers for jobs in (1, 3)] == [8, 4]
+    assert _machine("cpu", None, jobs=3).workers == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert _machine("cuda", None).workers == 8
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert _machine("cuda", None).workers == 3
+
+
+@pytest.mark.parametrize(
+    ("inside", "command", "workers"),
+    [
+        ("stages.study_ways.run", ["study", "gain", "--jobs", "2"], 6),
+        ("stages.study_parity.run", ["study", "parity"], 8),
+        ("stages.benchmark_store.run", ["benchmark", "store"], 8),
+    ],
+)
+def test_what_trains_loads_as_the_stages_do(two_gpus, project, monkeypatch, inside, command, workers):
+    monkeypatch.setattr("pipeline.environment.cores", lambda: 12)
+    monkeypatch.delenv("MTKD_WORKERS", raising=False)
+    seen = []
+    monkeypatch.setattr(inside, lambda *arguments: seen.append(arguments[-1].workers))
+    mtkd(*command, "--device", "cuda")
+    mtkd(*command, "--device", "cpu")
+    assert seen == [workers, 0]
