@@ -57,11 +57,14 @@ class Case:
         return (_training_step if self.task == "train" else _inference)(network, frames, self)
 
 
-def measure(cases: Sequence[Case], warmup: int, repeats: int) -> list[dict[str, Any]]:
-    """Median milliseconds per call of each case, and the memory that a call needs on top of the network, in MiB."""
+def measure(cases: Sequence[Case], warmup: int, repeats: int, seconds: float = 0.0) -> list[dict[str, Any]]:
+    """Median milliseconds per call of each case, and the memory that a call needs on top of the network, in MiB.
+
+    Calls are repeated ``repeats`` times, and for so many seconds at least.
+    """
     return [
-        {"milliseconds": round(1000 * timing.median, 1), "peak_mib": round(timing.peak / 2**20, 1)}
-        for timing in take_turns(cases, warmup, repeats)
+        {"milliseconds": round(1000 * timing.median, 3), "peak_mib": round(timing.peak / 2**20, 1)}
+        for timing in take_turns(cases, warmup, repeats, seconds=seconds)
     ]
 
 

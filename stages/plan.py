@@ -14,10 +14,10 @@ from pipeline.dsad import SPLITS, Splits, surgery_id
 from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models import create_model
-from pipeline.network_benchmark import Case, measure
+from pipeline.network_benchmark import Case, Task, measure
 from pipeline.settings import Params, Training
 from stages import benchmark_loading
-from stages.console import console, say
+from stages.console import console, counted, say
 from stages.layout import RESULTS, frames_of
 from stages.machine_record import machine_record
 from stages.params import load_params
@@ -25,6 +25,7 @@ from stages.params import load_params
 OUTPUT = RESULTS / "plan.json"
 Counts = dict[str, dict[str, int]]  # split -> anatomy -> frames
 HALF = 2  # bytes of a float16
+SECONDS = 1.0  # that calls are repeated for at least: a few short ones on a GPU are noise
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Rates:
 
     Attributes:
         teacher_step, student_step: one optimiser step on a whole batch.
-        teacher_frame, student_frame: native logits of one frame.
+        teacher_frame: native logits of one frame, in the batches and the precision of cache_logits.
+        student_frame: the same in the batches of the student's validation.
         load_frame: one core from disk to augmented tensor, with stored answers to warp.
         memory: of a training step of teacher and of student, on top of the network, largest.
         frame_bytes: one prepared frame and its label.
@@ -54,14 +56,14 @@ def run(what: str, devices: Sequence[int], repeats: int, output: Path, machine: 
     Args:
         what: ``dsad``: the paper's recipe on DSAD; ``here``: params.yaml on the prepared frames.
         devices: for how many devices.
-        repeats: calls per measurement.
+        repeats: calls per measurement, at least; they are repeated for a second.
         output: JSON file.
         machine: where to measure.
     """
     params, counts = _dsad() if what == "dsad" else _here()
     say(
         f"measuring {params.teacher.arch} and {params.student.arch} at {_size(params)} on this machine, "
-        f"{repeats + 1} calls of each: seconds on a GPU, minutes on a CPU"
+        f"{repeats + 1} calls of each, or a second of them: seconds on a GPU, minutes on a CPU"
     )
     rates = _measure(params, len(counts["train"]), repeats, machine)
     plans = {str(n): hours(params, counts, rates, n) for n in devices}
@@ -71,7 +73,7 @@ def run(what: str, devices: Sequence[int], repeats: int, output: Path, machine: 
         {
             "machine": machine_record(machine),
             "frames": {split: sum(each.values()) for split, each in counts.items()},
-            "measured": {name: round(value, 4) for name, value in vars(rates).items()},
+            "measured": {name: round(value, 6) for name, value in vars(rates).items()},
             "hours": plans,
             "disk_gib": needs,
         },
@@ -105,32 +107,26 @@ def dsad_counts(splits: Splits, anatomies: Sequence[str]) -> Counts:
 
 
 def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> Rates:
-    """One process for each measurement: memory of another would hide its peak."""
+    """Each in the batches of its stage; loading on one core."""
+    teacher, student, asked = params.teacher, params.student, params.cache
 
-    def measured(settings: Training, n: int, task: str) -> dict[str, Any]:
-        batch = settings.batch_size if task == "train" else 1
-        case = Case(
-            settings.arch,
-            n,
-            "joined",
-            task,  # type: ignore[arg-type]
-            settings.precision,
-            batch,
-            params.data.image_size,
-            machine,
-        )
-        (result,) = measure([case], 1, repeats)
-        say(f"{settings.arch}, {n} decoders, {task}, {batch} frames: {result['milliseconds'] / 1000:.2f} s")
+    def measured(arch: str, n: int, task: Task, batch: int, precision: str) -> dict[str, Any]:
+        """In a process of its own: memory of another measurement would hide its peak."""
+        case = Case(arch, n, "joined", task, precision, batch, params.data.image_size, machine)
+        (result,) = measure([case], 1, repeats, SECONDS)
+        say(f"{arch}, {counted(n, 'decoder')}, {task}, {counted(batch, 'frame')}: {result['milliseconds']:.4g} ms")
         return result
 
-    teach, ask = measured(params.teacher, 1, "train"), measured(params.teacher, 1, "infer")
-    learn, answer = measured(params.student, decoders, "train"), measured(params.student, decoders, "infer")
+    teach = measured(teacher.arch, 1, "train", teacher.batch_size, teacher.precision)
+    ask = measured(teacher.arch, 1, "infer", asked.batch_size, asked.precision)
+    learn = measured(student.arch, decoders, "train", student.batch_size, student.precision)
+    validate = measured(student.arch, decoders, "infer", student.batch_size, student.precision)
     loading = benchmark_loading.measure(params.data.image_size, decoders, 3)
     return Rates(
         teach["milliseconds"] / 1000,
         learn["milliseconds"] / 1000,
-        ask["milliseconds"] / 1000,
-        answer["milliseconds"] / 1000,
+        ask["milliseconds"] / 1000 / asked.batch_size,
+        validate["milliseconds"] / 1000 / student.batch_size,
         loading["milliseconds"]["all with answers"] / 1000,
         round(max(teach["peak_mib"], learn["peak_mib"]) * 2**20),
         loading["bytes_per_frame"],
