@@ -440,7 +440,7 @@ def plan(
         str, typer.Argument(help="dsad: the paper's recipe on DSAD; here: params.yaml on the prepared frames.")
     ] = "dsad",
     devices: Annotated[list[int] | None, typer.Option(min=1, help="For how many devices; by default 1 and 8.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Calls per measurement; more, if they take less than a second.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Calls per measurement; more, if they are short.")] = 2,
     output: Annotated[Path, typer.Option(help="JSON with the measurements and the plan.")] = Path("results/plan.json"),
     device: Device = "auto",
 ) -> None:

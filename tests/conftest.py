@@ -14,6 +14,9 @@ from typer.testing import CliRunner
 
 from stages.cli import app
 
+# Bytes are compared, and a GPU repeats none: on a machine with one, MTKD_DEVICE=cuda pytest runs there all the same.
+os.environ.setdefault("MTKD_DEVICE", "cpu")
+
 ROOT = Path(__file__).parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
 
