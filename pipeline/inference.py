@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from multiprocessing import current_process
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -153,6 +154,7 @@ def to_host(tensor: Tensor) -> Callable[[], NDArray[Any]]:
 def _loaded(shown: _Shown, order: list[list[int]], workers: int, device: torch.device) -> Iterable[Batch]:
     """The batches, loaded by processes; by threads where there may be none, as in dask's daemonic workers."""
     if workers and current_process().daemon:
+        cv2.setNumThreads(1)  # as loaders do
         return by_threads(lambda batch: _batch([shown[i] for i in batch]), order, workers)
     return make_loader(shown, order, workers, _batch, pin=device.type == "cuda")
 

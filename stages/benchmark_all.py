@@ -16,11 +16,12 @@ from pipeline.cost import multiply_adds, parameters
 from pipeline.errors import MtkdError
 from pipeline.export import Run, as_batch, trace, write_int8
 from pipeline.files import write_json
+from pipeline.guards import mendable
 from pipeline.latency import Candidate, Way, example, export_graph, ways
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.prepared import load_frame
-from pipeline.turns import Timing, try_turns
+from pipeline.turns import REMEDY, Timing, try_turns
 from stages.benchmark import FIGURES, figures
 from stages.console import console, progress, say
 from stages.layout import PREPARED_FRAMES, RESULTS, frames_of, student_checkpoint
@@ -62,7 +63,8 @@ def run(
         for number, arch in enumerate(architectures, start=1):
             for form in ("separate", "shared"):
                 try:
-                    found = _measured(arch, form, runtimes, decoders, size, repeats, Path(folder), machine)
+                    with mendable(REMEDY):
+                        found = _measured(arch, form, runtimes, decoders, size, repeats, Path(folder), machine)
                 except MtkdError as error:
                     failed.append(f"{arch} {form}: {error}")
                     say(failed[-1])

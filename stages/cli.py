@@ -113,6 +113,9 @@ def _machine(device: str, workers: int | None, devices: int = 1, accumulate: int
 
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise typer.BadParameter(f"'{device}' is none of auto, cpu, cuda, mps", param_hint="--device")
+    if device == "cpu":
+        # PyTorch's Adam asks for a GPU's stream in each step, wherever it computes: a broken one would end the run.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     keep_freed_memory()
     if workers is None:
         waits = Machine(device).torch_device.type != "cpu"

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import mtkd
 
 from pipeline.errors import MtkdError
@@ -42,16 +43,20 @@ def test_every_runtime_in_both_forms_and_they_agree(run):
             assert row["dice"] is None
 
 
-def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(MtkdError("a process ended"), "a process"), (torch.OutOfMemoryError("CUDA out of memory."), "too little memory")],
+)
+def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(run, monkeypatch, error, line):
     real = benchmark_all._measured
 
     def measured(arch, form, *rest):
         if form == "separate":
-            raise MtkdError("a process that was measured ended by itself")
+            raise error
         return real(arch, form, *rest)
 
     monkeypatch.setattr(benchmark_all, "_measured", measured)
-    with pytest.raises(MtkdError, match="1 could not be measured:\n  mininetv2 separate: a process"):
+    with pytest.raises(MtkdError, match=f"1 could not be measured:\n  mininetv2 separate: {line}"):
         benchmark_all.run(["mininetv2"], ["PyTorch"], 2, (64, 96), 1, Path("all.json"), Machine("cpu"))
     assert {row["form"] for row in json.loads(Path("all.json").read_text())["rows"]} == {"shared"}
 

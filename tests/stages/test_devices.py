@@ -198,3 +198,25 @@ def test_what_trains_loads_as_the_stages_do(two_gpus, project, monkeypatch, insi
     mtkd(*command, "--device", "cuda")
     mtkd(*command, "--device", "cpu")
     assert seen == [workers, 0]
+
+
+def test_a_training_on_the_cpu_leaves_a_gpu_alone(run, monkeypatch):
+    """Neither a context nor pinned memory is asked of one that may be full or broken, by no library either."""
+
+    def fail(*_):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(os.environ["CUDA_VISIBLE_DEVICES"] == "0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch.cuda.device_count() > 0)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", fail)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
+    assert "epoch 2" in mtkd("train-teacher", "liver", "--device", "cpu", "--workers", "1")
+
+
+def test_evaluation_with_processes_writes_the_same_tables(run):
+    before = {path: Path(path).read_bytes() for path in ("results/per_frame.csv", "metrics/evaluate.json")}
+    for path in before:
+        Path(path).unlink()
+    mtkd("evaluate", "--device", "cpu", "--workers", "1")
+    assert {path: Path(path).read_bytes() for path in before} == before
