@@ -228,6 +228,26 @@ def test_autocast_does_not_reach_the_losses(frames, dtype):
         torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("ours", "literal"), READINGS)
+def test_frames_without_a_valid_cell_are_left_out_one_by_one(ours, literal):
+    """Whatever stands in them, also for the gradients; of a batch without any such cell nothing is left."""
+    valid = torch.rand(4, H, W, generator=torch.Generator().manual_seed(30)) > 0.3
+    valid[1] = valid[3] = False
+    s, t = logits(31, 4, N, 2, H, W), logits(32, 4, N, 2, H, W)
+    s[1], t[3] = math.inf, math.nan
+    s.requires_grad_()
+    kept = [b for b in range(4) if valid[b].any()]
+    assert kept == [0, 2]
+    expected = sum(literal(s[b : b + 1], t[b : b + 1], 2.0, valid[b : b + 1]) for b in kept) / len(kept)
+    found = ours(s, t, 2.0, valid)
+    torch.testing.assert_close(found.double().sum(), expected.sum(), rtol=1e-4, atol=1e-5)
+    found.sum().backward()
+    assert s.grad.isfinite().all()
+    assert (s.grad[1] == 0).all()
+    assert (s.grad[0] != 0).any()
+    assert (ours(s.detach(), t, 2.0, torch.zeros_like(valid)) == 0).all()
+
+
 def test_a_frame_without_a_valid_cell_does_not_count_in_the_mean_over_pieces():
     """The mean over frames that have a valid cell, of a batch and of its pieces by their numbers of such frames."""
     objective = distilled(supervised(N, None), Distill(temperature=2.0, weight=1.0, softmax="classes"))
