@@ -184,6 +184,10 @@ class EpochBatches(Sampler[list[Key]]):
     def __len__(self) -> int:
         return self.steps * self.share.pieces
 
+    def whole(self) -> list[int]:
+        """For each batch, its frames over all processes."""
+        return [min(self.frames - step * self.batch_size, self.batch_size) for step in range(self.steps)]
+
     def sizes(self) -> list[list[int]]:
         """For each batch, the frames that its own pieces hold without those that fill them up."""
         ends = [min(self.frames, (step + 1) * self.batch_size) for step in range(self.steps)]

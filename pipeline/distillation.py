@@ -38,7 +38,7 @@ def distilled(supervised: Objective, settings: Distill) -> Objective:
         return supervised.terms(logits, batch) | {"kl_divergence": kl, "valid_cells": cells}
 
     def frames(batch: Sample) -> Terms:
-        return supervised.frames(batch) | {"kl_divergence": batch["valid"].flatten(1).any(1).sum()}
+        return {**supervised.frames(batch), "kl_divergence": batch["valid"].flatten(1).any(1).sum()}
 
     return Objective(terms, {**supervised.weights, "kl_divergence": settings.weight}, frames)
 

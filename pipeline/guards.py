@@ -1,11 +1,13 @@
 """What goes wrong in a long run through no fault of its code, as one line each."""
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from pipeline.environment import shared_memory
 from pipeline.errors import MtkdError
@@ -56,27 +58,32 @@ def mendable(remedy: str = TRAINING) -> Iterator[None]:
             "need less), and start again"
         ) from error
     except RuntimeError as error:
-        text = str(error)
-        if NO_MEMORY.search(text):
-            raise TooLittleMemoryError(f"too little memory: {remedy}") from error
-        if NO_SHARED_MEMORY.search(text):
-            raise MtkdError(
-                "/dev/shm has too little room for what processes share: start Docker with --shm-size=1g, or use "
-                "--workers 0"
-            ) from error
-        if WORKER_DIED.search(text):
-            reason = "a loader process ended by itself, as when the kernel needs its memory"
-            raise MtkdError(f"{reason}: start again, with fewer --workers if it happens again{_shared()}") from error
-        if PEER_GONE.search(text):
-            raise MtkdError(
-                "another process of this run ended first: its own line says why, if it was not killed"
-            ) from error
-        raise
+        explained = _explained(error, remedy)
+        if explained is None:
+            raise
+        raise explained from error
     except Exception as error:
         # A loader process hands on its error with a traceback before the message.
         if not str(error).startswith("Caught "):
             raise
         raise MtkdError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
+
+
+def _explained(error: RuntimeError, remedy: str) -> MtkdError | None:
+    """One of torch's many errors in one line; None for our own mistakes."""
+    text = str(error)
+    if NO_MEMORY.search(text):
+        return TooLittleMemoryError(f"too little memory: {remedy}")
+    if NO_SHARED_MEMORY.search(text):
+        return MtkdError(
+            "/dev/shm has too little room for what processes share: start Docker with --shm-size=1g, or use --workers 0"
+        )
+    if WORKER_DIED.search(text):
+        reason = "a loader process ended by itself, as when the kernel needs its memory"
+        return MtkdError(f"{reason}: start again, with fewer --workers if it happens again{_shared()}")
+    if PEER_GONE.search(text):
+        return MtkdError("another process of this run ended first: its own line says why, if it was not killed")
+    return None
 
 
 def _shared() -> str:
@@ -85,3 +92,69 @@ def _shared() -> str:
     if free is None or free >= SMALL:
         return ""
     return f"; or start Docker with --shm-size=1g, as /dev/shm has only {free / 2**20:.0f} MiB free"
+
+
+class FiniteTerms:
+    """Refuses terms of the loss that are not finite, one step late: to see them at once, the host would have to wait.
+
+    Nothing is lost by that: a run is kept at the end of an epoch, when all its steps have been judged.
+
+    Args:
+        names: of the terms to judge.
+        anatomies: one for each of the N values of a term.
+        epoch: 0, 1, ...
+        speaks: whether this process says what is wrong; the others only end.
+    """
+
+    def __init__(self, names: Iterable[str], anatomies: Sequence[str], epoch: int, *, speaks: bool) -> None:
+        self.names, self.anatomies, self.epoch, self.speaks = list(names), anatomies, epoch, speaks
+        self._waiting: tuple[int, _Copy] | None = None
+
+    def add(self, step: int, terms: Mapping[str, Tensor]) -> None:
+        """Judge the step before; take the terms (N,) of step 1, 2, ... for the next time.
+
+        Raises:
+            MtkdError: a term of the step before is not finite.
+        """
+        self.judge()
+        self._waiting = step, _Copy(torch.stack([terms[name] for name in self.names]))
+
+    def judge(self) -> None:
+        """Judge what was added last.
+
+        Raises:
+            MtkdError: a term of it is not finite.
+            SystemExit: likewise, in processes that do not speak.
+        """
+        if self._waiting is None:
+            return
+        (step, copy), self._waiting = self._waiting, None
+        lost = {
+            name: [a for a, value in zip(self.anatomies, values, strict=True) if not math.isfinite(value)]
+            for name, values in zip(self.names, copy.tolist(), strict=True)
+        }
+        which = " and the ".join(f"{name} is not finite ({', '.join(whose)})" for name, whose in lost.items() if whose)
+        if which and not self.speaks:
+            raise SystemExit(1)
+        if which:
+            stores = (
+                "" if lost.get("cross_entropy") else "; `mtkd cache verify` says whether the stored logits are whole"
+            )
+            where = f"in epoch {self.epoch + 1}, step {step}"
+            raise MtkdError(f"the {which} {where}: lower learning_rate, or use precision 32-true{stores}")
+
+
+class _Copy:
+    """Values on their way to the host, which goes on meanwhile."""
+
+    def __init__(self, values: Tensor) -> None:
+        on_gpu = values.device.type == "cuda"
+        self._values = values.to("cpu", non_blocking=on_gpu)  # from a GPU into pinned memory
+        self._arrived = torch.cuda.Event() if on_gpu else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def tolist(self) -> list[list[float]]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values.tolist()

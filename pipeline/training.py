@@ -10,8 +10,8 @@ over frames, so the pieces' gradients, each weighted with its share of the frame
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from typing import Any, TypeVar, cast
+from functools import cache, partial
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -21,8 +21,7 @@ from pipeline import metrics
 from pipeline.counts import Counts
 from pipeline.datasets import EpochBatches, FrameDataset, Sample, Share, clean_batches
 from pipeline.depthwise import exact_depthwise
-from pipeline.errors import MtkdError
-from pipeline.guards import mendable
+from pipeline.guards import FiniteTerms, mendable
 from pipeline.losses.partial_labels import IGNORE, partial_label_cross_entropy, partial_targets
 from pipeline.machine import Machine, make_loader
 from pipeline.models.network import Network, normalise, resize
@@ -31,7 +30,6 @@ from pipeline.settings import Training
 from pipeline.stopwatch import Stopwatch
 
 Terms = dict[str, Tensor]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,8 @@ class Objective:
         terms: from logits (B, N, 2, h, w) and their batch to named terms, each (N,): one value per decoder.
         weights: the weight of each term of the loss, which is a mean over frames; terms without one are counts, and
             only logged.
-        frames: from a batch to the number of frames, () int64, that each weighted term is a mean over.
+        frames: from a batch to the number of frames, () int64, that a weighted term is a mean over; terms that are not
+            there are means over all frames.
     """
 
     terms: Callable[[Tensor, Sample], Terms]
@@ -76,20 +75,23 @@ class Epoch:
 
 def supervised(decoders: int, class_weights: Tensor | None) -> Objective:
     """The objective of teachers and of the student without distillation: L_CE (Equation 1, partial labels)."""
+    weights_on = None if class_weights is None else placed(class_weights)
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
         target = partial_targets(batch["label"].long(), batch["anatomy"], decoders)
         full = resize(logits, (target.shape[-2], target.shape[-1]))
+        weights = weights_on(logits.device) if weights_on else None
         return {
-            "cross_entropy": partial_label_cross_entropy(full, target, class_weights),
+            "cross_entropy": partial_label_cross_entropy(full, target, weights),
             "valid_pixels": (target != IGNORE).sum(dim=(0, 2, 3)).float(),
         }
 
-    return Objective(terms, {"cross_entropy": 1.0}, lambda batch: {"cross_entropy": _count(batch["anatomy"])})
+    return Objective(terms, {"cross_entropy": 1.0}, lambda batch: {})
 
 
-def _count(of_frames: Tensor) -> Tensor:
-    return torch.full((), len(of_frames), device=of_frames.device)
+def placed(constant: Tensor) -> Callable[[torch.device], Tensor]:
+    """A tensor on each device that asks for it, copied once: a GPU would end all its work before each copy."""
+    return cache(lambda device: constant.to(device))
 
 
 def learning_rate(settings: Training, epoch: int) -> float:
@@ -127,7 +129,7 @@ def fit(
         step: called after each batch with (epoch, batches done, batches in all).
         check: called after each epoch, before anything of it is kept, on one process; raises if it must not be.
         resume: where the run stands; None to begin anew and keep nothing.
-        stopwatch: counts the time of ``data`` (waiting for it) and of ``network``.
+        stopwatch: counts the time of ``data`` (nothing to compute, as no batch is there) and of ``network``.
 
     Returns:
         One entry per epoch.
@@ -138,9 +140,7 @@ def fit(
     """
     synchronised = synchronises(fabric.device.type, fabric.world_size)
     if synchronised:
-        from timm.layers.norm_act import convert_sync_batchnorm  # torch's drops the activation of BatchNormAct2d
-
-        convert_sync_batchnorm(network)
+        synchronise(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
     model, optimizer = fabric.setup(network.to(memory_format=torch.channels_last), optimizer)
     share = Share(fabric.global_rank, fabric.world_size, machine.accumulate, least=1 if synchronised else 2)
@@ -149,7 +149,7 @@ def fit(
     pin = fabric.device.type == "cuda"
     loaders = [make_loader(data, order, machine.workers, pin=pin) for data, order in ((train, sampler), (val, clean))]
     train_loader, val_loader = fabric.setup_dataloaders(*loaders, use_distributed_sampler=False)
-    stopwatch = stopwatch or Stopwatch()
+    loop = _Loop(fabric, model, network, optimizer, objective, stopwatch or Stopwatch(fabric.device))
 
     history, best = _resumed(resume, fabric, network, optimizer)
     for epoch in history:
@@ -162,12 +162,9 @@ def fit(
         torch.manual_seed(settings.seed * 100_003 + number + fabric.global_rank * 1_000_003)
         sampler.epoch = number
         with mendable():
-            batches = zip(_grouped(stopwatch.waiting("data", train_loader), share.pieces), sampler.sizes(), strict=True)
-            require_finite = partial(_require_finite, fabric, objective, train.anatomies, number)
-            told = partial(step, number)
-            terms, norms = _train_epoch(
-                fabric, model, network, batches, sampler.steps, optimizer, objective, require_finite, told, stopwatch
-            )
+            finite = FiniteTerms(objective.weights, train.anatomies, number, speaks=fabric.is_global_zero)
+            batches = _batches(loop.stopwatch.waiting("data", train_loader), sampler)
+            terms, norms = _train_epoch(loop, batches, sampler.steps, finite, partial(step, number))
             counts = _validate(fabric, network, val_loader, len(val))
         dice = metrics.mean_dice(counts, [frame.anatomy for frame in val.frames])
         history.append(Epoch(number, rate, terms, norms, dice))
@@ -185,6 +182,13 @@ def fit(
 def synchronises(kind: str, processes: int) -> bool:
     """Whether the processes of a run compute batch norm's statistics together (SyncBatchNorm knows CUDA only)."""
     return kind == "cuda" and processes > 1
+
+
+def synchronise(network: Network) -> None:
+    """Replace batch norm by one that computes its statistics over all processes; names and parameters stay."""
+    from timm.layers.norm_act import convert_sync_batchnorm  # torch's own drops the activations of BatchNormAct2d
+
+    convert_sync_batchnorm(network)
 
 
 def _state(
@@ -219,78 +223,121 @@ def best_epoch(history: list[Epoch]) -> Epoch:
     return max(history, key=lambda e: -math.inf if e.mean_dice is None else e.mean_dice)
 
 
-Batches = Iterator[tuple[Sequence[Sample], Sequence[int]]]  # the pieces of each batch, and their numbers of own frames
+@dataclass(frozen=True)
+class _Batch:
+    """What one process computes of a batch.
+
+    Attributes:
+        pieces: its frames, one piece after another.
+        sizes: of each piece, how many frames are its own and not there to fill it up.
+        frames: of the batch, over all processes.
+    """
+
+    pieces: Sequence[Sample]
+    sizes: Sequence[int]
+    frames: int
+
+
+def _batches(pieces: Iterator[Sample], sampler: EpochBatches) -> Iterator[_Batch]:
+    grouped = zip(*[pieces] * sampler.share.pieces, strict=True)
+    for own, sizes, frames in zip(grouped, sampler.sizes(), sampler.whole(), strict=True):
+        yield _Batch(own, sizes, frames)
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """What stays the same from step to step.
+
+    Attributes:
+        fabric: devices and precision.
+        model: the network as Fabric has set it up, for gradients.
+        network: the network itself.
+        optimizer: as Fabric has set it up.
+        objective: the loss terms of a batch.
+        stopwatch: counts the time of ``network``.
+    """
+
+    fabric: Fabric
+    model: Any
+    network: Network
+    optimizer: Any
+    objective: Objective
+    stopwatch: Stopwatch
 
 
 def _train_epoch(
-    fabric: Fabric,
-    model: Any,
-    network: Network,
-    batches: Batches,
-    steps: int,
-    optimizer: Any,
-    objective: Objective,
-    require_finite: Callable[[int, Terms], None],
-    step: Callable[[int, int], None],
-    stopwatch: Stopwatch,
+    loop: _Loop, batches: Iterator[_Batch], steps: int, finite: FiniteTerms, step: Callable[[int, int], None]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """One pass over the training frames; the mean of each term over batches, and the first batch's gradient norms."""
-    model.train()
+    """One pass over the training frames; the mean of each term over batches, and the first batch's gradient norms.
+
+    Nothing here waits for the device to end a step: the host gives it the next one meanwhile.
+    """
+    loop.model.train()
     sums: dict[str, Tensor] = {}
-    norms: dict[str, float] = {}
-    for number, (pieces, sizes) in enumerate(batches, start=1):
-        with stopwatch.step("network"):
-            optimizer.zero_grad(set_to_none=True)
-            terms, squares = _backward(fabric, model, network, pieces, sizes, objective, measured=number == 1)
-            require_finite(number, terms)
-            optimizer.step()
-        norms = norms or {name: float(square.sqrt()) for name, square in squares.items()}
+    norms: dict[str, Tensor] = {}
+    for number, batch in enumerate(batches, start=1):
+        with loop.stopwatch.step("network"):
+            loop.optimizer.zero_grad(set_to_none=True)
+            terms, squares = _backward(loop, batch, measured=number == 1)
+            finite.add(number, terms)
+            loop.optimizer.step()
+        norms = norms or {name: square.sqrt() for name, square in squares.items()}
         sums = {name: sums.get(name, 0) + term for name, term in terms.items()}
         step(number, steps)
-    return {name: (total / steps).tolist() for name, total in sums.items()}, norms
+    finite.judge()
+    return (
+        {name: (total / steps).tolist() for name, total in sums.items()},
+        {name: float(norm) for name, norm in norms.items()},
+    )
 
 
-def _backward(
-    fabric: Fabric,
-    model: Any,
-    network: Network,
-    pieces: Sequence[Sample],
-    sizes: Sequence[int],
-    objective: Objective,
-    *,
-    measured: bool,
-) -> tuple[Terms, Terms]:
+def _backward(loop: _Loop, batch: _Batch, *, measured: bool) -> tuple[Terms, Terms]:
     """The gradients of one batch; its terms, and the squared norm of each weighted term's gradient at the logits."""
-    own = [_first(piece, size) for piece, size in zip(pieces, sizes, strict=True)]
-    counted = [{k: v * bool(size) for k, v in objective.frames(o).items()} for o, size in zip(own, sizes, strict=True)]
-    whole = _over_all(fabric, {name: torch.stack([c[name] for c in counted]).sum() for name in objective.weights})
+    fabric, weights = loop.fabric, loop.objective.weights
+    own = [_first(piece, size) for piece, size in zip(batch.pieces, batch.sizes, strict=True)]
+    shares = _shares(loop, batch, own)
     sums: Terms = {}
-    squares = {name: torch.zeros((), device=fabric.device) for name in objective.weights if measured}
-    for number, (piece, kept, size) in enumerate(zip(pieces, own, sizes, strict=True)):
+    squares = {name: torch.zeros((), device=fabric.device) for name in weights if measured}
+    for number, (piece, kept, share) in enumerate(zip(batch.pieces, own, shares, strict=True), start=1):
         # Processes exchange gradients once per batch, with its last piece.
-        with fabric.no_backward_sync(model, enabled=number + 1 < len(pieces)):
+        with fabric.no_backward_sync(loop.model, enabled=number < len(own)):
             with exact_depthwise(fabric.device):
-                logits = model(normalise(piece["frame"], network))[: len(kept["anatomy"])]
-            terms = objective.terms(logits, kept)
-            for name, term in terms.items():
-                of_whole = counted[number][name] / whole[name].clamp(min=1) if name in whole else bool(size)
-                terms[name] = term * of_whole
-            weighted = {name: weight * terms[name].sum() for name, weight in objective.weights.items()}
+                logits = loop.model(normalise(piece["frame"], loop.network))[: len(kept["anatomy"])]
+            found = loop.objective.terms(logits, kept)
+            terms = {name: term * share.get(name, bool(batch.sizes[number - 1])) for name, term in found.items()}
+            weighted = {name: weight * terms[name].sum() for name, weight in weights.items()}
             squares = {name: square + _squared(weighted[name], logits) for name, square in squares.items()}
             # DDP takes the mean over processes; the sum is wanted.
             fabric.backward(torch.stack(list(weighted.values())).sum() * fabric.world_size)
         sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
-    return _over_all(fabric, sums), _over_all(fabric, squares)
+    summed = _over_all(fabric, [*sums.values(), *squares.values()])
+    return dict(zip(sums, summed[: len(sums)], strict=True)), dict(zip(squares, summed[len(sums) :], strict=True))
 
 
-def _over_all(fabric: Fabric, sums: Terms) -> Terms:
-    """The sum over processes of each value."""
-    return cast(Terms, fabric.all_reduce(sums, reduce_op="sum"))
+def _shares(loop: _Loop, batch: _Batch, own: Sequence[Sample]) -> list[dict[str, Tensor | float]]:
+    """By piece and weighted term, the part of the frames that the term of the whole batch is a mean over."""
+    counted = [
+        {name: number * bool(size) for name, number in loop.objective.frames(piece).items()}
+        for piece, size in zip(own, batch.sizes, strict=True)
+    ]
+    # Only these numbers have to be asked for.
+    sums = [torch.stack([numbers[name] for numbers in counted]).sum() for name in counted[0]]
+    whole = dict(zip(counted[0], _over_all(loop.fabric, sums), strict=True))
+    return [
+        dict.fromkeys(loop.objective.weights, size / batch.frames)
+        | {name: number / whole[name].clamp(min=1) for name, number in numbers.items()}
+        for numbers, size in zip(counted, batch.sizes, strict=True)
+    ]
 
 
-def _grouped(items: Iterator[T], size: int) -> Iterator[tuple[T, ...]]:
-    """Consecutive items, ``size`` at a time."""
-    return zip(*[items] * size, strict=True)
+def _over_all(fabric: Fabric, values: Sequence[Tensor]) -> list[Tensor]:
+    """The sum over processes of each value, in one message; Fabric's own would wait for all processes before each."""
+    if fabric.world_size == 1 or not values:
+        return list(values)
+    message = torch.cat([value.flatten() for value in values])
+    torch.distributed.all_reduce(message)
+    parts = message.split([value.numel() for value in values])
+    return [part.view(value.shape) for part, value in zip(parts, values, strict=True)]
 
 
 def _first(piece: Sample, size: int) -> Sample:
@@ -301,23 +348,6 @@ def _first(piece: Sample, size: int) -> Sample:
 def _squared(term: Tensor, logits: Tensor) -> Tensor:
     """How hard a term pulls at the logits: the squared norm of its gradient."""
     return torch.autograd.grad(term, logits, retain_graph=True)[0].float().norm().square()
-
-
-def _require_finite(
-    fabric: Fabric, objective: Objective, anatomies: Sequence[str], epoch: int, step: int, terms: Terms
-) -> None:
-    lost = {
-        name: [a for a, value in zip(anatomies, terms[name].tolist(), strict=True) if not math.isfinite(value)]
-        for name in objective.weights
-    }
-    which = " and the ".join(f"{name} is not finite ({', '.join(whose)})" for name, whose in lost.items() if whose)
-    if which and fabric.is_global_zero:
-        stores = "" if lost.get("cross_entropy") else "; `mtkd cache verify` says whether the stored logits are whole"
-        raise MtkdError(
-            f"the {which} in epoch {epoch + 1}, step {step}: lower learning_rate, or use precision 32-true{stores}"
-        )
-    if which:  # the first process says it for all
-        raise SystemExit(1)
 
 
 @torch.no_grad()
@@ -332,6 +362,7 @@ def _validate(fabric: Fabric, network: Network, loader: Any, frames: int) -> lis
         with fabric.autocast():
             logits = network(normalise(batch["frame"], network))
         size = (batch["label"].shape[-2], batch["label"].shape[-1])
-        counts = metrics.count(metrics.own_masks(logits, batch["anatomy"], size), batch["label"])
-        table[batch["position"]] = torch.tensor([[c.tp, c.fp, c.fn, c.tn] for c in counts], device=fabric.device)
-    return [Counts(*row) for row in _over_all(fabric, {"counts": table})["counts"].tolist()]
+        masks = metrics.own_masks(logits, batch["anatomy"], size)
+        table[batch["position"]] = metrics.count(masks, batch["label"])
+    (summed,) = _over_all(fabric, [table])
+    return [Counts(*row) for row in summed.tolist()]

@@ -17,7 +17,7 @@ from pipeline.machine import Machine
 from pipeline.models.network import Network, normalise, resize
 from pipeline.prepared import Frame
 from pipeline.settings import Distill, Params, Training
-from pipeline.training import Objective, Terms, supervised
+from pipeline.training import Objective, Terms, placed, supervised
 from stages.layout import METRICS, frames_of, taught_frames, teacher_checkpoint
 from stages.records import read
 from stages.soft_targets import open_stores
@@ -109,11 +109,11 @@ def _apart(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
 
 def _trusted(objective: Objective, trust: Sequence[float]) -> Objective:
     """Each teacher's divergence in proportion to its trust, which is 1 on average."""
-    share = torch.tensor(trust) / max(sum(trust) / len(trust), 1e-6)
+    share = placed(torch.tensor(trust) / max(sum(trust) / len(trust), 1e-6))
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
         found = objective.terms(logits, batch)
-        return {**found, "kl_divergence": found["kl_divergence"] * share.to(found["kl_divergence"])}
+        return {**found, "kl_divergence": found["kl_divergence"] * share(logits.device)}
 
     return replace(objective, terms=terms)
 

@@ -112,7 +112,7 @@ def train_run(
         require_writable(folder)
     resume = Resume(place.with_name(f"{place.name}.pt"), run_identity(known, network.state_dict()))
     height, width = load_frame(train.frames[0].image).shape[:2]
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(fabric.device)
     with _alone(place, fabric), _curves(curves, fabric) as live, progress(f"{title}: batches") as bar:
         sizes = f"{len(train)} training and {len(val)} validation frames"
         say(f"{title}: {settings.arch}, {sizes}, {counted(settings.epochs, 'epoch')}")

@@ -5,6 +5,7 @@ Batch norm is in eval mode and nothing is dropped, so that all ways of sharing a
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -56,26 +57,34 @@ def frozen_norms(network):
     return network
 
 
-def run(folder, devices, accumulate):
+def counted(name):
+    """Calls of a function of torch.distributed, which does what it does."""
+    return patch.object(torch.distributed, name, wraps=getattr(torch.distributed, name))
+
+
+def run(folder, devices, accumulate, *, fabric=None, resume=None):
     machine = Machine("cpu", 0, devices, accumulate)
-    fabric = make_fabric(machine, SETTINGS.precision)
+    fabric = fabric or make_fabric(machine, SETTINGS.precision)
     torch.manual_seed(0)
     network = frozen_norms(create_model("mininetv2", 3))
     gradients = []
     settings = Distill(temperature=1.0, weight=3.0, softmax="classes_balanced")
     frames = [list_frames(folder / "frames", folder / "labels", split, ANATOMIES) for split in ("train", "val")]
-    epoch = fit(
-        fabric,
-        network,
-        FrameDataset(frames[0], ANATOMIES, 1, Answers()),
-        FrameDataset(frames[1], ANATOMIES),
-        distilled(supervised(3, None), settings),
-        SETTINGS,
-        machine,
-        done=lambda epoch: None,
-        step=lambda *_: gradients.append({k: p.grad.clone() for k, p in network.named_parameters()}),
-    )[0]
+    with counted("all_reduce") as messages, counted("barrier") as barriers:
+        epoch = fit(
+            fabric,
+            network,
+            FrameDataset(frames[0], ANATOMIES, 1, Answers()),
+            FrameDataset(frames[1], ANATOMIES),
+            distilled(supervised(3, None), settings),
+            SETTINGS,
+            machine,
+            done=lambda epoch: None,
+            step=lambda *_: gradients.append({k: p.grad.clone() for k, p in network.named_parameters()}),
+            resume=resume,
+        )[0]
     told = {"terms": epoch.terms, "norms": epoch.gradient_norms, "dice": epoch.dice, "gradients": gradients}
+    told |= {"messages": messages.call_count, "barriers": barriers.call_count}
     return fabric.global_rank, told
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline import metrics
 from pipeline.calibration import BINS, calibration, total
 from pipeline.counts import Counts, count_masks
 from pipeline.evaluation import Result
@@ -27,6 +29,15 @@ def test_counts_are_those_of_a_loop():
     assert c.precision == c.tp / (c.tp + c.fp)
     assert c.recall == c.tp / (c.tp + c.fn)
     assert c.specificity == c.tn / (c.tn + c.fp)
+
+
+def test_counts_on_a_device_are_those_of_each_frame():
+    masks, labels = RNG.random((5, 9, 11)) > 0.5, RNG.integers(-1, 2, (5, 9, 11)).astype(np.int16)
+    masks[0], labels[0], masks[1], labels[2] = False, 0, True, 1
+    found = metrics.count(torch.from_numpy(masks), torch.from_numpy(labels))
+    assert found.dtype == torch.int64
+    expected = [astuple(count_masks(mask, label == 1)) for mask, label in zip(masks, labels, strict=True)]
+    assert [tuple(row) for row in found.tolist()] == expected
 
 
 def test_what_divides_by_nothing_is_nan():

@@ -15,6 +15,7 @@ from pipeline.models import ARCHITECTURES, create_model
 from pipeline.models.dropout import Dropout, draw
 from pipeline.models.segformer_head import Head
 from pipeline.settings import Training
+from pipeline.training import synchronise
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -92,6 +93,30 @@ def without_dropout(module):
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_batch_norm_over_several_devices_keeps_the_activations(name):
+    """What training on several GPUs converts; in eval mode it computes on a CPU, too."""
+    network = scrambled(create_model(name, 1)).eval()
+    frames = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = network(frames)
+        names, kinds = list(network.state_dict()), sum(isinstance(m, nn.SyncBatchNorm) for m in network.modules())
+        synchronise(network)
+        assert sum(isinstance(m, nn.SyncBatchNorm) for m in network.modules()) > kinds == 0
+        torch.testing.assert_close(network(frames), expected, rtol=0, atol=0)
+    assert list(network.state_dict()) == names
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_parameter_that_learns_gets_a_gradient(name):
+    """Otherwise processes that share a batch wait for it."""
+    torch.manual_seed(0)
+    network = create_model(name, 2).train()
+    network(torch.rand(2, 3, 64, 64)).square().sum().backward()
+    assert [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert sum(p.requires_grad for p in network.parameters()) > 100
 
 
 @pytest.mark.parametrize("name", FAMILIES)

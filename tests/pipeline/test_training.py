@@ -4,7 +4,9 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +19,16 @@ from torch import nn
 
 from pipeline.datasets import EpochBatches, FrameDataset, Share, clean_batches
 from pipeline.depthwise import exact_depthwise
+from pipeline.distillation import distilled
 from pipeline.dsad import Splits
 from pipeline.errors import MtkdError
 from pipeline.files import Unchanged, write_atomically
-from pipeline.guards import mendable
+from pipeline.guards import FiniteTerms, mendable
 from pipeline.machine import Machine, make_fabric, make_loader
-from pipeline.prepared import prepare
+from pipeline.prepared import list_frames, prepare
+from pipeline.settings import Distill
+from pipeline.stopwatch import Stopwatch
+from pipeline.training import _Batch, _Loop, _shares, supervised
 
 
 @given(st.integers(2, 40), st.integers(2, 9), st.integers(1, 4), st.integers(1, 3))
@@ -99,7 +105,10 @@ def test_two_processes_equal_one(prepared, one_process, tmp_path, launcher, accu
     done = subprocess.run([*command, share_a_batch.__file__, *map(str, arguments)], env=environment(), timeout=120)
     assert done.returncode == 0
     for rank in range(2):
-        require_equal(torch.load(tmp_path / f"told.{rank}"), one_process)
+        told = torch.load(tmp_path / f"told.{rank}")
+        require_equal(told, one_process)
+        # Three steps, each with the frames that have valid cells and with its terms; validation.
+        assert (told["messages"], told["barriers"]) == (3 * 2 + 1, 0)
 
 
 class Faulty(torch.utils.data.Dataset):
@@ -161,11 +170,42 @@ def test_files_that_change_are_noticed(tmp_path):
         watch.check()
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_mixed_precision_stays_near(prepared, one_process, precision, monkeypatch):
+def in_precision(precision, monkeypatch):
     monkeypatch.setattr(share_a_batch, "SETTINGS", share_a_batch.SETTINGS.model_copy(update={"precision": precision}))
+
+
+def test_mixed_precision_stays_near(prepared, one_process, monkeypatch):
+    in_precision("bf16-mixed", monkeypatch)
     told = share_a_batch.run(prepared, 1, 1)[1]
     torch.testing.assert_close(told["terms"], one_process["terms"], rtol=0.03, atol=0.03)
+
+
+class Kept:
+    """In place of the file in which a run is kept."""
+
+    def __init__(self, is_due=True):
+        self.is_due, self.states = is_due, []
+
+    def load(self):
+        return None, ""
+
+    def save(self, state):
+        self.states.append(state)
+
+
+def test_shares_are_those_of_the_frames_counted_one_by_one(prepared):
+    """Pieces of two, two and no frames, of which one has no valid cell."""
+    valid = torch.ones(4, 2, 2, dtype=torch.bool)
+    valid[1] = False
+    objective = distilled(supervised(3, None), Distill(temperature=1.0, weight=3.0, softmax="classes"))
+    sizes, pieces = [2, 2, 0], [valid[:2], valid[2:], valid[:1]]
+    batch = _Batch([{"valid": piece} for piece in pieces], sizes, 4)
+    loop = _Loop(SimpleNamespace(world_size=1), None, None, None, objective, Stopwatch())
+    found = _shares(loop, batch, batch.pieces)
+    counted = [sum(bool(frame.any()) for frame in piece[:size]) for piece, size in zip(pieces, sizes, strict=True)]
+    assert counted == [1, 2, 0]
+    assert [float(share["kl_divergence"]) for share in found] == pytest.approx([n / 3 for n in counted])
+    assert [share["cross_entropy"] for share in found] == [0.5, 0.5, 0]
 
 
 @pytest.mark.parametrize("dilation", [2, 8])
@@ -193,9 +233,89 @@ def test_a_divergence_that_is_no_number_stops_training(prepared, answer, monkeyp
         share_a_batch.run(prepared, 1, 1)
 
 
-def test_frames_do_not_depend_on_who_loads_them(prepared):
-    from pipeline.prepared import list_frames
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_the_step_is_named_in_which_a_loss_was_no_number(prepared, lost, monkeypatch):
+    """It is found out in the next step, or at the end of the epoch, and nothing is kept of it."""
+    whole, calls, kept = share_a_batch.distilled, [], Kept()
 
+    def broken(*arguments):
+        objective = whole(*arguments)
+
+        def terms(*of):
+            calls.append(1)
+            found = objective.terms(*of)
+            return {**found, "cross_entropy": found["cross_entropy"] * (math.nan if len(calls) == lost else 1.0)}
+
+        return replace(objective, terms=terms)
+
+    monkeypatch.setattr(share_a_batch, "distilled", broken)
+    with pytest.raises(
+        MtkdError, match=rf"the cross_entropy is not finite \(liver, .*\) in epoch 1, step {lost}: lower"
+    ):
+        share_a_batch.run(prepared, 1, 1, resume=kept)
+    assert len(calls) == min(lost + 1, 3)
+    assert kept.states == []
+
+
+def test_one_process_of_several_says_what_is_not_finite():
+    silent, speaking = (FiniteTerms(["loss"], ["liver", "colon"], 4, speaks=speaks) for speaks in (False, True))
+    for finite in (silent, speaking):
+        finite.judge()
+        finite.add(7, {"loss": torch.tensor([1.0, math.inf]), "pixels": torch.tensor([math.nan, 0.0])})
+    with pytest.raises(SystemExit):
+        silent.judge()
+    with pytest.raises(MtkdError, match=r"the loss is not finite \(colon\) in epoch 5, step 7"):
+        speaking.add(8, {"loss": torch.zeros(2)})
+
+
+class Moment:
+    """A GPU that works on what it is given, a second for each event, while the host goes on."""
+
+    given, done = 0, 0
+
+    def __init__(self, enable_timing=False):
+        self.at = None
+
+    def record(self):
+        Moment.given += 1
+        self.at = Moment.given
+
+    def query(self):
+        return self.at <= Moment.done
+
+    def synchronize(self):
+        Moment.done = max(Moment.done, self.at)
+
+    def elapsed_time(self, end):
+        assert end.query()
+        return 1000.0 * (end.at - self.at)
+
+
+def test_a_stopwatch_reads_the_clock_of_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Moment)
+    stopwatch = Stopwatch(torch.device("cuda"))
+    for _ in stopwatch.waiting("data", range(3)):
+        with stopwatch.step("network"):
+            Moment().record()
+    assert Moment.done == 0  # nobody waited
+    assert stopwatch.seconds == {"data": 4.0, "network": 6.0}
+    assert str(stopwatch) == "data 40 %, network 60 %"
+
+
+def test_a_stopwatch_on_a_cpu_counts_seconds(monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr("pipeline.stopwatch.perf_counter", lambda: float(next(now)))
+    stopwatch = Stopwatch(torch.device("cpu"))
+    for _ in stopwatch.waiting("data", range(2)):
+        with stopwatch.step("network"):
+            pass
+    with pytest.raises(KeyError), stopwatch.step("network"):
+        raise KeyError
+    assert stopwatch.seconds == {"data": 3.0, "network": 3.0}
+    assert str(stopwatch) == "data 50 %, network 50 %"
+
+
+def test_frames_do_not_depend_on_who_loads_them(prepared):
     frames = list_frames(prepared / "frames", prepared / "labels", "train", share_a_batch.ANATOMIES)
     data = FrameDataset(frames, share_a_batch.ANATOMIES, 1)
     first, second = (list(make_loader(data, EpochBatches(len(frames), 4, 1), workers)) for workers in (0, 2))
