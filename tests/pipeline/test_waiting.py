@@ -1,0 +1,157 @@
+"""On a GPU the host runs ahead: no step and no frame makes it wait. Shown without one, on tensors without values."""
+
+from contextlib import suppress
+
+import pytest
+import torch
+from fake_cuda import Waits, moved, pretended
+from torch import nn
+
+from pipeline import metrics
+from pipeline.distillation import distilled
+from pipeline.guards import FiniteTerms
+from pipeline.models import ARCHITECTURES, create_model
+from pipeline.models.network import normalise
+from pipeline.settings import Distill
+from pipeline.training import supervised
+
+DECODERS, FRAMES, SIZE = 2, 2, (64, 96)
+
+
+def batch_on(device, grid=(8, 12)):
+    """A batch as the loaders give it, after Fabric has copied it."""
+    return {
+        "frame": torch.zeros(FRAMES, 3, *SIZE, dtype=torch.uint8, device=device),
+        "label": torch.zeros(FRAMES, *SIZE, dtype=torch.int16, device=device),
+        "anatomy": torch.zeros(FRAMES, dtype=torch.int64, device=device),
+        "position": torch.zeros(FRAMES, dtype=torch.int64, device=device),
+        "teachers": torch.zeros(FRAMES, DECODERS, 2, *grid, device=device),
+        "valid": torch.ones(FRAMES, *grid, dtype=torch.bool, device=device),
+    }
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda on: torch.ones(3, device=on).sum().item(),
+        lambda on: torch.ones(3, device=on).tolist(),
+        lambda on: float(torch.ones((), device=on)),
+        lambda on: torch.ones(3, device=on)[torch.ones(3, dtype=torch.bool, device=on)],
+        lambda on: torch.ones(3, device=on).cpu(),
+        lambda on: torch.tensor([1.0, 2.0]).to(on),
+    ],
+)
+@pytest.mark.parametrize("device", ["cuda", "meta"])
+def test_what_waits_is_counted(fault, device):
+    with pretended(), Waits() as seen, suppress(Exception):  # there is no value to give
+        fault(device)
+    assert seen.waits.total() > 0
+
+
+def test_what_does_not_wait_is_not_counted():
+    with pretended(), Waits() as seen:
+        torch.ones(3, device="cuda").to("cpu", non_blocking=True)
+        torch.ones(3, device="cuda").masked_fill(torch.ones(3, dtype=torch.bool, device="cuda"), 0).sum()
+    assert not seen.waits
+    assert seen.operations > 2
+
+
+OBJECTIVES = {
+    "supervised": None,
+    "pixels": Distill(temperature=4.0, weight=3.0, softmax="pixels", grid="stores"),
+    "classes": Distill(temperature=1.0, weight=3.0, softmax="classes", grid="stores"),
+    "classes_balanced": Distill(temperature=1.0, weight=3.0, softmax="classes_balanced", grid="student"),
+}
+
+
+def objective_of(name):
+    objective = supervised(DECODERS, None)
+    return objective if OBJECTIVES[name] is None else distilled(objective, OBJECTIVES[name])
+
+
+def backward(logits, objective, batch):
+    """The gradients of a batch's loss, with the numbers of frames that the device counts."""
+    terms, counted = objective.terms(logits, batch), objective.frames(batch)
+    sum(weight * terms[name].sum() / counted.get(name, FRAMES) for name, weight in objective.weights.items()).backward()
+
+
+@pytest.mark.parametrize("way", OBJECTIVES)
+@pytest.mark.parametrize("grid", [(4, 6), (8, 12), (32, 48)])
+def test_no_loss_waits(way, grid):
+    with pretended():
+        batch, objective = batch_on("meta"), objective_of(way)
+        logits = torch.zeros(FRAMES, DECODERS, 2, *grid, device="meta", requires_grad=True)
+        with Waits() as seen:
+            backward(logits, objective, batch)
+    assert not seen.waits
+    assert seen.operations > 20
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_training_step_waits(name):
+    network, objective = create_model(name, DECODERS), objective_of("classes_balanced")
+    with pretended():
+        moved(network, "meta").train()
+        # Training takes Adam's fused form, which has fewer operations and needs a device that exists.
+        optimizer, batch = torch.optim.Adam(network.parameters(), foreach=True), batch_on("meta")
+        normalise(batch["frame"], network)  # copies its constants, once
+        with Waits() as seen:
+            backward(network(normalise(batch["frame"], network)), objective, batch)
+            optimizer.step()
+    assert not seen.waits
+    assert seen.operations > 100
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_frame_waits_in_inference(name):
+    network = create_model(name, DECODERS)
+    with pretended(), torch.no_grad():
+        moved(network, "cuda").eval()
+        batch = batch_on("cuda")
+        normalise(batch["frame"], network)
+        with Waits() as seen, torch.autocast("cuda", torch.bfloat16):
+            logits = network(normalise(batch["frame"], network))
+    assert logits.dtype == torch.bfloat16
+    assert not seen.waits
+    assert seen.operations > 100
+
+
+def test_validation_does_not_wait_before_its_end():
+    with pretended(), torch.no_grad(), Waits() as seen:
+        batch, table = batch_on("cuda"), torch.zeros(5, 4, dtype=torch.int64, device="cuda")
+        masks = metrics.own_masks(torch.zeros(FRAMES, DECODERS, 2, 8, 12, device="cuda"), batch["anatomy"], SIZE)
+        table[batch["position"]] = metrics.count(masks, batch["label"])
+    assert not seen.waits
+    assert seen.operations > 10
+
+
+def test_a_loss_is_judged_when_the_next_one_is_there(monkeypatch):
+    """Its copy has left, and the host waits for that alone."""
+    arrived = []
+    event = type("Event", (), {"record": lambda _: None, "synchronize": lambda _: arrived.append(1)})
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    finite = FiniteTerms(["loss"], ["liver", "colon"], 0, speaks=True)
+    with pretended(), Waits() as seen:
+        finite.add(1, {"loss": torch.zeros(2, device="cuda")})
+    assert not seen.waits
+    assert arrived == []
+    with suppress(Exception):  # there is no value to judge
+        finite.judge()
+    assert arrived == [1]
+
+
+def test_class_weights_are_copied_once():
+    objective = supervised(DECODERS, torch.ones(DECODERS, 2))
+    logits = torch.zeros(FRAMES, DECODERS, 2, 8, 12)
+    with pretended():
+        batch, there = batch_on("cuda"), logits.to("cuda")
+        objective.terms(there, batch)
+        with Waits() as seen:
+            objective.terms(there, batch)
+    assert not seen.waits
+
+
+def test_a_module_is_moved_whole():
+    with pretended():
+        module = moved(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), "cuda")
+        assert {tensor.device.type for tensor in module.state_dict().values()} == {"cuda"}
