@@ -1,4 +1,4 @@
-"""Where a training run stands, kept after each epoch, so that a run that was killed goes on from there."""
+"""Where a training run stands, kept at the end of epochs, so that a run that was killed goes on from there."""
 
 import json
 import pickle
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from pipeline.files import write_atomically
 
 State = dict[str, Any]
 DIGEST = 32  # bytes of the sha256 in front of the state
+PAUSE = 20  # times as long as saving took passes before it is due again: at most 5 % of the time go into it
 
 
 class Resume:
-    """The last complete epoch of one run, in a file that only the same run goes on from.
+    """A complete epoch of one run, in a file that only the same run goes on from.
 
     Args:
         path: the file; absent before the first epoch.
@@ -27,6 +29,7 @@ class Resume:
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path, self.identity = path, identity
+        self._due = 0.0
 
     def load(self) -> tuple[State | None, str]:
         """What :meth:`save` was given last, tensors on the CPU; or None, and why it can't be used (or nothing)."""
@@ -45,11 +48,19 @@ class Resume:
             return None, f"{self.path} is of other settings, frames or code"
         return state, ""
 
+    @property
+    def is_due(self) -> bool:
+        """Whether :data:`PAUSE` times as long as the last save took has passed since then."""
+        return monotonic() >= self._due
+
     def save(self, state: State) -> None:
         """Replace what was saved; a crash leaves the one or the other."""
+        start = monotonic()
         content = BytesIO()  # torch hides why a file can't be written
         torch.save({"identity": self.identity, **state}, content)
         write_atomically(self.path, sha256(content.getbuffer()).digest() + content.getbuffer())
+        end = monotonic()
+        self._due = end + PAUSE * (end - start)
 
     def done(self) -> None:
         """Forget: the run's results are in place."""

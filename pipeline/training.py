@@ -172,7 +172,7 @@ def fit(
             best = {k: v.detach().clone() for k, v in network.state_dict().items()}
         if fabric.is_global_zero:
             check()
-        if resume is not None and fabric.is_global_zero:
+        if resume is not None and fabric.is_global_zero and (resume.is_due or number + 1 == settings.epochs):
             resume.save(_state(history, best, fabric, network, optimizer))
         done(history[-1])
     network.load_state_dict(best)

@@ -74,7 +74,7 @@ def train_run(
 ) -> None:
     """Train one network on prepared frames; write its checkpoint, metrics and curves.
 
-    A run that was stopped goes on after its last complete epoch, if nothing that determines it has changed.
+    A run that was stopped goes on after the last epoch that it kept, if nothing that determines it has changed.
 
     Args:
         title: what the lines on the screen call it.

@@ -26,6 +26,7 @@ from pipeline.files import Unchanged, write_atomically
 from pipeline.guards import FiniteTerms, mendable
 from pipeline.machine import Machine, make_fabric, make_loader
 from pipeline.prepared import list_frames, prepare
+from pipeline.resume import Resume
 from pipeline.settings import Distill
 from pipeline.stopwatch import Stopwatch
 from pipeline.training import _Batch, _Loop, _shares, supervised
@@ -191,6 +192,33 @@ class Kept:
 
     def save(self, state):
         self.states.append(state)
+
+
+@pytest.mark.parametrize(("is_due", "epochs"), [(True, [1, 2, 3]), (False, [3])])
+def test_a_run_is_kept_when_it_is_due_and_at_its_end(prepared, monkeypatch, is_due, epochs):
+    monkeypatch.setattr(share_a_batch, "SETTINGS", share_a_batch.SETTINGS.model_copy(update={"epochs": 3}))
+    kept = Kept(is_due)
+    share_a_batch.run(prepared, 1, 1, resume=kept)
+    assert [len(state["history"]) for state in kept.states] == epochs
+
+
+def test_keeping_a_run_takes_one_part_in_twenty(tmp_path, monkeypatch):
+    now = [100.0]
+
+    def slow(path, content):
+        now[0] += 8
+
+    monkeypatch.setattr("pipeline.resume.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipeline.resume.write_atomically", slow)
+    resume, spent, epochs = Resume(tmp_path / "state.pt", "identity"), 0, []
+    for epoch in range(100):
+        now[0] += 7
+        if resume.is_due:
+            resume.save({})
+            spent += 8
+            epochs.append(epoch)
+    assert epochs[:3] == [0, 23, 46]
+    assert spent / (now[0] - 100) < 0.06
 
 
 def test_shares_are_those_of_the_frames_counted_one_by_one(prepared):
