@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.augmentation import Augmentation, augment_frame, fingerprint, sample
-from pipeline.machine import AUTOCAST, Machine, make_loader
+from pipeline.machine import Machine, computing, make_loader
 from pipeline.models.network import Network, normalise
 from pipeline.prepared import Frame, load_frame
 from pipeline.stopwatch import Stopwatch, ahead, by_threads, delayed
@@ -89,7 +89,7 @@ def answers(
         network: in eval mode.
         questions: what to ask, in order.
         batches: which questions go together; the caller decides, so that no batch crosses a shard.
-        precision: 32-true, bf16-mixed or 16-mixed.
+        precision: 32-true, tf32, bf16-mixed or 16-mixed.
         machine: device and loader workers.
         stopwatch: counts the time that frames and the network took.
 
@@ -120,7 +120,7 @@ def device_logits(
     loaded = _loaded(_Shown(questions), [list(batch) for batch in batches], machine.workers, device)
     for frames, fingerprints in stopwatch.waiting("frames", ahead(_on(device, loaded))):
         with stopwatch.step("network"):
-            with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            with computing(device, precision):
                 logits = network(normalise(frames.to(device, non_blocking=True), network))
             logits = logits.float()
         yield logits, fingerprints

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.depthwise import exact_depthwise
 from pipeline.losses.partial_labels import partial_label_cross_entropy, partial_targets
-from pipeline.machine import AUTOCAST, Machine
+from pipeline.machine import Machine, computing, float32_products, require_trainable, weights_format
 from pipeline.models import create_model
 from pipeline.models.looped import Looped
 from pipeline.models.network import resize
@@ -27,7 +27,7 @@ class Case:
         architecture, decoders: the network.
         form: decoders ``looped``, or ``joined`` as the network computes them.
         task: ``train``: a step with loss, gradients and Adam; ``infer``: native logits in eval mode.
-        precision: 32-true or bf16-mixed.
+        precision: 32-true, tf32, bf16-mixed or 16-mixed.
         batch, size: shape of the frames, (H, W).
         machine: where.
     """
@@ -51,7 +51,8 @@ class Case:
         network: nn.Module = create_model(self.architecture, self.decoders)
         if self.form == "looped":
             network = Looped(network)  # type: ignore[arg-type]
-        network = network.to(self.device).to(memory_format=torch.channels_last).train(self.task == "train")
+        layout = weights_format(self.device, self.precision) if self.task == "train" else torch.channels_last
+        network = network.to(self.device).to(memory_format=layout).train(self.task == "train")
         frames = torch.randn(self.batch, 3, *self.size, device=self.device)
         frames = frames.contiguous(memory_format=torch.channels_last)
         return (_training_step if self.task == "train" else _inference)(network, frames, self)
@@ -68,22 +69,19 @@ def measure(cases: Sequence[Case], warmup: int, repeats: int, seconds: float = 0
     ]
 
 
-def _autocast(case: Case) -> torch.autocast:
-    device = case.machine.torch_device.type
-    return torch.autocast(device, AUTOCAST.get(case.precision), enabled=case.precision in AUTOCAST)
-
-
 def _training_step(network: nn.Module, frames: Tensor, case: Case) -> Callable[[], None]:
+    require_trainable(case.device, case.precision)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     label = torch.randint(0, 2, (case.batch, *case.size), device=frames.device)
     target = partial_targets(label, torch.arange(case.batch, device=frames.device) % case.decoders, case.decoders)
 
     def step() -> None:
-        with _autocast(case), exact_depthwise(frames.device):
+        with computing(case.device, case.precision), exact_depthwise(frames.device):
             logits = network(frames)
         loss = partial_label_cross_entropy(resize(logits.float(), case.size), target).sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with float32_products(case.device, case.precision):
+            loss.backward()
         optimizer.step()
 
     return step
@@ -92,7 +90,7 @@ def _training_step(network: nn.Module, frames: Tensor, case: Case) -> Callable[[
 def _inference(network: nn.Module, frames: Tensor, case: Case) -> Callable[[], None]:
     @torch.inference_mode()
     def infer() -> None:
-        with _autocast(case):
+        with computing(case.device, case.precision):
             network(frames)
 
     return infer

@@ -46,7 +46,8 @@ Architecture = Annotated[
     ],
     WrapValidator(_own_network),
 ]
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+# IEEE float32; float32 whose products may be TF32 on CUDA; autocast to bfloat16; to float16, with a gradient scaler.
+Precision = Literal["32-true", "tf32", "bf16-mixed", "16-mixed"]
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Side = Annotated[int, Field(strict=True, ge=1, le=8192)]  # of a frame, in pixels
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]

@@ -23,7 +23,7 @@ from pipeline.datasets import EpochBatches, FrameDataset, Sample, Share, clean_b
 from pipeline.depthwise import exact_depthwise
 from pipeline.guards import FiniteTerms, mendable
 from pipeline.losses.partial_labels import IGNORE, partial_label_cross_entropy, partial_targets
-from pipeline.machine import Machine, make_loader
+from pipeline.machine import Machine, float32_products, make_loader, weights_format
 from pipeline.models.network import Network, normalise, resize
 from pipeline.resume import Resume
 from pipeline.settings import Training
@@ -142,7 +142,8 @@ def fit(
     if synchronised:
         synchronise(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
-    model, optimizer = fabric.setup(network.to(memory_format=torch.channels_last), optimizer)
+    network.to(memory_format=weights_format(fabric.device, settings.precision))
+    model, optimizer = fabric.setup(network, optimizer)
     share = Share(fabric.global_rank, fabric.world_size, machine.accumulate, least=1 if synchronised else 2)
     sampler = EpochBatches(len(train), settings.batch_size, settings.seed, share)
     clean = clean_batches(len(val), settings.batch_size, share)
@@ -161,7 +162,7 @@ def fit(
         # Dropout, too, depends on seed, epoch and process alone.
         torch.manual_seed(settings.seed * 100_003 + number + fabric.global_rank * 1_000_003)
         sampler.epoch = number
-        with mendable():
+        with mendable(), float32_products(fabric.device, settings.precision):
             finite = FiniteTerms(objective.weights, train.anatomies, number, speaks=fabric.is_global_zero)
             batches = _batches(loop.stopwatch.waiting("data", train_loader), sampler)
             terms, norms = _train_epoch(loop, batches, sampler.steps, finite, partial(step, number))

@@ -110,7 +110,8 @@ def train_run(
     place = SCRATCH / "training" / checkpoint.parent.name / checkpoint.stem
     for folder in (place.parent, checkpoint.parent, metrics.parent, curves):
         require_writable(folder)
-    resume = Resume(place.with_name(f"{place.name}.pt"), run_identity(known, network.state_dict()))
+    here = {"device": fabric.device.type}
+    resume = Resume(place.with_name(f"{place.name}.pt"), run_identity({**known, **here}, network.state_dict()))
     height, width = load_frame(train.frames[0].image).shape[:2]
     stopwatch = Stopwatch(fabric.device)
     with _alone(place, fabric), _curves(curves, fabric) as live, progress(f"{title}: batches") as bar:

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ import torch
 from conftest import ROOT, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
 from pipeline.datasets import EpochBatches, FrameDataset, Share, clean_batches
@@ -24,7 +27,9 @@ from pipeline.dsad import Splits
 from pipeline.errors import MtkdError
 from pipeline.files import Unchanged, write_atomically
 from pipeline.guards import FiniteTerms, mendable
-from pipeline.machine import Machine, make_fabric, make_loader
+from pipeline.inference import answers, clean_questions
+from pipeline.machine import Machine, float32_products, make_fabric, make_loader, weights_format
+from pipeline.models import create_model
 from pipeline.prepared import list_frames, prepare
 from pipeline.resume import Resume
 from pipeline.settings import Distill
@@ -179,6 +184,77 @@ def test_mixed_precision_stays_near(prepared, one_process, monkeypatch):
     in_precision("bf16-mixed", monkeypatch)
     told = share_a_batch.run(prepared, 1, 1)[1]
     torch.testing.assert_close(told["terms"], one_process["terms"], rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize(("scale", "after"), [(2.0**8, 2.0**8), (2.0**60, 2.0**57)])
+def test_a_gradient_scaler_is_asked_in_every_step(prepared, one_process, scale, after):
+    """Fabric gives a CPU none of its own. Where gradients overflow it halves the scale and leaves out the step."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    resume = Kept()
+    told = share_a_batch.run(prepared, 1, 1, fabric=fabric, resume=resume)[1]
+    torch.testing.assert_close(told["terms"], one_process["terms"], rtol=0.03, atol=0.03)
+    assert scaler.get_scale() == resume.states[-1]["precision"]["scale"] == after
+
+
+def test_float16_is_refused_on_a_cpu():
+    with pytest.raises(MtkdError, match="precision 16-mixed trains on a GPU alone") as caught:
+        make_fabric(Machine("cpu"), "16-mixed")
+    assert "\n" not in str(caught.value)
+
+
+def test_tf32_is_float32_on_a_cpu(prepared, one_process, monkeypatch):
+    in_precision("tf32", monkeypatch)
+    told = share_a_batch.run(prepared, 1, 1)[1]
+    assert told["terms"] == one_process["terms"]
+    assert all(
+        torch.equal(a[k], b[k]) for a, b in zip(told["gradients"], one_process["gradients"], strict=True) for k in a
+    )
+
+
+def tf32():
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("precision", ["32-true", "tf32", "bf16-mixed", "16-mixed"])
+def test_products_are_ieee_unless_tf32_is_asked_for(precision):
+    before = tf32()
+    assert before == (True, False)  # as PyTorch has it
+    with float32_products(torch.device("cuda"), precision):
+        assert tf32() == ((True, True) if precision == "tf32" else (False, False))
+    assert tf32() == before
+    with pytest.raises(KeyError), float32_products(torch.device("cuda"), precision):
+        raise KeyError
+    assert tf32() == before
+    with float32_products(torch.device("cpu"), precision):
+        assert tf32() == before
+
+
+def test_training_and_inference_compute_as_the_precision_says(prepared, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def noted(device, precision):
+        seen.append((device.type, precision))
+        yield
+
+    monkeypatch.setattr("pipeline.training.float32_products", noted)
+    monkeypatch.setattr("pipeline.machine.float32_products", noted)
+    in_precision("tf32", monkeypatch)
+    share_a_batch.run(prepared, 1, 1)
+    assert seen == [("cpu", "tf32")]
+    frames = list_frames(prepared / "frames", prepared / "labels", "val", share_a_batch.ANATOMIES)[:2]
+    network = create_model("mininetv2", 3).eval()
+    list(answers(network, clean_questions(frames), [range(1), range(1, 2)], "bf16-mixed", Machine("cpu")))
+    assert seen[1:] == [("cpu", "bf16-mixed")] * 2
+
+
+def test_weights_are_contiguous_for_mixed_precision_on_a_gpu_alone():
+    cases = [
+        (device, precision) for device in ("cpu", "cuda") for precision in ("32-true", "tf32", "bf16-mixed", "16-mixed")
+    ]
+    contiguous = [case for case in cases if weights_format(torch.device(case[0]), case[1]) == torch.contiguous_format]
+    assert contiguous == [("cuda", "bf16-mixed"), ("cuda", "16-mixed")]
 
 
 class Kept:

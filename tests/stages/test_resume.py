@@ -277,6 +277,21 @@ def test_devices_that_share_batch_norm_may_have_one_frame_each(monkeypatch):
     assert [[sum(sizes) for sizes in share.sizes()] for share in shares] == [[1, 1, 1]] * 3 + [[1, 1, 0]] * 5
 
 
+def test_another_device_is_another_run(run, monkeypatch):
+    """A checkpoint does not say which: it changes the last digits of the weights alone."""
+    from pipeline.checkpoint import load_checkpoint
+    from stages import training_run
+
+    whole, seen = training_run.run_identity, []
+    monkeypatch.setattr(
+        training_run, "run_identity", lambda parts, weights: seen.append(parts) or whole(parts, weights)
+    )
+    mtkd("train-student", "baseline", "--device", "cpu")
+    assert [parts["device"] for parts in seen] == ["cpu"]
+    _, card = load_checkpoint(run / "checkpoints/students/baseline.safetensors", "train_student@baseline")
+    assert "device" not in card.trained_on
+
+
 def test_a_checkpoint_says_what_it_was_trained_on(run):
     from pipeline.checkpoint import load_checkpoint
 
