@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from textwrap import shorten
 
 import torch
 from torch import Tensor
@@ -46,7 +47,8 @@ def mendable(remedy: str = TRAINING) -> Iterator[None]:
     Raises:
         TooLittleMemoryError: no memory for the batch.
         MtkdError: no memory in /dev/shm for what processes share; a loader process, one of a pool, or another training
-            process that ended; what a loader process refused, without that process's traceback.
+            process that ended; a network that can't be compiled here; what a loader process refused, without that
+            process's traceback.
     """
     try:
         yield
@@ -81,6 +83,9 @@ def _explained(error: RuntimeError, remedy: str) -> MtkdError | None:
     if WORKER_DIED.search(text):
         reason = "a loader process ended by itself, as when the kernel needs its memory"
         return MtkdError(f"{reason}: start again, with fewer --workers if it happens again{_shared()}")
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = shorten(text, 200, placeholder=" ...")
+        return MtkdError(f"torch.compile failed ({reason}): train without --compile (MTKD_COMPILE)")
     if PEER_GONE.search(text):
         return MtkdError("another process of this run ended first: its own line says why, if it was not killed")
     return None

@@ -37,12 +37,14 @@ class Machine:
         workers: loader processes of each device; 0 loads in the computing process.
         devices: training processes, one per device, that share every batch.
         accumulate: pieces in which each of them computes its share, one after another, to need less memory.
+        compile: whether networks are compiled for training.
     """
 
     device: str = "auto"
     workers: int = 0
     devices: int = 1
     accumulate: int = 1
+    compile: bool = False
 
     @property
     def torch_device(self) -> torch.device:

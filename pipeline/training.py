@@ -9,13 +9,14 @@ over frames, so the pieces' gradients, each weighted with its share of the frame
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import metrics
 from pipeline.counts import Counts
@@ -124,7 +125,8 @@ def fit(
         val: validation frames, clean; may be empty.
         objective: the loss terms of a batch.
         settings: epochs, batch size, learning rates, seed.
-        machine: loader workers, and the pieces in which each device computes its share of a batch.
+        machine: loader workers, the pieces in which each device computes its share of a batch, and whether the network
+            is compiled.
         done: called after each epoch, on every process; of a resumed run, for the epochs before as well.
         step: called after each batch with (epoch, batches done, batches in all).
         check: called after each epoch, before anything of it is kept, on one process; raises if it must not be.
@@ -143,14 +145,15 @@ def fit(
         synchronise(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
     network.to(memory_format=weights_format(fabric.device, settings.precision))
-    model, optimizer = fabric.setup(network, optimizer)
+    module = cast(nn.Module, torch.compile(network, dynamic=False)) if machine.compile else network
+    model, optimizer = fabric.setup(module, optimizer)
     share = Share(fabric.global_rank, fabric.world_size, machine.accumulate, least=1 if synchronised else 2)
     sampler = EpochBatches(len(train), settings.batch_size, settings.seed, share)
     clean = clean_batches(len(val), settings.batch_size, share)
     pin = fabric.device.type == "cuda"
     loaders = [make_loader(data, order, machine.workers, pin=pin) for data, order in ((train, sampler), (val, clean))]
     train_loader, val_loader = fabric.setup_dataloaders(*loaders, use_distributed_sampler=False)
-    loop = _Loop(fabric, model, network, optimizer, objective, stopwatch or Stopwatch(fabric.device))
+    loop = _Loop(fabric, model, network, optimizer, objective, stopwatch or Stopwatch(fabric.device), machine.compile)
 
     history, best = _resumed(resume, fabric, network, optimizer)
     for epoch in history:
@@ -232,17 +235,19 @@ class _Batch:
         pieces: its frames, one piece after another.
         sizes: of each piece, how many frames are its own and not there to fill it up.
         frames: of the batch, over all processes.
+        full: whether these are as many as ``batch_size``; the last batch may have fewer.
     """
 
     pieces: Sequence[Sample]
     sizes: Sequence[int]
     frames: int
+    full: bool
 
 
 def _batches(pieces: Iterator[Sample], sampler: EpochBatches) -> Iterator[_Batch]:
     grouped = zip(*[pieces] * sampler.share.pieces, strict=True)
     for own, sizes, frames in zip(grouped, sampler.sizes(), sampler.whole(), strict=True):
-        yield _Batch(own, sizes, frames)
+        yield _Batch(own, sizes, frames, frames == sampler.batch_size)
 
 
 @dataclass(frozen=True)
@@ -251,11 +256,12 @@ class _Loop:
 
     Attributes:
         fabric: devices and precision.
-        model: the network as Fabric has set it up, for gradients.
+        model: the network as Fabric has set it up, maybe compiled; for gradients.
         network: the network itself.
         optimizer: as Fabric has set it up.
         objective: the loss terms of a batch.
         stopwatch: counts the time of ``network``.
+        compiled: whether the model is compiled.
     """
 
     fabric: Fabric
@@ -264,6 +270,11 @@ class _Loop:
     optimizer: Any
     objective: Objective
     stopwatch: Stopwatch
+    compiled: bool = False
+
+    def uncompiled(self, *, when: bool) -> AbstractContextManager[object]:
+        """In here the model is computed without what was compiled for it, in some cases."""
+        return torch.compiler.set_stance("force_eager") if self.compiled and when else nullcontext()
 
 
 def _train_epoch(
@@ -279,7 +290,9 @@ def _train_epoch(
     for number, batch in enumerate(batches, start=1):
         with loop.stopwatch.step("network"):
             loop.optimizer.zero_grad(set_to_none=True)
-            terms, squares = _backward(loop, batch, measured=number == 1)
+            # Transformers installs hooks in its first call, and another size of batch would be compiled anew.
+            with loop.uncompiled(when=number == 1 or not batch.full):
+                terms, squares = _backward(loop, batch, measured=number == 1)
             finite.add(number, terms)
             loop.optimizer.step()
         norms = norms or {name: square.sqrt() for name, square in squares.items()}

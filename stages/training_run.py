@@ -110,7 +110,7 @@ def train_run(
     place = SCRATCH / "training" / checkpoint.parent.name / checkpoint.stem
     for folder in (place.parent, checkpoint.parent, metrics.parent, curves):
         require_writable(folder)
-    here = {"device": fabric.device.type}
+    here = {"device": fabric.device.type, "compile": machine.compile}
     resume = Resume(place.with_name(f"{place.name}.pt"), run_identity({**known, **here}, network.state_dict()))
     height, width = load_frame(train.frames[0].image).shape[:2]
     stopwatch = Stopwatch(fabric.device)

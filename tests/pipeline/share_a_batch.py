@@ -62,8 +62,8 @@ def counted(name):
     return patch.object(torch.distributed, name, wraps=getattr(torch.distributed, name))
 
 
-def run(folder, devices, accumulate, *, fabric=None, resume=None):
-    machine = Machine("cpu", 0, devices, accumulate)
+def run(folder, devices, accumulate, *, compiled=False, fabric=None, resume=None):
+    machine = Machine("cpu", 0, devices, accumulate, compiled)
     fabric = fabric or make_fabric(machine, SETTINGS.precision)
     torch.manual_seed(0)
     network = frozen_norms(create_model("mininetv2", 3))

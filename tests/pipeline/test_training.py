@@ -257,6 +257,55 @@ def test_weights_are_contiguous_for_mixed_precision_on_a_gpu_alone():
     assert contiguous == [("cuda", "bf16-mixed"), ("cuda", "16-mixed")]
 
 
+class Backend:
+    """Computes what it is given as it is; counts graphs and calls."""
+
+    def __init__(self, fault=None):
+        self.fault, self.frames, self.calls = fault, [], 0
+
+    def __call__(self, graph, inputs):
+        if self.fault:
+            raise self.fault
+        self.frames += [len(tensor) for tensor in inputs if tensor.dim() == 4 and tensor.shape[1:] == (3, 32, 48)]
+
+        def compute(*values):
+            self.calls += 1
+            return graph(*values)
+
+        return compute
+
+
+@pytest.fixture
+def compiled_by(monkeypatch):
+    whole = torch.compile
+
+    def use(backend):
+        monkeypatch.setattr(
+            torch, "compile", lambda module, **options: whole(module, **{**options, "backend": backend})
+        )
+        torch.compiler.reset()
+
+    yield use
+    torch.compiler.reset()
+
+
+def test_a_compiled_network_learns_the_same(prepared, one_process, compiled_by):
+    """Of batches of 4, 4 and 3 frames the second is compiled: once, and none for the last one."""
+    backend = Backend()
+    compiled_by(backend)
+    require_equal(share_a_batch.run(prepared, 1, 1, compiled=True)[1], one_process)
+    assert (backend.frames, backend.calls) == ([4], 1)
+
+
+def test_a_network_that_cannot_be_compiled_is_told_in_one_line(prepared, compiled_by):
+    compiled_by(Backend(RuntimeError("no C compiler\nis here")))
+    with pytest.raises(
+        MtkdError, match=r"torch\.compile failed \(.*no C compiler is here.*without --compile"
+    ) as caught:
+        share_a_batch.run(prepared, 1, 1, compiled=True)
+    assert "\n" not in str(caught.value)
+
+
 class Kept:
     """In place of the file in which a run is kept."""
 
@@ -303,7 +352,7 @@ def test_shares_are_those_of_the_frames_counted_one_by_one(prepared):
     valid[1] = False
     objective = distilled(supervised(3, None), Distill(temperature=1.0, weight=3.0, softmax="classes"))
     sizes, pieces = [2, 2, 0], [valid[:2], valid[2:], valid[:1]]
-    batch = _Batch([{"valid": piece} for piece in pieces], sizes, 4)
+    batch = _Batch([{"valid": piece} for piece in pieces], sizes, 4, full=True)
     loop = _Loop(SimpleNamespace(world_size=1), None, None, None, objective, Stopwatch())
     found = _shares(loop, batch, batch.pieces)
     counted = [sum(bool(frame.any()) for frame in piece[:size]) for piece, size in zip(pieces, sizes, strict=True)]

@@ -160,3 +160,15 @@ def test_a_params_file_of_another_encoding_is_one_line(tmp_path, project):
     assert "params.yaml is no YAML" in mtkd("prepare", code=1)
     (tmp_path / "params.yaml").write_bytes(text.encode("utf-16"))
     assert "frames of 2 anatomies" in mtkd("prepare")
+
+
+@pytest.mark.parametrize(("verb", "name"), [("train-teacher", "liver"), ("train-student", "baseline")])
+def test_a_training_is_compiled_if_that_is_asked_for(project, monkeypatch, verb, name):
+    compiled = []
+    monkeypatch.setattr(f"stages.{verb.replace('-', '_')}.run", lambda _, machine: compiled.append(machine.compile))
+    mtkd(verb, name)
+    mtkd(verb, name, "--compile")
+    monkeypatch.setenv("MTKD_COMPILE", "1")
+    mtkd(verb, name)
+    assert compiled == [False, True, True]
+    assert "154 -> 84 ms" in " ".join(mtkd(verb, "--help").replace("│", " ").split())

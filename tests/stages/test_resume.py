@@ -277,8 +277,9 @@ def test_devices_that_share_batch_norm_may_have_one_frame_each(monkeypatch):
     assert [[sum(sizes) for sizes in share.sizes()] for share in shares] == [[1, 1, 1]] * 3 + [[1, 1, 0]] * 5
 
 
-def test_another_device_is_another_run(run, monkeypatch):
-    """A checkpoint does not say which: it changes the last digits of the weights alone."""
+@pytest.mark.parametrize("options", [[], ["--compile"]])
+def test_another_device_or_a_compiled_network_is_another_run(run, monkeypatch, options):
+    """A checkpoint does not say which: they change the last digits of the weights alone."""
     from pipeline.checkpoint import load_checkpoint
     from stages import training_run
 
@@ -286,10 +287,11 @@ def test_another_device_is_another_run(run, monkeypatch):
     monkeypatch.setattr(
         training_run, "run_identity", lambda parts, weights: seen.append(parts) or whole(parts, weights)
     )
-    mtkd("train-student", "baseline", "--device", "cpu")
-    assert [parts["device"] for parts in seen] == ["cpu"]
+    monkeypatch.setattr("torch.compile", lambda module, **options: module)
+    mtkd("train-student", "baseline", "--device", "cpu", *options)
+    assert [(parts["device"], parts["compile"]) for parts in seen] == [("cpu", bool(options))]
     _, card = load_checkpoint(run / "checkpoints/students/baseline.safetensors", "train_student@baseline")
-    assert "device" not in card.trained_on
+    assert {"device", "compile"}.isdisjoint(card.trained_on)
 
 
 def test_a_checkpoint_says_what_it_was_trained_on(run):
