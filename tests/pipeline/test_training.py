@@ -28,7 +28,7 @@ from pipeline.errors import MtkdError
 from pipeline.files import Unchanged, write_atomically
 from pipeline.guards import FiniteTerms, mendable
 from pipeline.inference import answers, clean_questions
-from pipeline.machine import Machine, float32_products, make_fabric, make_loader, weights_format
+from pipeline.machine import Machine, computing, float32_products, make_fabric, make_loader, weights_format
 from pipeline.models import create_model
 from pipeline.prepared import list_frames, prepare
 from pipeline.resume import Resume
@@ -247,6 +247,15 @@ def test_training_and_inference_compute_as_the_precision_says(prepared, monkeypa
     network = create_model("mininetv2", 3).eval()
     list(answers(network, clean_questions(frames), [range(1), range(1, 2)], "bf16-mixed", Machine("cpu")))
     assert seen[1:] == [("cpu", "bf16-mixed")] * 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("tf32", "float32"), ("bf16-mixed", "bfloat16"), ("16-mixed", "float16")]
+)
+def test_inference_on_a_cpu_is_in_the_precision_that_was_asked_for(precision, dtype):
+    network = create_model("mininetv2", 2).eval()
+    with torch.inference_mode(), computing(torch.device("cpu"), precision):
+        assert network(torch.zeros(1, 3, 32, 48)).dtype == getattr(torch, dtype)
 
 
 def test_weights_are_contiguous_for_mixed_precision_on_a_gpu_alone():
