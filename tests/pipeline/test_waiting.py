@@ -102,11 +102,24 @@ def test_no_training_step_waits(name):
     assert seen.operations > 100
 
 
+@pytest.mark.parametrize("way", OBJECTIVES)
+def test_no_loss_makes_constants_on_a_gpu(way):
+    """That copies them; on ``meta`` nothing is copied, so that gradients can't show it."""
+    with pretended(), torch.no_grad():
+        batch, objective = batch_on("cuda"), objective_of(way)
+        with Waits() as seen:
+            objective.terms(torch.zeros(FRAMES, DECODERS, 2, 32, 48, device="cuda"), batch)
+            objective.frames(batch)
+    assert not seen.waits
+    assert seen.operations > 10
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_no_frame_waits_in_inference(name):
+@pytest.mark.parametrize("training", [False, True])
+def test_no_forward_pass_waits(name, training):
     network = create_model(name, DECODERS)
     with pretended(), torch.no_grad():
-        moved(network, "cuda").eval()
+        moved(network, "cuda").train(training)
         batch = batch_on("cuda")
         normalise(batch["frame"], network)
         with Waits() as seen, torch.autocast("cuda", torch.bfloat16):
