@@ -32,13 +32,25 @@ LAUNCHES: dict[str, Launch] = {"graph": "graph", "compiled": "compiled"}
 PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
 RUNTIMES: tuple[Runtime, ...] = ("PyTorch", "ONNX Runtime", "OpenVINO")
 Way = tuple[Runtime, str, Form]
-# Runtime, precision and form. Other runtimes than PyTorch use the processor.
-ON_CPU: tuple[Way, ...] = (
-    ("PyTorch", "float32", "joined"),
-    ("PyTorch", "float32", "looped"),
-    ("PyTorch", "bfloat16", "joined"),
-    ("PyTorch", "float32", "frozen"),
-    ("PyTorch", "bfloat16", "frozen"),
+# Runtime, precision and form, of PyTorch by its device; other runtimes use the processor.
+PYTORCH: dict[str, tuple[tuple[str, Form], ...]] = {
+    "cpu": (
+        ("float32", "joined"),
+        ("float32", "looped"),
+        ("bfloat16", "joined"),
+        ("float32", "frozen"),
+        ("bfloat16", "frozen"),
+    ),
+    "cuda": (
+        ("float32", "joined"),
+        ("float32", "looped"),
+        ("bfloat16", "joined"),
+        ("float16", "frozen"),
+        ("float16", "graph"),
+        ("float16", "compiled"),
+    ),
+}
+OTHERS: tuple[Way, ...] = (
     ("ONNX Runtime", "float32", "joined"),
     ("ONNX Runtime", "float32", "looped"),
     ("OpenVINO", "float32", "joined"),
@@ -46,12 +58,7 @@ ON_CPU: tuple[Way, ...] = (
     ("OpenVINO", "bfloat16", "joined"),
     ("OpenVINO", "int8", "joined"),
 )
-ON_CUDA: tuple[Way, ...] = (
-    ("PyTorch", "float16", "frozen"),
-    ("PyTorch", "float32", "graph"),
-    ("PyTorch", "float16", "graph"),
-    ("PyTorch", "float16", "compiled"),
-)
+FORMS: tuple[Form, ...] = ("joined", "looped", "frozen", "graph", "compiled")
 
 
 @dataclass(frozen=True)
@@ -168,10 +175,10 @@ def export_graph(candidate: Candidate, path: Path) -> Path:
     return write_int8(file, path.with_suffix(".xml"), shown)
 
 
-def ways(runtimes: Sequence[str], device: torch.device) -> list[Way]:
-    """What can be measured here with these runtimes, when PyTorch computes on ``device``."""
-    there = ON_CPU + (ON_CUDA if device.type == "cuda" else ())
-    return [way for way in there if way[0] in runtimes and available(way[0], way[1])]
+def ways(runtimes: Sequence[str], forms: Sequence[str], device: torch.device) -> list[Way]:
+    """What can be measured here in these runtimes and forms, when PyTorch computes on ``device``."""
+    own: list[Way] = [("PyTorch", *way) for way in PYTORCH.get(device.type, PYTORCH["cpu"])]
+    return [way for way in (*own, *OTHERS) if way[0] in runtimes and way[2] in forms and available(way[0], way[1])]
 
 
 def available(runtime: str, precision: str) -> bool:

@@ -1,5 +1,10 @@
-"""Measuring several things in one run so that they can be compared: a process each, their calls in turn."""
+"""Measuring several things in one run so that they can be compared: a process each, their calls in turn.
 
+On CUDA one after another in this process: no neighbour slows a GPU down, and processes that share one would wait for
+each other's context at every call.
+"""
+
+import gc
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +25,7 @@ from pipeline.guards import TooLittleMemoryError, mendable
 from pipeline.machine import keep_freed_memory
 
 T = TypeVar("T")
+SECONDS_ON_CUDA = 0.5  # that calls of a subject take at least: single ones are short, and noise
 REMEDY = "choose smaller networks, fewer decoders, smaller frames or batches, or another --device"
 
 
@@ -108,6 +114,8 @@ def try_turns(
         MtkdError: a process ended by itself.
     """
     warmup = max(1, warmup)
+    if subjects and all(subject.device.type == "cuda" for subject in subjects):
+        return [_alone(subject, warmup, repeats, max(seconds, SECONDS_ON_CUDA)) for subject in subjects]
     with ExitStack() as stack:
         processes = [_Process(stack.enter_context(_new_process())) for _ in subjects]
         for process, subject in zip(processes, subjects, strict=True):
@@ -119,6 +127,30 @@ def try_turns(
             done += 1
             told(done, max(done, warmup + repeats))
         return [process.timing(warmup) for process in processes]
+
+
+def _alone(subject: Measurable, warmup: int, repeats: int, seconds: float) -> Timing | None:
+    """Of one subject, in this process; None if the memory is too little."""
+    taken: list[float] = []
+    try:
+        with mendable(REMEDY):
+            _prepare(subject)
+            while len(taken) < warmup + repeats or sum(taken[warmup:]) < seconds:
+                taken.append(_call())
+            return Timing(taken[0], taken[warmup:], *_end())
+    except TooLittleMemoryError:
+        return None
+    finally:
+        _forget()
+
+
+def _forget() -> None:
+    """The memory of what was measured last is the next one's."""
+    global _measured
+    _measured = None
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _new_process() -> ProcessPoolExecutor:
@@ -170,7 +202,7 @@ class _Measured:
     answer: NDArray[np.float32] | None = None
 
 
-_measured: _Measured  # in a subject's own process
+_measured: Any = None  # a _Measured, in a subject's own process
 
 
 def _prepare(subject: Measurable) -> None:

@@ -55,9 +55,9 @@ def _measured(
 def figures(timing: Timing) -> dict[str, float]:
     """Of one frame: milliseconds (median, 95th percentile, first call), frames per second, MiB of memory."""
     values = (
-        round(1000 * timing.median, 1),
-        round(1000 * timing.p95, 1),
-        round(1000 * timing.first, 1),
+        round(1000 * timing.median, 2),
+        round(1000 * timing.p95, 2),
+        round(1000 * timing.first, 2),
         round(1 / timing.median, 2),
         round(timing.peak / 2**20, 1),
     )

@@ -36,6 +36,7 @@ CALIBRATED = 32
 def run(
     architectures: Sequence[str],
     runtimes: Sequence[str],
+    forms: Sequence[str],
     decoders: int,
     size: tuple[int, int],
     repeats: int,
@@ -47,6 +48,7 @@ def run(
     Args:
         architectures: which.
         runtimes: which; those that are not installed are left out and named.
+        forms: of the network: joined, looped, frozen, graph, compiled; those that this device knows.
         decoders: how many anatomies.
         size: (H, W) of the frame.
         repeats: calls per measurement, after one that doesn't count.
@@ -64,7 +66,7 @@ def run(
             for form in ("separate", "shared"):
                 try:
                     with mendable(REMEDY):
-                        found = _measured(arch, form, runtimes, decoders, size, repeats, Path(folder), machine)
+                        found = _measured(arch, form, runtimes, forms, decoders, size, repeats, Path(folder), machine)
                 except MtkdError as error:
                     failed.append(f"{arch} {form}: {error}")
                     say(failed[-1])
@@ -87,18 +89,19 @@ def _way(row: dict[str, Any]) -> str:
 
 
 def _speed(row: dict[str, Any]) -> str:
-    return row["problem"] or f"{row['milliseconds']:.0f} ms, {row['fps']:.2f} frames/s"
+    return row["problem"] or f"{_short(row['milliseconds'])} ms, {row['fps']:.2f} frames/s"
 
 
-def _ways(runtimes: Sequence[str], form: str, machine: Machine) -> list[Way]:
+def _ways(runtimes: Sequence[str], forms: Sequence[str], form: str, machine: Machine) -> list[Way]:
     """What to measure; a network with one decoder has nothing to join."""
-    return [way for way in ways(runtimes, machine.torch_device) if form == "shared" or way[2] != "looped"]
+    return [way for way in ways(runtimes, forms, machine.torch_device) if form == "shared" or way[2] != "looped"]
 
 
 def _measured(
     arch: str,
     form: str,
     runtimes: Sequence[str],
+    forms: Sequence[str],
     decoders: int,
     size: tuple[int, int],
     repeats: int,
@@ -110,13 +113,13 @@ def _measured(
     trained = _trained(arch, decoders) if form == "shared" else None
     candidates = [
         Candidate(arch, heads, size, machine, networks, *way, checkpoint=trained)
-        for way in _ways(runtimes, form, machine)
+        for way in _ways(runtimes, forms, form, machine)
     ]
     wholes = _in_turns(candidates, folder, repeats)
     networks_alone = _in_turns([replace(one, part="network") for one in candidates], folder, repeats)
     count = networks * parameters(create_model(arch, heads))
     published = paper_table(1).get((arch, form), {}) if decoders == 11 else {}
-    dice = _dice(trained, runtimes, machine) if trained and (PREPARED_FRAMES / "test").is_dir() else {}
+    dice = _dice(trained, runtimes, forms, machine) if trained and (PREPARED_FRAMES / "test").is_dir() else {}
     reference = next(
         (t.answer for w, t in zip(candidates, networks_alone, strict=True) if t and w.runtime == "PyTorch"), None
     )
@@ -178,14 +181,14 @@ def _difference(timing: Timing | None, reference: Any) -> float | None:
     return float(f"{np.abs(timing.answer - reference).max():.2e}")
 
 
-def _dice(student: Path, runtimes: Sequence[str], machine: Machine) -> dict[str, float | None]:
+def _dice(student: Path, runtimes: Sequence[str], forms: Sequence[str], machine: Machine) -> dict[str, float | None]:
     """Dice of this run's student on the test surgeries, at the size of its training, each way."""
     card = load_card(student, "train_student")
     size, anatomies = card.image_size, card.anatomies
     network = Candidate(card.architecture, len(anatomies), size, machine, checkpoint=student)
     found: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for runtime, precision, form in _ways(runtimes, "shared", machine):
+        for runtime, precision, form in _ways(runtimes, forms, "shared", machine):
             way = replace(network, runtime=runtime, precision=precision, form=form)
             if runtime != "PyTorch":
                 graph = trace(way.module(), example(size, "whole"), Path(folder) / f"{form}.onnx")
@@ -227,8 +230,8 @@ def _print(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
     for row in rows:
         table.add_row(
             *(str(row[key]) for key in ("name", "form", "runtime", "precision", "decoding")),
-            row["problem"] or _cell(row["milliseconds"], ".0f"),
-            *(_cell(row[f"{name}_milliseconds"], ".0f") for name in ("p95", "first", "network")),
+            row["problem"] or _short(row["milliseconds"]),
+            *(_short(row[f"{name}_milliseconds"]) for name in ("p95", "first", "network")),
             _cell(row["fps"], ".2f"),
             _cell(row["peak_mib"], ".0f"),
             _cell(row["logit_difference"], ".1e"),
@@ -237,6 +240,15 @@ def _print(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
         )
     console.print(table)
     say("The last column is the paper's, on an RTX 3090; all others are this machine's.")
+
+
+def _short(milliseconds: float | None) -> str:
+    """With three digits, or more where they stand before the point."""
+    return (
+        "-"
+        if milliseconds is None
+        else f"{milliseconds:.{2 if milliseconds < 10 else 1 if milliseconds < 100 else 0}f}"
+    )
 
 
 def _cell(value: float | None, form: str) -> str:

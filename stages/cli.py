@@ -371,8 +371,12 @@ def benchmark(
     runtimes: Annotated[
         list[str] | None, typer.Option("--runtime", help="--all: which of PyTorch, ONNX Runtime, OpenVINO.")
     ] = None,
+    forms: Annotated[
+        list[str] | None,
+        typer.Option("--form", help="--all: which of joined, looped, frozen and, on CUDA, graph and compiled."),
+    ] = None,
     decoders: Annotated[int, typer.Option(min=1, help="How many decoders.")] = 11,
-    repeats: Annotated[int, typer.Option(min=1, help="Calls per measurement.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Calls per measurement; on CUDA half a second of them at least.")] = 5,
     frames: Annotated[int, typer.Option(min=16, help="store: how many each measurement sees.")] = 100,
     output: Annotated[
         Path | None, typer.Option(help="The JSON, of all but run; by default results/benchmark_<WHAT>.json.")
@@ -388,11 +392,11 @@ def benchmark(
     --all: a 1280x720 frame to all its masks, by every network in PyTorch, ONNX Runtime and OpenVINO, beside the paper's
     time; for this run's student also its Dice in each of them.
     """
-    if not everything and (runtimes or (architectures and what != "networks")):
-        option = "--runtime" if runtimes else "--arch"
-        raise typer.BadParameter(f"it needs --all{'' if runtimes else ' or networks'}", param_hint=option)
+    if not everything and (runtimes or forms or (architectures and what != "networks")):
+        option = "--runtime" if runtimes else "--form" if forms else "--arch"
+        raise typer.BadParameter(f"it needs --all{' or networks' if option == '--arch' else ''}", param_hint=option)
     if everything:
-        _benchmark_all(architectures, runtimes, decoders, repeats, output, device)
+        _benchmark_all(architectures, runtimes, forms, decoders, repeats, output, device)
     elif what == "networks":
         from stages import benchmark_networks
 
@@ -419,17 +423,19 @@ def benchmark(
 def _benchmark_all(
     architectures: list[str] | None,
     runtimes: list[str] | None,
+    forms: list[str] | None,
     decoders: int,
     repeats: int,
     output: Path | None,
     device: str,
 ) -> None:
-    from pipeline.latency import RUNTIMES
+    from pipeline.latency import FORMS, RUNTIMES
     from stages import benchmark_all
 
     benchmark_all.run(
         _known("--arch", architectures, _architectures()),
         _known("--runtime", runtimes, list(RUNTIMES)),
+        _known("--form", forms, list(FORMS)),
         decoders,
         (720, 1280),
         repeats,

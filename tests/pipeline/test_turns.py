@@ -72,3 +72,16 @@ def test_a_call_lasts_until_the_device_is_done(monkeypatch, kind, waits):
     monkeypatch.setattr(turns, "_measured", measured, raising=False)
     turns._call()
     assert waited == [torch.device(kind)] * waits
+
+
+def test_on_cuda_subjects_come_one_after_another_in_this_process(monkeypatch):
+    monkeypatch.setattr(Subject, "device", torch.device("cuda"))
+    monkeypatch.setattr(turns, "peak_memory", lambda device, *, reset=False: 100 if reset else 300)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    monkeypatch.setattr(turns, "SECONDS_ON_CUDA", 0.1)
+    first, second, third = try_turns([Subject(builds=False), Subject(), Subject(fails_in=1)], 1, 2)
+    assert first is third is None
+    assert second.peak == 200
+    assert sum(second.seconds) >= 0.1
+    assert second.answer == len(second.seconds) + 1
+    assert turns._measured is None

@@ -8,7 +8,7 @@ import torch
 from conftest import mtkd
 
 from pipeline.errors import MtkdError
-from pipeline.latency import available
+from pipeline.latency import FORMS, available
 from pipeline.machine import Machine
 from stages import benchmark_all
 from stages.records import read
@@ -16,7 +16,7 @@ from stages.records import read
 
 def test_every_runtime_in_both_forms_and_they_agree(run):
     benchmark_all.run(
-        ["mininetv2"], ["PyTorch", "ONNX Runtime", "OpenVINO"], 2, (64, 96), 2, Path("all.json"), Machine("cpu")
+        ["mininetv2"], ["PyTorch", "ONNX Runtime", "OpenVINO"], FORMS, 2, (64, 96), 2, Path("all.json"), Machine("cpu")
     )
     rows = json.loads(Path("all.json").read_text())["rows"]
     ways = {(row["form"], row["runtime"], row["precision"], row["decoding"]) for row in rows}
@@ -57,7 +57,7 @@ def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(run, monkeypatch, 
 
     monkeypatch.setattr(benchmark_all, "_measured", measured)
     with pytest.raises(MtkdError, match=f"1 could not be measured:\n  mininetv2 separate: {line}"):
-        benchmark_all.run(["mininetv2"], ["PyTorch"], 2, (64, 96), 1, Path("all.json"), Machine("cpu"))
+        benchmark_all.run(["mininetv2"], ["PyTorch"], FORMS, 2, (64, 96), 1, Path("all.json"), Machine("cpu"))
     assert {row["form"] for row in json.loads(Path("all.json").read_text())["rows"]} == {"shared"}
 
 

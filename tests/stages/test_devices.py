@@ -11,6 +11,7 @@ import yaml
 from conftest import mtkd
 
 from pipeline.export import open_onnx
+from pipeline.latency import FORMS
 from pipeline.machine import Machine
 from stages import benchmark_all, study, train_teachers
 from stages.cli import _machine
@@ -56,7 +57,7 @@ def test_a_row_that_does_not_fit_says_so_and_the_others_are_measured(run, monkey
     monkeypatch.setattr(benchmark_all, "try_turns", without_joined)
     said = []
     monkeypatch.setattr(benchmark_all, "say", said.append)
-    benchmark_all.run(["mininetv2"], ["PyTorch"], 2, (64, 96), 1, Path("all.json"), Machine("cpu"))
+    benchmark_all.run(["mininetv2"], ["PyTorch"], FORMS, 2, (64, 96), 1, Path("all.json"), Machine("cpu"))
     rows = {
         (row["form"], row["precision"], row["decoding"]): row
         for row in json.loads(Path("all.json").read_text())["rows"]
