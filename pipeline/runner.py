@@ -1,5 +1,6 @@
 """From frames in memory to answers in memory, by a module on some device, with buffers that stay."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ def runner(module: nn.Module, example: Tensor, device: torch.device, launch: Lau
     if device.type != "cuda":
         return lambda frame: _in_memory(module, torch.from_numpy(frame).to(device))
     shown = example.to(device)
+    if not example.is_floating_point():
+        shown.random_(0, 256)  # what a graph is judged by
     compute, answer = _launched(module, shown, launch)
     held = torch.empty_like(example, pin_memory=True)
     back = torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True)
@@ -54,9 +57,7 @@ def _launched(module: nn.Module, shown: Tensor, launch: Launch) -> tuple[Callabl
     if launch == "graph":
         return _captured(module, shown), answer
     if launch == "compiled":
-        # The compiler's own choice of layouts makes all convolutions channels last, also those that suffer from it.
-        options: dict[str, Any] = {"layout_optimization": False}
-        return _captured(torch.compile(module, fullgraph=True, dynamic=False, options=options), shown), answer
+        return _captured(torch.compile(module, fullgraph=True, dynamic=False), shown), answer
     return lambda: module(shown), answer
 
 
@@ -70,9 +71,19 @@ def _captured(module: Callable[[Tensor], Tensor], shown: Tensor) -> Callable[[],
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         answer = module(shown)
+    graph.replay()
+    if not _alike(answer, module(shown)):
+        warnings.warn("a CUDA graph answered otherwise than its kernels one by one: it is not used", stacklevel=2)
+        return lambda: module(shown)
 
     def replay() -> Tensor:
         graph.replay()
         return answer
 
     return replay
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    """Equal but for rounding: in one value of a thousand at most, which may be a mask's."""
+    off = ~torch.isclose(found.float(), expected.float(), rtol=0.01, atol=0.01)
+    return bool(off.float().mean() <= 1e-3)

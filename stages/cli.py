@@ -376,7 +376,9 @@ def benchmark(
         typer.Option("--form", help="--all: which of joined, looped, frozen and, on CUDA, graph and compiled."),
     ] = None,
     decoders: Annotated[int, typer.Option(min=1, help="How many decoders.")] = 11,
-    repeats: Annotated[int, typer.Option(min=1, help="Calls per measurement; on CUDA half a second of them at least.")] = 5,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Calls per measurement; on CUDA half a second of them at least.")
+    ] = 5,
     frames: Annotated[int, typer.Option(min=16, help="store: how many each measurement sees.")] = 100,
     output: Annotated[
         Path | None, typer.Option(help="The JSON, of all but run; by default results/benchmark_<WHAT>.json.")

@@ -21,7 +21,8 @@ from pipeline.errors import MtkdError
 from pipeline.export import Run, Segmenter, as_batch, load_exported
 from pipeline.files import kinds, some, write_atomically
 from pipeline.machine import Machine
-from pipeline.models.frozen import Frozen
+from pipeline.models.frozen import Frozen, half_suffices
+from pipeline.models.network import Network
 from pipeline.palette import colours_of
 from pipeline.runner import runner
 from pipeline.stopwatch import ahead
@@ -206,14 +207,17 @@ def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
     if path.suffix == ".safetensors":
         network, card = load_given(path)
         device = machine.torch_device
-        frozen = Frozen(network, device, torch.float16 if device.type == "cuda" else torch.float32)
+        network = network.to(device)
+        kept: list[Frozen] = []  # chosen by the first frame
 
         @lru_cache(maxsize=1)  # frames of one size mostly follow one another
         def of_size(size: tuple[int, int]) -> Callable[[NDArray[Any]], NDArray[Any]]:
-            module, example = Segmenter(frozen, size, card.image_size), torch.zeros(1, 3, *size, dtype=torch.uint8)
+            module, example = Segmenter(kept[0], size, card.image_size), torch.zeros(1, 3, *size, dtype=torch.uint8)
             return runner(module.eval(), example, device, "graph")
 
         def segment(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
+            if not kept:
+                kept.append(_frozen(network, device, frame))
             return of_size((frame.shape[0], frame.shape[1]))(as_batch(frame))[0].astype(bool)
 
         return segment, list(card.anatomies)
@@ -229,6 +233,16 @@ def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
         return np.stack(back).astype(bool)
 
     return at_its_size, list(label.anatomies)
+
+
+def _frozen(network: Network, device: torch.device, frame: NDArray[np.uint8]) -> Frozen:
+    """The network as it is asked: on CUDA in half precision, unless it decides otherwise so on a frame."""
+    if device.type == "cuda":
+        half = Frozen(network, device, torch.float16)
+        if half_suffices(network, half, torch.from_numpy(as_batch(frame)).to(device)):
+            return half
+        say("warning: in half precision this network decides otherwise: float32 is used")
+    return Frozen(network, device, torch.float32)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.export import Segmenter
 from pipeline.models import ARCHITECTURES, create_model
-from pipeline.models.frozen import Frozen, _with_dilated_depthwise_channels_first, fused
+from pipeline.models.frozen import Frozen, _layout, fused, half_suffices
 from pipeline.models.network import Network
 from pipeline.runner import runner
 
@@ -41,7 +41,7 @@ def test_frozen_margins_are_the_networks(name, wide):
     network = lively(name)
     frozen = Frozen(network, CPU, torch.float32)
     if wide:  # as on a GPU
-        frozen.native = _with_dilated_depthwise_channels_first(network.frozen(wide=True).eval())
+        frozen.native = network.frozen(wide=True).eval()
     for size in ((96, 128), (75, 101)):  # of the second no network's stride is a divisor
         expected = network.margins(frames(*size))
         assert expected.min() < 0 < expected.max()
@@ -128,3 +128,20 @@ def test_launched_at_once_answers_as_the_module(name, launch):
         with torch.inference_mode():
             expected = module(shown.to(device)).cpu()
         assert (torch.from_numpy(run(shown.numpy())) != expected).float().mean() < 1e-2
+
+
+def test_dilated_depthwise_convolutions_are_channels_first_on_a_gpu():
+    network = create_model("mininetv2", 1)
+    assert _layout(network, CPU) == torch.channels_last
+    assert _layout(network, torch.device("cuda")) == torch.contiguous_format
+    assert _layout(create_model("segformer_b0", 1), torch.device("cuda")) == torch.channels_last
+
+
+def test_half_precision_that_overflows_does_not_suffice():
+    network = lively("mininetv2")
+    half = Frozen(network, CPU, torch.bfloat16)
+    assert half_suffices(network, half, frames(96, 128))
+    half.native.heads[0].classifier.bias.fill_(torch.nan)
+    assert not half_suffices(network, half, frames(96, 128))
+    half.native.heads[0].classifier.bias.fill_(100.0)
+    assert not half_suffices(network, half, frames(96, 128))
