@@ -19,8 +19,8 @@ demo: $(VENV)/ready
 	dvc repro
 	mtkd summary
 
-# Two processes with one thread each; the tests of a file stay together.
-PYTEST := OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+# Two processes with one thread each; the tests of a file stay together, and the slow files come first.
+PYTEST := OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: check
 	$(PYTEST)

@@ -5,7 +5,6 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import nan
-from multiprocessing import get_context
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,9 +16,10 @@ from pipeline import metrics
 from pipeline.calibration import Calibration, calibration
 from pipeline.counts import Counts, count_masks
 from pipeline.dsad import surgery_id
-from pipeline.environment import require_semaphores
-from pipeline.inference import clean_questions, device_logits, in_flight, to_device, to_host
+from pipeline.environment import clean_processes, require_semaphores
+from pipeline.inference import clean_questions, in_flight, on_device, to_device, to_host
 from pipeline.machine import Machine
+from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network, resize
 from pipeline.prepared import Frame, load_label
 from pipeline.stopwatch import Stopwatch, ahead, delayed
@@ -75,7 +75,7 @@ def outline_processes(machine: Machine) -> Iterator[Executor | None]:
         yield None
         return
     require_semaphores(machine.workers)
-    context = get_context("spawn")  # a fork of a process that uses a GPU can't be trusted
+    context = clean_processes("pipeline.surface")
     with ProcessPoolExecutor(machine.workers, context, torch.set_num_threads, (1,)) as processes:
         yield processes
 
@@ -102,9 +102,9 @@ def evaluate(
     """
     batches = _batches(network, frames, anatomies, batch_size, machine)
     measuring = (
-        (frame, _begin(processes, _measure, lead, label, tolerance), pixels)
+        (frame, _begin(processes, _measure, margin, label, tolerance), pixels)
         for batch in delayed(batches, in_flight(machine.torch_device))
-        for frame, lead, label, pixels in batch.rows()
+        for frame, margin, label, pixels in batch.rows()
     )
     for frame, measured, pixels in delayed(measuring, 4 * machine.workers if processes else 0):
         n, values = len(anatomies), pixels.tolist()
@@ -118,7 +118,7 @@ def own_masks(
 ) -> dict[str, NDArray[np.bool_]]:
     """By a frame's id, the mask (H, W) of the decoder that it is labelled for."""
     batches = _batches(network, frames, anatomies, 1, machine)
-    return {frame.id: lead > 0 for batch in batches for frame, lead, _, _ in batch.rows()}
+    return {frame.id: margin > 0 for batch in batches for frame, margin, _, _ in batch.rows()}
 
 
 @dataclass(frozen=True)
@@ -128,19 +128,19 @@ class _Batch:
     Attributes:
         frames: b frames.
         labels: (b, H, W) bool.
-        leads: how far the logit of a frame's own anatomy leads that of the background, (b, H, W) float32.
+        margins: by how much the logit of a frame's own anatomy exceeds the background's, (b, H, W) float32.
         pixels: of each frame, (b, 2 N + 3) int64: of the label that each decoder claims; that each claims; that no
             decoder, one, or several claim.
     """
 
     frames: list[Frame]
     labels: NDArray[np.bool_]
-    leads: Callable[[], NDArray[np.float32]]
+    margins: Callable[[], NDArray[np.float32]]
     pixels: Callable[[], NDArray[np.int64]]
 
     def rows(self) -> Iterator[tuple[Frame, NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]]:
-        """A frame, its lead, its label and its pixels, one after another."""
-        return zip(self.frames, self.leads(), self.labels, self.pixels(), strict=True)
+        """A frame, its margin, its label and its pixels, one after another."""
+        return zip(self.frames, self.margins(), self.labels, self.pixels(), strict=True)
 
 
 def _batches(
@@ -150,13 +150,13 @@ def _batches(
     parts = [range(i, min(i + batch_size, len(frames))) for i in range(0, len(frames), batch_size)]
     own = [[frames[i] for i in part] for part in parts]
     labels = ahead(np.stack([load_label(frame.label).astype(bool) for frame in some]) for some in own)
-    outputs = device_logits(network, clean_questions(frames), parts, "32-true", machine, Stopwatch())
-    for some, label, (logits, _) in zip(own, labels, outputs, strict=True):
-        native = (logits[:, :, 1] - logits[:, :, 0])[:, :, None]
-        leads = resize(native, (label.shape[1], label.shape[2]))[:, :, 0]
-        pixels = _pixels(leads > 0, to_device(label, leads.device))
-        own_leads = [lead[list(anatomies).index(frame.anatomy)] for lead, frame in zip(leads, some, strict=True)]
-        yield _Batch(some, label, to_host(torch.stack(own_leads)), to_host(pixels))
+    frozen = Frozen(network, machine.torch_device, torch.float32)
+    outputs = on_device(frozen.margins, clean_questions(frames), parts, "32-true", machine, Stopwatch())
+    for some, label, (native, _) in zip(own, labels, outputs, strict=True):
+        margins = resize(native[:, :, None], (label.shape[1], label.shape[2]))[:, :, 0]
+        pixels = _pixels(margins > 0, to_device(label, margins.device))
+        own_margins = [m[list(anatomies).index(frame.anatomy)] for m, frame in zip(margins, some, strict=True)]
+        yield _Batch(some, label, to_host(torch.stack(own_margins)), to_host(pixels))
 
 
 def _pixels(masks: Tensor, labels: Tensor) -> Tensor:
@@ -168,12 +168,12 @@ def _pixels(masks: Tensor, labels: Tensor) -> Tensor:
 
 
 def _measure(
-    lead: NDArray[np.float32], label: NDArray[np.bool_], tolerance: float | None
+    margin: NDArray[np.float32], label: NDArray[np.bool_], tolerance: float | None
 ) -> tuple[Counts, Surface, Calibration]:
     """The own anatomy's decoder against the label, both (H, W)."""
-    mask = lead > 0
+    mask = margin > 0
     surface = Surface(nan, nan) if tolerance is None else compare_outlines(mask, label, tolerance)
-    return count_masks(mask, label), surface, calibration(1 / (1 + np.exp(-lead.clip(-60, 60))), label)
+    return count_masks(mask, label), surface, calibration(1 / (1 + np.exp(-margin.clip(-60, 60))), label)
 
 
 def _begin(processes: Executor | None, function: Callable[..., T], *arguments: Any) -> Callable[[], T]:

@@ -97,7 +97,12 @@ def answers(
         Logits (b, N, 2, h, w) float32 and the fingerprints of the b frames as they were shown.
     """
     stopwatch = stopwatch or Stopwatch()
-    outputs = device_logits(network, questions, batches, precision, machine, stopwatch)
+    network = network.to(machine.torch_device)
+
+    def ask(frames: Tensor) -> Tensor:
+        return network(normalise(frames, network))
+
+    outputs = on_device(ask, questions, batches, precision, machine, stopwatch)
     copies = ((to_host(logits), fingerprints) for logits, fingerprints in outputs)
     for arrived, fingerprints in delayed(copies, in_flight(machine.torch_device)):
         with stopwatch.step("network"):
@@ -106,24 +111,23 @@ def answers(
 
 
 @torch.inference_mode()
-def device_logits(
-    network: Network,
+def on_device(
+    ask: Callable[[Tensor], Tensor],
     questions: Sequence[Question],
     batches: Sequence[range],
     precision: str,
     machine: Machine,
     stopwatch: Stopwatch,
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """As :func:`answers`, on the device, which may not have computed them yet."""
+    """As :func:`answers`, of any function of frames (b, 3, H, W) uint8; on the device, which may still compute it."""
     device = machine.torch_device
-    network = network.to(device)
     loaded = _loaded(_Shown(questions), [list(batch) for batch in batches], machine.workers, device)
     for frames, fingerprints in stopwatch.waiting("frames", ahead(_on(device, loaded))):
         with stopwatch.step("network"):
             with computing(device, precision):
-                logits = network(normalise(frames.to(device, non_blocking=True), network))
-            logits = logits.float()
-        yield logits, fingerprints
+                answer = ask(frames.to(device, non_blocking=True))
+            answer = answer.float()
+        yield answer, fingerprints
 
 
 def in_flight(device: torch.device) -> int:

@@ -12,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import inf
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.environment import clean_processes
 from pipeline.guards import TooLittleMemoryError, mendable
 from pipeline.machine import keep_freed_memory
 
@@ -154,7 +154,7 @@ def _forget() -> None:
 
 
 def _new_process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(1, mp_context=clean_processes("pipeline.latency", "pipeline.network_benchmark"))
 
 
 @dataclass

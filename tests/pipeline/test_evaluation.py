@@ -11,11 +11,11 @@ from pipeline import evaluation
 from pipeline.calibration import calibration
 from pipeline.counts import count_masks
 from pipeline.evaluation import evaluate, outline_processes, own_masks
-from pipeline.inference import answers, clean_questions
 from pipeline.machine import Machine
 from pipeline.models import create_model
+from pipeline.models.frozen import Frozen
 from pipeline.models.network import resize
-from pipeline.prepared import Frame, load_label
+from pipeline.prepared import Frame, load_frame, load_label
 from pipeline.surface import compare_outlines
 
 ANATOMIES, TOLERANCE, CPU = ("a", "b", "c"), 2.0, Machine("cpu")
@@ -39,23 +39,29 @@ def frames(tmp_path):
     return found
 
 
+@torch.inference_mode()
 def slowly(network, frames):
     """Frame by frame, in NumPy, by the definitions."""
-    parts = [range(0, 2), range(2, 4), range(4, 5)]
-    logits = np.concatenate([z for z, _ in answers(network, clean_questions(frames), parts, "32-true", CPU)])
-    for frame, native in zip(frames, logits, strict=True):
+    frozen = Frozen(network, torch.device("cpu"), torch.float32)
+    pixels = torch.from_numpy(np.stack([load_frame(frame.image).transpose(2, 0, 1) for frame in frames]))
+    natives = torch.cat([frozen.margins(part) for part in pixels.split(2)])
+    found = []
+    for frame, native in zip(frames, natives, strict=True):
         label = load_label(frame.label).astype(bool)
-        lead = resize(torch.from_numpy(native[None, :, 1] - native[None, :, 0])[:, :, None], label.shape)[0, :, 0]
-        lead, own = lead.numpy(), ANATOMIES.index(frame.anatomy)
-        masks, claims = lead > 0, (lead > 0).sum(0)
-        yield (
-            count_masks(masks[own], label),
-            compare_outlines(masks[own], label, TOLERANCE),
-            calibration(1 / (1 + np.exp(-lead[own].clip(-60, 60))), label),
-            tuple(int((mask & label).sum()) for mask in masks),
-            tuple(int(mask.sum()) for mask in masks),
-            tuple(int(np.isin(claims, some).sum()) for some in ([0], [1], [2, 3])),
+        margin = resize(native[None, :, None], label.shape)[0, :, 0].numpy()
+        own = ANATOMIES.index(frame.anatomy)
+        masks, claims = margin > 0, (margin > 0).sum(0)
+        found.append(
+            (
+                count_masks(masks[own], label),
+                compare_outlines(masks[own], label, TOLERANCE),
+                calibration(1 / (1 + np.exp(-margin[own].clip(-60, 60))), label),
+                tuple(int((mask & label).sum()) for mask in masks),
+                tuple(int(mask.sum()) for mask in masks),
+                tuple(int(np.isin(claims, some).sum()) for some in ([0], [1], [2, 3])),
+            )
         )
+    return found
 
 
 def require_same(results, expected, frames):
@@ -71,7 +77,7 @@ def require_same(results, expected, frames):
 
 
 def test_results_are_those_of_a_loop_over_frames(network, frames, monkeypatch):
-    expected = list(slowly(network, frames))
+    expected = slowly(network, frames)
     assert min(sum(values[4]) for values in expected) > 0
     require_same(list(evaluate(network, frames, ANATOMIES, 2, TOLERANCE, CPU)), expected, frames)
     monkeypatch.setattr(evaluation, "in_flight", lambda device: 1)
@@ -79,7 +85,7 @@ def test_results_are_those_of_a_loop_over_frames(network, frames, monkeypatch):
 
 
 def test_processes_measure_the_same_in_order(network, frames):
-    expected = list(slowly(network, frames))
+    expected = slowly(network, frames)
     with outline_processes(CPU) as none, outline_processes(Machine("cpu", 2)) as processes:
         assert none is None
         assert processes is not None

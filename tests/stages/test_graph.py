@@ -292,6 +292,8 @@ NEUTRAL = {
     "stages/environment.py", "cache/lock.py", "cache/durable.py", "cache/errors.py",
     # Reading what prepare wrote: its own writer is a dependency of prepare, and what it writes one of everybody.
     "pipeline/prepared.py", "pipeline/dsad.py",
+    # The form for inference: who asks it depends on the whole of pipeline/models.
+    "pipeline/models/frozen.py",
     # Tries later stages, and refuses or warns.
     "stages/preflight.py",
 }  # fmt: skip
