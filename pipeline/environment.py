@@ -202,8 +202,11 @@ def require_semaphores(workers: int) -> None:
 def clean_processes(*modules: str) -> BaseContext:
     """For processes that begin without threads and without a GPU, unlike forks of this one.
 
-    They come from a server that has imported ``modules`` once; each alone would take seconds for that.
+    They come from a server that has imported ``modules`` once; each alone would take seconds for that. The server
+    needs a socket, for which a long TMPDIR leaves no room: then each is alone.
     """
+    if not use_short_sockets():
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(modules))
     return context

@@ -22,7 +22,7 @@ from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.models.frozen import Frozen
 from pipeline.models.looped import Looped
-from pipeline.runner import Launch, runner
+from pipeline.runner import Launch, Runner
 
 Part = Literal["whole", "network"]
 Runtime = Literal["PyTorch", "ONNX Runtime", "OpenVINO"]
@@ -119,7 +119,7 @@ class Candidate:
 
     def _eager(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
         shown = example(self.size, self.part)
-        return runner(self.module(), shown, self.device, LAUNCHES.get(self.form, "eager"))
+        return Runner(self.module(), shown, self.device, LAUNCHES.get(self.form, "eager"))
 
     def module(self) -> nn.Module:
         """From a frame to masks, or from a normalised frame to logits."""

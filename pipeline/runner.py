@@ -1,21 +1,28 @@
 """From frames in memory to answers in memory, by a module on some device, with buffers that stay."""
 
-import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
+from textwrap import shorten
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.errors import MtkdError
+from pipeline.machine import float32_products
+
 Launch = Literal["eager", "graph", "compiled"]
-Run = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-@torch.inference_mode()
-def runner(module: nn.Module, example: Tensor, device: torch.device, launch: Launch = "eager") -> Run:
-    """A function from an array like ``example`` to the module's answer, which is valid until the next call.
+class LaunchError(MtkdError):
+    """A module's kernels can't be launched as one graph here, or answer otherwise so."""
+
+
+class Runner:
+    """From an array like ``example`` to the module's answer, float32 or uint8; it is valid until the next call.
+
+    Products in float32 are IEEE's, without TF32.
 
     Args:
         module: in eval mode, on ``device``.
@@ -23,64 +30,83 @@ def runner(module: nn.Module, example: Tensor, device: torch.device, launch: Lau
         device: where the module is.
         launch: ``eager``; on CUDA also all kernels at once, as one ``graph`` (ready after a few calls), or ``compiled``
             (faster, and ready after some 15 seconds).
+
+    Raises:
+        LaunchError: the module can't be launched so.
     """
-    if device.type != "cuda":
-        return lambda frame: _in_memory(module, torch.from_numpy(frame).to(device))
-    shown = example.to(device)
-    if not example.is_floating_point():
-        shown.random_(0, 256)  # what a graph is judged by
-    compute, answer = _launched(module, shown, launch)
-    held = torch.empty_like(example, pin_memory=True)
-    back = torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True)
 
-    @torch.inference_mode()
-    def run(frame: NDArray[Any]) -> NDArray[Any]:
-        held.copy_(torch.from_numpy(frame))
-        shown.copy_(held, non_blocking=True)
-        back.copy_(compute(), non_blocking=True)
-        torch.cuda.current_stream(device).synchronize()
-        return back.numpy()
+    def __init__(self, module: nn.Module, example: Tensor, device: torch.device, launch: Launch = "eager") -> None:
+        self.device = device
+        self.module = module  # a graph reads its weights where they are: they must live as long as it does
+        self._pinned = device.type == "cuda"
+        if not self._pinned:
+            return
+        self._held, self._shown = torch.empty_like(example, pin_memory=True), example.to(device)
+        with self._exactly():
+            first = self._eager()  # lets libraries install their hooks, too, which a compiler can't follow
+            self._back = torch.empty(first.shape, dtype=first.dtype, pin_memory=True)
+            self._compute = self._launched(launch)
 
-    return run
+    def __call__(self, frame: NDArray[Any]) -> NDArray[Any]:
+        """See the class."""
+        with self._exactly():
+            if not self._pinned:
+                return _ask(self.module, torch.from_numpy(frame).to(self.device)).cpu().numpy()
+            self._held.copy_(torch.from_numpy(frame))
+            self._shown.copy_(self._held, non_blocking=True)
+            self._back.copy_(self._compute(), non_blocking=True)
+            torch.cuda.current_stream(self.device).synchronize()
+        return self._back.numpy()
+
+    def _exactly(self) -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(float32_products(self.device, "32-true"))
+        return stack
+
+    def _eager(self) -> Tensor:
+        return _ask(self.module, self._shown)
+
+    def _launched(self, launch: Launch) -> Callable[[], Tensor]:
+        if launch == "eager":
+            return self._eager
+        module: Any = self.module
+        if launch == "compiled":
+            module = torch.compile(module, fullgraph=True, dynamic=False)
+        try:
+            return self._captured(module)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of capture, of the compiler and its backends: their classes share no base
+            reason = shorten(" ".join(str(error).split()), 160, placeholder=" ...")
+            raise LaunchError(f"a network can't be launched as one graph here ({reason})") from error
+
+    def _captured(self, module: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+        if not self._shown.is_floating_point():
+            self._shown.random_(0, 256)  # what the graph is judged by
+        stream, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                _ask(module, self._shown)
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            answer = _ask(module, self._shown)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return answer
+
+        if not _alike(replay(), self._eager()):
+            raise LaunchError("as one graph a network answers otherwise than its kernels one by one")
+        return replay
 
 
-@torch.inference_mode()
-def _in_memory(module: nn.Module, shown: Tensor) -> NDArray[np.generic]:
+def _ask(module: Callable[[Tensor], Tensor], shown: Tensor) -> Tensor:
+    """The answer; contiguous, or a copy to the host would need memory of its own."""
     answer = module(shown)
-    return (answer.float() if answer.dtype == torch.bfloat16 else answer).cpu().numpy()
-
-
-def _launched(module: nn.Module, shown: Tensor, launch: Launch) -> tuple[Callable[[], Tensor], Tensor]:
-    """What computes the answer to ``shown`` as it then is, and one answer."""
-    first = module(shown)  # lets libraries install their hooks, too, which a compiler can't follow
-    answer = first.float() if first.dtype == torch.bfloat16 else first
-    if launch == "graph":
-        return _captured(module, shown), answer
-    if launch == "compiled":
-        return _captured(torch.compile(module, fullgraph=True, dynamic=False), shown), answer
-    return lambda: module(shown), answer
-
-
-def _captured(module: Callable[[Tensor], Tensor], shown: Tensor) -> Callable[[], Tensor]:
-    stream = torch.cuda.Stream(shown.device)
-    stream.wait_stream(torch.cuda.current_stream(shown.device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            module(shown)
-    torch.cuda.current_stream(shown.device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        answer = module(shown)
-    graph.replay()
-    if not _alike(answer, module(shown)):
-        warnings.warn("a CUDA graph answered otherwise than its kernels one by one: it is not used", stacklevel=2)
-        return lambda: module(shown)
-
-    def replay() -> Tensor:
-        graph.replay()
-        return answer
-
-    return replay
+    return (answer.float() if answer.is_floating_point() else answer).contiguous()
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:

@@ -115,7 +115,11 @@ def try_turns(
     """
     warmup = max(1, warmup)
     if subjects and all(subject.device.type == "cuda" for subject in subjects):
-        return [_alone(subject, warmup, repeats, max(seconds, SECONDS_ON_CUDA)) for subject in subjects]
+        timings = []
+        for number, subject in enumerate(subjects, start=1):
+            timings.append(_alone(subject, warmup, repeats, max(seconds, SECONDS_ON_CUDA)))
+            told(number, len(subjects))
+        return timings
     with ExitStack() as stack:
         processes = [_Process(stack.enter_context(_new_process())) for _ in subjects]
         for process, subject in zip(processes, subjects, strict=True):
@@ -148,6 +152,7 @@ def _forget() -> None:
     """The memory of what was measured last is the next one's."""
     global _measured
     _measured = None
+    torch.compiler.reset()  # it keeps what it compiled, and of one function no more than eight
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def _measured(
             "multiply_adds": networks * multiply_adds(arch, heads, size),
             **_figures(whole),
             "network_milliseconds": _figures(network)["milliseconds"],
-            "problem": None if whole and network else "out of memory",
+            "problem": _problem(whole, network),
             "logit_difference": _difference(network, reference),
             "weights": "trained" if trained else "random",
             "dice": dice.get(f"{way.runtime} {way.precision} {way.form}"),
@@ -172,13 +173,20 @@ def _with_graph(way: Candidate, folder: Path) -> Candidate:
     return replace(way, graph=written if written.is_file() else export_graph(way, path))
 
 
+def _problem(whole: Timing | None, network: Timing | None) -> str | None:
+    if whole is None or network is None:
+        return "out of memory"
+    return None if network.answer is None or np.isfinite(network.answer).all() else "not all logits are finite"
+
+
 def _difference(timing: Timing | None, reference: Any) -> float | None:
     """Largest difference of a logit from PyTorch's in float32."""
     if timing is None or timing.answer is None or reference is None:
         return None
     if timing.answer.ndim < reference.ndim:  # margins
         reference = reference[:, :, 1] - reference[:, :, 0]
-    return float(f"{np.abs(timing.answer - reference).max():.2e}")
+    largest = float(f"{np.abs(timing.answer - reference).max():.2e}")
+    return largest if isfinite(largest) else None
 
 
 def _dice(student: Path, runtimes: Sequence[str], forms: Sequence[str], machine: Machine) -> dict[str, float | None]:

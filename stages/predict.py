@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from signal import SIGHUP, SIGTERM, default_int_handler, signal
-from typing import Any, Literal
+from typing import Literal, cast
 
 import cv2
 import numpy as np
@@ -24,7 +23,7 @@ from pipeline.machine import Machine
 from pipeline.models.frozen import Frozen, half_suffices
 from pipeline.models.network import Network
 from pipeline.palette import colours_of
-from pipeline.runner import runner
+from pipeline.runner import Launch, LaunchError, Runner
 from pipeline.stopwatch import ahead
 from pipeline.video import (
     IMAGES,
@@ -208,17 +207,12 @@ def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
         network, card = load_given(path)
         device = machine.torch_device
         network = network.to(device)
-        kept: list[Frozen] = []  # chosen by the first frame
-
-        @lru_cache(maxsize=1)  # frames of one size mostly follow one another
-        def of_size(size: tuple[int, int]) -> Callable[[NDArray[Any]], NDArray[Any]]:
-            module, example = Segmenter(kept[0], size, card.image_size), torch.zeros(1, 3, *size, dtype=torch.uint8)
-            return runner(module.eval(), example, device, "graph")
+        kept: list[_OneSize] = []  # begun by the first frame
 
         def segment(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
             if not kept:
-                kept.append(_frozen(network, device, frame))
-            return of_size((frame.shape[0], frame.shape[1]))(as_batch(frame))[0].astype(bool)
+                kept.append(_OneSize(_frozen(network, device, frame, card.image_size), device, card.image_size))
+            return kept[0](as_batch(frame))[0].astype(bool)
 
         return segment, list(card.anatomies)
     exported, label = load_exported(path)
@@ -235,14 +229,46 @@ def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
     return at_its_size, list(label.anatomies)
 
 
-def _frozen(network: Network, device: torch.device, frame: NDArray[np.uint8]) -> Frozen:
+def _frozen(network: Network, device: torch.device, frame: NDArray[np.uint8], size: tuple[int, int]) -> Frozen:
     """The network as it is asked: on CUDA in half precision, unless it decides otherwise so on a frame."""
     if device.type == "cuda":
         half = Frozen(network, device, torch.float16)
-        if half_suffices(network, half, torch.from_numpy(as_batch(frame)).to(device)):
+        shown = torch.from_numpy(as_batch(frame)).to(device).float()
+        if half_suffices(network, half, torch.nn.functional.interpolate(shown, size=size, mode="bilinear")):
             return half
         say("warning: in half precision this network decides otherwise: float32 is used")
     return Frozen(network, device, torch.float32)
+
+
+class _OneSize:
+    """Masks of frames (1, 3, H, W); sizes may change, and of one that stays all kernels are launched at once."""
+
+    def __init__(self, frozen: Frozen, device: torch.device, network_size: tuple[int, int]) -> None:
+        self.frozen, self.device, self.network_size = frozen, device, network_size
+        self.size, self.launched = (0, 0), False
+        self.run: Runner | None = None
+        self.graphs = device.type == "cuda"
+
+    def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        size = (frame.shape[2], frame.shape[3])
+        if size != self.size:
+            self.run, self.launched = None, False  # its memory is the next one's
+            self.run = self._runner(size, "eager")
+        elif self.graphs and not self.launched:
+            self._launch(size)
+        self.size = size
+        return cast(NDArray[np.uint8], cast(Runner, self.run)(frame))
+
+    def _launch(self, size: tuple[int, int]) -> None:
+        try:
+            self.run, self.launched = self._runner(size, "graph"), True
+        except LaunchError as error:
+            say(f"warning: {error}: its kernels are launched one by one, which takes longer")
+            self.graphs = False
+
+    def _runner(self, size: tuple[int, int], launch: Launch) -> Runner:
+        module = Segmenter(self.frozen, size, self.network_size).eval()
+        return Runner(module, torch.zeros(1, 3, *size, dtype=torch.uint8), self.device, launch)
 
 
 @contextmanager

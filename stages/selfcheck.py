@@ -25,10 +25,12 @@ from rich.table import Table
 from torch import Tensor
 
 from pipeline.errors import MtkdError
+from pipeline.export import Segmenter
 from pipeline.machine import AUTOCAST, Machine
 from pipeline.models import ARCHITECTURES, create_model
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network, normalise
+from pipeline.runner import LaunchError, Runner
 from pipeline.training import supervised
 from stages.console import console, progress, say
 from stages.machine_record import machine_record
@@ -178,8 +180,11 @@ def _last(text: str) -> str:
 def _device(trial: Trial) -> Iterator[Check]:
     found = machine_record(trial.machine)
     where = f"{found['device']}, torch {found['torch']}"
+    if trial.device.type == "cpu":
+        yield Check("device", None, f"{where}: no other device; the CPU is compared with itself", "device")
+        return
     if trial.device.type != "cuda":
-        yield Check("device", None, f"{where}: no CUDA device; the CPU is compared with itself", "device")
+        yield Check("device", True, where, "device")
         return
     free, total = (size / 2**30 for size in torch.cuda.mem_get_info(trial.device))
     driver = f"{torch.cuda.device_count()} devices, {free:.0f} of {total:.0f} GiB free, CUDA {torch.version.cuda}"
@@ -199,6 +204,8 @@ def _network_checks(architecture: str) -> Callable[[Trial], Iterator[Check]]:
                 f"{architecture} {precision}", passed, told, "network" if precision == "32-true" else "precision"
             )
         yield _frozen_check(network, architecture, trial.device)
+        if trial.device.type == "cuda":
+            yield _graph_check(network, architecture, trial.device)
 
     return checks
 
@@ -259,6 +266,23 @@ def _frozen_check(network: Network, architecture: str, device: torch.device) -> 
     return Check(f"{architecture} frozen", wrong <= expected.numel() // 1000, told, "network")
 
 
+def _graph_check(network: Network, architecture: str, device: torch.device) -> Check:
+    """The same as one graph, while other tensors come and go: the graph must own all that it reads."""
+    frames, name = _frames(1), f"{architecture} graph"
+
+    def segmenter() -> Segmenter:
+        return Segmenter(Frozen(network, device, torch.float16), FRAME, FRAME).eval()
+
+    try:
+        run = Runner(segmenter(), frames, device, "graph")
+    except LaunchError as error:
+        return Check(name, False, str(error), "network")
+    others = [torch.full((2**power,), torch.nan, device=device) for power in range(8, 24)]
+    expected = Runner(segmenter(), frames, device)(frames.numpy())
+    wrong = max(int((run(frames.numpy()) != expected).sum()) for _ in others)
+    return Check(name, wrong <= expected.size // 1000, f"{wrong} of {expected.size} pixels differ", "network")
+
+
 def _trained(trial: Trial) -> Iterator[Check]:
     """A teacher per precision, and the other teachers for what comes later."""
     trial.write_params()
@@ -287,6 +311,9 @@ def _resumed(trial: Trial) -> Iterator[Check]:
     with suppress(ProcessLookupError):
         process.send_signal(SIGKILL)
     process.communicate()
+    if not state.is_file():
+        yield Check("kill and resume", None, "the training ended before it could be killed", "resume")
+        return
     said = trial.require("train-teacher", "liver")
     line = next((line for line in said.splitlines() if "goes on after" in line), "")
     yield Check("kill and resume", bool(line), line or "it began anew", "resume")

@@ -153,7 +153,7 @@ def _recomputed(plan: Plan, count: int, tolerance: float | None, machine: Machin
         for number, (position, (logits, _)) in enumerate(zip(chosen, answered, strict=True), start=1):
             view, frame = divmod(int(position), len(plan.frames))
             worst = _difference(logits[0, 0], one.read(frame, view).astype(np.float32), _rounding(plan))
-            if worst > allowed:
+            if not worst <= allowed:
                 problems.append(
                     f"{one.path}: frame {one.frames[frame]} (view {view}): the teacher now answers otherwise: a logit "
                     f"differs by {worst:.3g} times 1 + |logit|, the tolerance for cache.precision {precision} is "

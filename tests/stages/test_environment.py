@@ -369,3 +369,9 @@ def test_a_user_without_a_name_or_a_home_is_none_the_worse(short):
     finally:
         os.chdir(short)
         shutil.rmtree(folder)
+
+
+def test_processes_without_room_for_a_socket_are_spawned(monkeypatch):
+    assert environment.clean_processes("math").get_start_method() == "forkserver"
+    monkeypatch.setattr(environment, "use_short_sockets", lambda: False)
+    assert environment.clean_processes("math").get_start_method() == "spawn"

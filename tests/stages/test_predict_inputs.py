@@ -5,9 +5,12 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import torch
 from conftest import mtkd, write_png
 from PIL import Image
 
+import stages.predict as stage
+from pipeline.runner import LaunchError
 from pipeline.video import Shown, list_images, pixel_aspect, read_images, read_video
 
 TEACHER = "checkpoints/teachers/liver.safetensors"
@@ -149,3 +152,25 @@ def test_a_name_that_is_too_long_stops_no_folder_in_its_middle(run):
 def test_an_empty_argument_is_not_the_current_folder(run):
     output = mtkd("predict", "", "--model", TEACHER, "--output", "out", code=2)
     assert "an argument is empty" in output
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_frames_of_one_size_are_launched_at_once_from_the_second_on(monkeypatch, capsys, fails):
+    launches = []
+
+    class Recorded:
+        def __init__(self, module, example, device, launch):
+            launches.append((tuple(example.shape[2:]), launch))
+            if fails and launch == "graph":
+                raise LaunchError("a network can't be launched as one graph here")
+
+        def __call__(self, frame):
+            return frame
+
+    monkeypatch.setattr(stage, "Runner", Recorded)
+    segment = stage._OneSize(None, torch.device("cuda"), (8, 8))
+    for height in (8, 8, 8, 4, 8, 8):
+        segment(np.zeros((1, 3, height, 8), np.uint8))
+    expected = [((8, 8), "eager"), ((8, 8), "graph"), ((4, 8), "eager"), ((8, 8), "eager"), ((8, 8), "graph")]
+    assert launches == (expected[:4] if fails else expected)
+    assert capsys.readouterr().out.count("warning: a network can't be launched as one graph here") == fails
