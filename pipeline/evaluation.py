@@ -17,8 +17,8 @@ from pipeline.calibration import Calibration, calibration
 from pipeline.counts import Counts, count_masks
 from pipeline.dsad import surgery_id
 from pipeline.environment import clean_processes, require_semaphores
-from pipeline.inference import clean_questions, in_flight, on_device, to_device, to_host
-from pipeline.machine import Machine
+from pipeline.inference import clean_questions, in_flight, on_device, to_device
+from pipeline.machine import Machine, to_host
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network, resize
 from pipeline.prepared import Frame, load_label

@@ -2,16 +2,19 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from textwrap import shorten
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.environment import shared_memory
 from pipeline.errors import MtkdError
+from pipeline.machine import to_host
 
 NO_MEMORY = re.compile(
     r"out of memory|OutOfMemoryError|can't allocate memory|cannot allocate memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED",
@@ -113,7 +116,7 @@ class FiniteTerms:
 
     def __init__(self, names: Iterable[str], anatomies: Sequence[str], epoch: int, *, speaks: bool) -> None:
         self.names, self.anatomies, self.epoch, self.speaks = list(names), anatomies, epoch, speaks
-        self._waiting: tuple[int, _Copy] | None = None
+        self._waiting: tuple[int, Callable[[], NDArray[Any]]] | None = None
 
     def add(self, step: int, terms: Mapping[str, Tensor]) -> None:
         """Judge the step before; take the terms (N,) of step 1, 2, ... for the next time.
@@ -122,7 +125,7 @@ class FiniteTerms:
             MtkdError: a term of the step before is not finite.
         """
         self.judge()
-        self._waiting = step, _Copy(torch.stack([terms[name] for name in self.names]))
+        self._waiting = step, to_host(torch.stack([terms[name] for name in self.names]))
 
     def judge(self) -> None:
         """Judge what was added last.
@@ -133,10 +136,10 @@ class FiniteTerms:
         """
         if self._waiting is None:
             return
-        (step, copy), self._waiting = self._waiting, None
+        (step, arrived), self._waiting = self._waiting, None
         lost = {
             name: [a for a, value in zip(self.anatomies, values, strict=True) if not math.isfinite(value)]
-            for name, values in zip(self.names, copy.tolist(), strict=True)
+            for name, values in zip(self.names, arrived().tolist(), strict=True)
         }
         which = " and the ".join(f"{name} is not finite ({', '.join(whose)})" for name, whose in lost.items() if whose)
         if which and not self.speaks:
@@ -147,19 +150,3 @@ class FiniteTerms:
             )
             where = f"in epoch {self.epoch + 1}, step {step}"
             raise MtkdError(f"the {which} {where}: lower learning_rate, or use precision 32-true{stores}")
-
-
-class _Copy:
-    """Values on their way to the host, which goes on meanwhile."""
-
-    def __init__(self, values: Tensor) -> None:
-        on_gpu = values.device.type == "cuda"
-        self._values = values.to("cpu", non_blocking=on_gpu)  # from a GPU into pinned memory
-        self._arrived = torch.cuda.Event() if on_gpu else None
-        if self._arrived is not None:
-            self._arrived.record()
-
-    def tolist(self) -> list[list[float]]:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._values.tolist()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.augmentation import Augmentation, augment_frame, fingerprint, sample
-from pipeline.machine import Machine, computing, make_loader
+from pipeline.machine import Machine, computing, make_loader, to_host
 from pipeline.models.network import Network, normalise
 from pipeline.prepared import Frame, load_frame
 from pipeline.stopwatch import Stopwatch, ahead, by_threads, delayed
@@ -139,20 +139,6 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """An array as a tensor on the device, which it may not have reached yet."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def to_host(tensor: Tensor) -> Callable[[], NDArray[Any]]:
-    """Begin to copy a tensor from the device; the function waits for its end and returns the array."""
-    if tensor.device.type != "cuda":
-        return tensor.cpu().numpy
-    host = tensor.to("cpu", non_blocking=True)  # into pinned memory
-    end = torch.cuda.current_stream(tensor.device).record_event()
-
-    def arrived() -> NDArray[Any]:
-        end.synchronize()
-        return host.numpy()
-
-    return arrived
 
 
 def _loaded(shown: _Shown, order: list[list[int]], workers: int, device: torch.device) -> Iterable[Batch]:

@@ -145,7 +145,7 @@ class Candidate:
 
 
 class Autocast(nn.Module):
-    """A module in bfloat16, by autocast; its frames in channels last."""
+    """A module in bfloat16, by autocast."""
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         super().__init__()

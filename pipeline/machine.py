@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.environment import require_semaphores
@@ -99,6 +101,20 @@ def computing(device: torch.device, precision: str) -> Iterator[None]:
     casts = torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
     with float32_products(device, precision), casts:
         yield
+
+
+def to_host(tensor: Tensor) -> Callable[[], NDArray[Any]]:
+    """Begin to copy a tensor from the device; the function waits for its end and returns the array."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu().numpy
+    host = tensor.to("cpu", non_blocking=True)  # into pinned memory
+    end = torch.cuda.current_stream(tensor.device).record_event()
+
+    def arrived() -> NDArray[Any]:
+        end.synchronize()
+        return host.numpy()
+
+    return arrived
 
 
 def weights_format(device: torch.device, precision: str) -> torch.memory_format:

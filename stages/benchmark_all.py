@@ -252,11 +252,10 @@ def _print(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
 
 def _short(milliseconds: float | None) -> str:
     """With three digits, or more where they stand before the point."""
-    return (
-        "-"
-        if milliseconds is None
-        else f"{milliseconds:.{2 if milliseconds < 10 else 1 if milliseconds < 100 else 0}f}"
-    )
+    if milliseconds is None:
+        return "-"
+    digits = 2 if milliseconds < 10 else 1 if milliseconds < 100 else 0
+    return f"{milliseconds:.{digits}f}"
 
 
 def _cell(value: float | None, form: str) -> str:

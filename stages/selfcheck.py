@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pipeline.errors import MtkdError
 from pipeline.export import Segmenter
-from pipeline.machine import AUTOCAST, Machine
+from pipeline.machine import Machine, computing, float32_products
 from pipeline.models import ARCHITECTURES, create_model
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network, normalise
@@ -234,18 +234,14 @@ def _pass(network: Network, device: torch.device, precision: str) -> tuple[Tenso
     label = (frames[:, 0] > 127).to(torch.int16)
     objective = supervised(len(ANATOMIES), None)
     scale = 256.0 if precision == "16-mixed" else 1.0  # as a gradient scaler would
-    with _exact(), torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+    with computing(device, precision):
         logits = network(normalise(frames, network))
         loss = objective.terms(logits, {"label": label, "anatomy": anatomy})["cross_entropy"].sum()
-    (scale * loss).backward()
+    with float32_products(device, precision):
+        (scale * loss).backward()
     gradients = [p.grad.flatten() / scale for p in network.parameters() if p.grad is not None]
     found = logits.detach(), loss.detach(), torch.cat(gradients)
     return tuple(x.float().cpu() for x in found)  # type: ignore[return-value]
-
-
-def _exact() -> Any:
-    """Float32 without TF32."""
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

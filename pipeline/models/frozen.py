@@ -55,17 +55,12 @@ class Margins(nn.Module):
         return logits[:, :, 1] - logits[:, :, 0]
 
 
-def fused(module: nn.Module, *, channels: int = 3) -> Any:
-    """A copy in eval mode in which every convolution whose result only a batch norm reads is one with it.
-
-    Args:
-        module: takes (B, channels, H, W).
-        channels: of its input.
-    """
+def fused(module: nn.Module) -> Any:
+    """A copy, in eval mode, of what takes (B, 3, H, W): convolutions that one batch norm reads are one with it."""
     module = copy.deepcopy(module).eval()
     parts = dict(module.named_modules())
     with torch.no_grad():
-        for conv, norm in _pairs(module, channels):
+        for conv, norm in _pairs(module):
             weights = _fused_weights(parts[conv], parts[norm])
             parts[conv].weight, parts[conv].bias = map(nn.Parameter, weights)
             # timm's batch norms end in an activation.
@@ -74,7 +69,7 @@ def fused(module: nn.Module, *, channels: int = 3) -> Any:
     return module
 
 
-def _pairs(module: nn.Module, channels: int) -> list[tuple[str, str]]:
+def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     """Names of convolutions and of the batch norms that read their results, as one pass of a small frame shows."""
     made, pairs = dict[int, tuple[str, Tensor]](), list[tuple[str, str]]()
     handles = []
@@ -89,7 +84,7 @@ def _pairs(module: nn.Module, channels: int) -> list[tuple[str, str]]:
             )
     first = next(module.parameters())
     with torch.inference_mode():
-        module(torch.zeros(1, channels, 64, 64, device=first.device))
+        module(torch.zeros(1, 3, 64, 64, device=first.device))
     for handle in handles:
         handle.remove()
     once = [conv for conv, _ in pairs]
@@ -127,7 +122,7 @@ def half_suffices(network: Network, frozen: Frozen, frames: Tensor) -> bool:
     Args:
         network: in eval mode, on the same device.
         frozen: made from it.
-        frames: (B, 3, H, W) uint8, there.
+        frames: (B, 3, H, W) of 0..255, there.
     """
     found, expected = frozen.margins(frames), network.margins(frames)
     return bool(found.isfinite().all()) and float(((found > 0) != (expected > 0)).float().mean()) <= 0.01

@@ -1,6 +1,7 @@
 """On a GPU the host runs ahead: no step and no frame makes it wait. Shown without one, on tensors without values."""
 
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,8 +142,8 @@ def test_validation_does_not_wait_before_its_end():
 def test_a_loss_is_judged_when_the_next_one_is_there(monkeypatch):
     """Its copy has left, and the host waits for that alone."""
     arrived = []
-    event = type("Event", (), {"record": lambda _: None, "synchronize": lambda _: arrived.append(1)})
-    monkeypatch.setattr(torch.cuda, "Event", event)
+    event = SimpleNamespace(synchronize=lambda: arrived.append(1))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=lambda: event))
     finite = FiniteTerms(["loss"], ["liver", "colon"], 0, speaks=True)
     with pretended(), Waits() as seen:
         finite.add(1, {"loss": torch.zeros(2, device="cuda")})
