@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 from pipeline.augmentation import Augmentation, augment_frame, fingerprint, sample
 from pipeline.machine import Machine, computing, make_loader, to_host
 from pipeline.models.network import Network, normalise
+from pipeline.prefetch import ahead, by_threads, delayed
 from pipeline.prepared import Frame, load_frame
-from pipeline.stopwatch import Stopwatch, ahead, by_threads, delayed
+from pipeline.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.beside_masks import write_beside
+from pipeline.annotations import write_beside
 from pipeline.dsad import (
     SPLITS,
     UNLABELLED,

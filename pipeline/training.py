@@ -18,17 +18,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pipeline import metrics
 from pipeline.counts import Counts
 from pipeline.datasets import EpochBatches, FrameDataset, Sample, Share, clean_batches
 from pipeline.depthwise import exact_depthwise
-from pipeline.guards import FiniteTerms, mendable
+from pipeline.evaluation.dice import count, mean, mean_dice, own_masks
 from pipeline.losses.partial_labels import IGNORE, partial_label_cross_entropy, partial_targets
 from pipeline.machine import Machine, float32_products, make_loader, weights_format
 from pipeline.models.network import Network, normalise, resize
 from pipeline.resume import Resume
 from pipeline.settings import Training
 from pipeline.stopwatch import Stopwatch
+from pipeline.training_errors import FiniteTerms, mendable
 
 Terms = dict[str, Tensor]
 
@@ -71,7 +71,7 @@ class Epoch:
     @property
     def mean_dice(self) -> float | None:
         """The mean over the anatomies that have validation frames."""
-        return metrics.mean([d for d in self.dice.values() if d is not None])
+        return mean([d for d in self.dice.values() if d is not None])
 
 
 def supervised(decoders: int, class_weights: Tensor | None) -> Objective:
@@ -170,7 +170,7 @@ def fit(
             batches = _batches(loop.stopwatch.waiting("data", train_loader), sampler)
             terms, norms = _train_epoch(loop, batches, sampler.steps, finite, partial(step, number))
             counts = _validate(fabric, network, val_loader, len(val))
-        dice = metrics.mean_dice(counts, [frame.anatomy for frame in val.frames])
+        dice = mean_dice(counts, [frame.anatomy for frame in val.frames])
         history.append(Epoch(number, rate, terms, norms, dice))
         if history[-1] is best_epoch(history):
             best = {k: v.detach().clone() for k, v in network.state_dict().items()}
@@ -376,7 +376,7 @@ def _validate(fabric: Fabric, network: Network, loader: Any, frames: int) -> lis
         with fabric.autocast():
             logits = network(normalise(batch["frame"], network))
         size = (batch["label"].shape[-2], batch["label"].shape[-1])
-        masks = metrics.own_masks(logits, batch["anatomy"], size)
-        table[batch["position"]] = metrics.count(masks, batch["label"])
+        masks = own_masks(logits, batch["anatomy"], size)
+        table[batch["position"]] = count(masks, batch["label"])
     (summed,) = _over_all(fabric, [table])
     return [Counts(*row) for row in summed.tolist()]

@@ -3,17 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
-from pipeline.cost import multiply_adds, parameters
 from pipeline.files import write_json
-from pipeline.latency import Candidate
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.settings import Benchmark
-from pipeline.turns import Timing, take_turns
-from stages.console import Step, progress, say
-from stages.layout import METRICS, RESULTS
-from stages.machine_record import machine_record
-from stages.params import load_params
+from pipeline.timing.cost import multiply_adds, parameters
+from pipeline.timing.host import machine_record
+from pipeline.timing.interleaved import Timing, take_turns
+from pipeline.timing.latency import Candidate
+from stages.shared.console import Step, progress, say
+from stages.shared.params import load_params
+from stages.shared.paths import METRICS, RESULTS
 
 FIGURES = ("milliseconds", "p95_milliseconds", "first_milliseconds", "fps", "peak_mib")
 

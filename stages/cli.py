@@ -255,17 +255,17 @@ Whose = Annotated[
 @stores.command("ls")
 def stores_ls() -> None:
     """List the stores, whole or begun, with frames, size and identity."""
-    from stages import store_tools
+    from stages.stores import commands
 
-    store_tools.list_stores()
+    commands.list_stores()
 
 
 @stores.command("stats")
 def stores_stats(anatomies: Whose = None) -> None:
     """Print the sizes of stores as JSON: bytes, per frame, against raw and full-size float16."""
-    from stages import store_tools
+    from stages.stores import commands
 
-    store_tools.show_stats(anatomies or [])
+    commands.show_stats(anatomies or [])
 
 
 @stores.command("verify")
@@ -286,12 +286,12 @@ def stores_verify(
 
     Of a store that is named by its path, whatever it was written for is right.
     """
-    from stages import store_tools
+    from stages.stores import commands
 
-    if recompute and any(store_tools.is_path(name) for name in anatomies or []):
+    if recompute and any(commands.is_path(name) for name in anatomies or []):
         raise typer.BadParameter("--recompute asks teachers: name anatomies, no paths")
 
-    store_tools.verify(anatomies or [], recompute, tolerance, _machine(device, 0))
+    commands.verify(anatomies or [], recompute, tolerance, _machine(device, 0))
 
 
 @stores.command("prune")
@@ -299,9 +299,9 @@ def stores_prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
     """Remove stores, whole or begun, that no run with the current params.yaml, frames and teachers can use."""
-    from stages import store_tools
+    from stages.stores import commands
 
-    store_tools.prune(dry_run)
+    commands.prune(dry_run)
 
 
 @app.command()
@@ -400,20 +400,20 @@ def benchmark(
     if everything:
         _benchmark_all(architectures, runtimes, forms, decoders, repeats, output, device)
     elif what == "networks":
-        from stages import benchmark_networks
+        from stages.benchmarks import networks
 
         chosen = _known(
             "--arch", architectures, _architectures(), ["segformer_b0", "mininetv2", "deeplabv3_efficientnet_lite0"]
         )
-        benchmark_networks.run(chosen, decoders, repeats, output or benchmark_networks.OUTPUT, _machine(device, 0))
+        networks.run(chosen, decoders, repeats, output or networks.OUTPUT, _machine(device, 0))
     elif what == "store":
-        from stages import benchmark_store
+        from stages.benchmarks import store
 
-        benchmark_store.run(frames, output or benchmark_store.OUTPUT, _machine(device, None))
+        store.run(frames, output or store.OUTPUT, _machine(device, None))
     elif what == "loading":
-        from stages import benchmark_loading
+        from stages.benchmarks import loading
 
-        benchmark_loading.run((512, 640), decoders, repeats, output or benchmark_loading.OUTPUT)
+        loading.run((512, 640), decoders, repeats, output or loading.OUTPUT)
     elif what == "run":
         from stages import benchmark
 
@@ -431,17 +431,17 @@ def _benchmark_all(
     output: Path | None,
     device: str,
 ) -> None:
-    from pipeline.latency import FORMS, RUNTIMES
-    from stages import benchmark_all
+    from pipeline.timing.latency import FORMS, RUNTIMES
+    from stages.benchmarks.runtimes import OUTPUT, run
 
-    benchmark_all.run(
+    run(
         _known("--arch", architectures, _architectures()),
         _known("--runtime", runtimes, list(RUNTIMES)),
         _known("--form", forms, list(FORMS)),
         decoders,
         (720, 1280),
         repeats,
-        output or benchmark_all.OUTPUT,
+        output or OUTPUT,
         _machine(device, 0),
     )
 
@@ -512,12 +512,12 @@ def _comparison(name: str) -> Callable[..., None]:
         device: Device = "auto",
         workers: Workers = None,
     ) -> None:
-        from stages import study_ways
-        from stages.layout import RESULTS
+        from stages.shared.paths import RESULTS
+        from stages.study.ways import STUDENTS, run
 
-        chosen = students or list(study_ways.STUDENTS)
+        chosen = students or list(STUDENTS)
         page = output or RESULTS / f"study_{name}.md"
-        study_ways.run(name, chosen, ways or [], seeds, epochs, jobs, page, _machine(device, workers, jobs=jobs))
+        run(name, chosen, ways or [], seeds, epochs, jobs, page, _machine(device, workers, jobs=jobs))
 
     return command
 
@@ -547,9 +547,9 @@ def study_parity(
 
     Needs `dvc repro cache_logits` first.
     """
-    from stages import study_parity
+    from stages.study import parity
 
-    study_parity.run(seeds, views, jobs, output or study_parity.OUTPUT, _machine(device, workers, jobs=jobs))
+    parity.run(seeds, views, jobs, output or parity.OUTPUT, _machine(device, workers, jobs=jobs))
 
 
 @app.command()
@@ -631,7 +631,7 @@ def predict(
     if kind not in ("overlay", "labels", "masks"):
         raise typer.BadParameter(f"'{kind}' is none of overlay, labels, masks", param_hint="--as")
     _require("deploy", "av")
-    from pipeline.guards import mendable
+    from pipeline.training_errors import mendable
     from stages import predict
 
     machine = _machine(device, 0)
@@ -679,7 +679,8 @@ def summary(
     On another processor sums are rounded otherwise, and short runs of students differ by some Dice: the last line says
     whether a difference is of that size.
     """
-    from stages import recorded, summary
+    from stages import summary
+    from stages.reporting import recorded
 
     summary.run()
     recorded.run(check)

@@ -6,25 +6,25 @@ from concurrent.futures import Executor
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import findings
-from pipeline.beside_masks import read_annotations, read_presence
+from pipeline.annotations import read_annotations, read_presence
 from pipeline.checkpoint import load_card, load_checkpoint
-from pipeline.drawing import strip, write_png
+from pipeline.deployment.overlay import strip, write_png
 from pipeline.errors import MtkdError
-from pipeline.evaluation import Result, evaluate, outline_processes, own_masks, summarise
+from pipeline.evaluation import analysis
+from pipeline.evaluation.per_frame import Result, evaluate, outline_processes, own_masks, summarise
 from pipeline.files import emptied, write_json
-from pipeline.guards import mendable
 from pipeline.machine import Machine
 from pipeline.models.network import Network
 from pipeline.prepared import Frame, frames_digest, labels_digest, load_frame, load_label
 from pipeline.settings import Params
-from stages.console import progress, say
-from stages.elsewhere import is_elsewhere
-from stages.evaluation_tables import write_csv, write_per_frame, write_per_surgery
-from stages.layout import METRICS, PREPARED_LABELS, RESULTS, frames_of, student_checkpoint, teacher_checkpoint
-from stages.machine_record import machine_record
-from stages.params import load_params
-from stages.records import read
+from pipeline.timing.host import machine_record
+from pipeline.training_errors import mendable
+from stages.reporting.evaluation_tables import write_csv, write_per_frame, write_per_surgery
+from stages.shared.console import progress, say
+from stages.shared.params import load_params
+from stages.shared.paths import METRICS, PREPARED_LABELS, RESULTS, frames_of, student_checkpoint, teacher_checkpoint
+from stages.shared.results import read
+from stages.stores.imported import is_imported
 
 QUALITATIVE, PLOTS = RESULTS / "qualitative", RESULTS / "plots"
 STUDENTS = ("baseline", "mtkd")
@@ -82,7 +82,7 @@ def _require_fit(params: Params) -> None:
     files += [(teacher_checkpoint(a), f"train_teacher@{a}", [a]) for a in anatomies]
     problems = []
     for path, made_by, own in files:
-        if is_elsewhere(path):
+        if is_imported(path):
             continue
         card = load_card(path, made_by)
         found, expected = (list(card.anatomies), card.image_size), (own, params.data.image_size)
@@ -127,7 +127,7 @@ def _teachers(
     masks: Masks = {}
     for anatomy in params.data.anatomies:
         own = [frame for frame in frames if frame.anatomy == anatomy]
-        if not own or is_elsewhere(teacher_checkpoint(anatomy)):
+        if not own or is_imported(teacher_checkpoint(anatomy)):
             continue
         teacher, _ = load_checkpoint(teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")
         results += _evaluated(f"teacher {anatomy}", teacher, own, [anatomy], params, machine, processes)
@@ -162,14 +162,14 @@ def _findings(results: Mapping[str, list[Result]], params: Params) -> dict[str, 
         "test_labels": labels_digest(frames),
         "surgeries": len({r.surgery for r in results["mtkd"]}),
         "tolerance": params.evaluate.tolerance,
-        "intervals": {name: findings.intervals(rows, anatomies) for name, rows in results.items()},
-        "difference": findings.difference(results["mtkd"], results["baseline"], anatomies),
-        "false_alarms": {n: findings.false_alarms(rows, anatomies, presence) for n, rows in students.items()},
-        "confusion": {name: findings.confusion(rows, anatomies) for name, rows in students.items()},
-        "claimants": {name: findings.claimants(rows) for name, rows in students.items()},
-        "calibration": {name: findings.calibrated(rows, anatomies) for name, rows in results.items()},
+        "intervals": {name: analysis.intervals(rows, anatomies) for name, rows in results.items()},
+        "difference": analysis.difference(results["mtkd"], results["baseline"], anatomies),
+        "false_alarms": {n: analysis.false_alarms(rows, anatomies, presence) for n, rows in students.items()},
+        "confusion": {name: analysis.confusion(rows, anatomies) for name, rows in students.items()},
+        "claimants": {name: analysis.claimants(rows) for name, rows in students.items()},
+        "calibration": {name: analysis.calibrated(rows, anatomies) for name, rows in results.items()},
         "annotators": {
-            anatomy: findings.annotators(read_annotations(folder))
+            anatomy: analysis.annotators(read_annotations(folder))
             for anatomy, folder in zip(anatomies, beside, strict=True)
         },
     }
@@ -188,7 +188,7 @@ def _write_plots(
     for name in STUDENTS:
         cells = [
             (labelled, decoder, percent)
-            for labelled, row in findings.confusion(results[name], anatomies).items()
+            for labelled, row in analysis.confusion(results[name], anatomies).items()
             for decoder, percent in row.items()
         ]
         write_csv(PLOTS / f"confusion_{name}.csv", ("labelled", "decoder", "percent"), cells)

@@ -8,22 +8,22 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline import findings
-from pipeline.beside_masks import Annotation, matched, read_annotations, read_presence
-from pipeline.checkpoint import Card
+from pipeline.annotations import Annotation, matched, read_annotations, read_presence
 from pipeline.dsad import Splits, surgery_names
 from pipeline.errors import MtkdError
-from pipeline.evaluation import METRICS, evaluate, outline_processes
+from pipeline.evaluation import analysis
+from pipeline.evaluation.bootstrap import FEWEST
+from pipeline.evaluation.per_frame import METRICS, evaluate, outline_processes
 from pipeline.files import folders, write_json
-from pipeline.guards import mendable
+from pipeline.label_maps import has_label_maps, unfold
 from pipeline.machine import Machine
+from pipeline.models.card import Card
 from pipeline.prepared import Frame, list_frames, prepare
-from pipeline.uncertainty import FEWEST
-from stages.console import console, progress, say
-from stages.evaluation_tables import write_per_frame, write_per_surgery
-from stages.given_checkpoint import load_given
-from stages.label_maps import has_label_maps, unfold
-from stages.layout import RESULTS, require_folder
+from pipeline.training_errors import mendable
+from stages.reporting.evaluation_tables import write_per_frame, write_per_surgery
+from stages.shared.console import console, progress, say
+from stages.shared.given_checkpoint import load_given
+from stages.shared.paths import RESULTS, require_folder
 
 BATCH, TOLERANCE = 16, 2.0
 
@@ -56,12 +56,12 @@ def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
     write_per_frame(output / "per_frame.csv", {name: results})
     write_per_surgery(output / "per_surgery.csv", {name: results})
     found = {
-        "intervals": findings.intervals(results, card.anatomies),
-        "false_alarms": findings.false_alarms(results, card.anatomies, there.presence),
-        "confusion": findings.confusion(results, card.anatomies),
-        "claimants": findings.claimants(results),
-        "calibration": findings.calibrated(results, card.anatomies),
-        "annotators": {a: findings.annotators(own) for a, own in there.annotations.items()},
+        "intervals": analysis.intervals(results, card.anatomies),
+        "false_alarms": analysis.false_alarms(results, card.anatomies, there.presence),
+        "confusion": analysis.confusion(results, card.anatomies),
+        "claimants": analysis.claimants(results),
+        "calibration": analysis.calibrated(results, card.anatomies),
+        "annotators": {a: analysis.annotators(own) for a, own in there.annotations.items()},
     }
     about = {
         "checkpoint": str(checkpoint),

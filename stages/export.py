@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import file_sha256
+from pipeline.deployment.export import Label, Run, Segmenter, disagreement, load_exported, write_onnx, write_openvino
+from pipeline.deployment.video import is_frame
 from pipeline.dsad import read_frame
 from pipeline.errors import MtkdError
-from pipeline.export import Label, Run, Segmenter, disagreement, load_exported, write_onnx, write_openvino
+from pipeline.evaluation.exported import resized, runtime_dice
 from pipeline.files import walk
 from pipeline.prepared import load_frame
-from pipeline.video import is_frame
-from stages.console import say
-from stages.given_checkpoint import load_given
-from stages.layout import PREPARED_FRAMES, frames_of, require_folder
-from stages.runtime_dice import resized, runtime_dice
+from stages.shared.console import say
+from stages.shared.given_checkpoint import load_given
+from stages.shared.paths import PREPARED_FRAMES, frames_of, require_folder
 
 COMPARED, CALIBRATED, TESTED = 8, 64, 200
 

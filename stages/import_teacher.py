@@ -14,12 +14,12 @@ from pipeline.errors import MtkdError
 from pipeline.files import emptied, write_atomically, write_json
 from pipeline.prepared import load_frame
 from pipeline.settings import Params
-from stages.cache_logits import Plan, make_plans, require_space
-from stages.console import progress, say
-from stages.elsewhere import REMEDY, write_stand_in
-from stages.given_checkpoint import load_given
-from stages.layout import METRICS, RESULTS, SCRATCH, frames_of, store, teacher_checkpoint
-from stages.params import load_params
+from stages.shared.console import progress, say
+from stages.shared.given_checkpoint import load_given
+from stages.shared.params import load_params
+from stages.shared.paths import METRICS, RESULTS, SCRATCH, frames_of, store, teacher_checkpoint
+from stages.stores.imported import REMEDY, write_stand_in
+from stages.stores.plan import StorePlan, make_plans, require_space
 
 
 def run(anatomy: str, source: Path) -> None:
@@ -100,7 +100,7 @@ def _import_store(anatomy: str, source: Path, params: Params) -> None:
     say(f"{store(anatomy)}: imported from {source}; next: `dvc repro`, which trains the student with it")
 
 
-def _require_fit(given: cache.Store, plan: Plan) -> None:
+def _require_fit(given: cache.Store, plan: StorePlan) -> None:
     """Refuse answers of another teacher, to other frames than the student will see, or on a grid of their own.
 
     Raises:
@@ -122,7 +122,7 @@ def _require_fit(given: cache.Store, plan: Plan) -> None:
         )
 
 
-def _require_same_grid(given: cache.Store, plan: Plan) -> None:
+def _require_same_grid(given: cache.Store, plan: StorePlan) -> None:
     """A student reads all stores on one grid."""
     for anatomy in plan.params.data.anatomies:
         try:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipeline.errors import MtkdError
 from pipeline.files import write_atomically
-from stages.console import say
-from stages.layout import PHANTOM
-from stages.params import PARAMS, load_params
+from stages.shared.console import say
+from stages.shared.params import PARAMS, load_params
+from stages.shared.paths import PHANTOM
 
 
 def run(preset: str, data_root: Path | None, force: bool) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.cost import multiply_adds
 from pipeline.models import ARCHITECTURES, create_model
-from stages.console import console, say
-from stages.paper_tables import table as paper_table
+from pipeline.timing.cost import multiply_adds
+from stages.reporting.paper_tables import table as paper_table
+from stages.shared.console import console, say
 
 SIZE = (720, 1280)
 # Of the weights that a run usually starts from (pretrained: imagenet).

@@ -2,9 +2,9 @@
 
 from pipeline.files import emptied
 from pipeline.phantom import write_phantom
-from stages.console import progress, say
-from stages.layout import PHANTOM
-from stages.params import load_params
+from stages.shared.console import progress, say
+from stages.shared.params import load_params
+from stages.shared.paths import PHANTOM
 
 
 def run(workers: int) -> None:

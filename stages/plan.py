@@ -14,13 +14,13 @@ from pipeline.dsad import SPLITS, Splits, surgery_id
 from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models import create_model
-from pipeline.network_benchmark import Case, Task, measure
 from pipeline.settings import Params, Training
-from stages import benchmark_loading
-from stages.console import console, counted, say
-from stages.layout import RESULTS, frames_of
-from stages.machine_record import machine_record
-from stages.params import load_params
+from pipeline.timing.decoders import Case, Task, measure
+from pipeline.timing.host import machine_record
+from stages.benchmarks import loading
+from stages.shared.console import console, counted, say
+from stages.shared.params import load_params
+from stages.shared.paths import RESULTS, frames_of
 
 OUTPUT = RESULTS / "plan.json"
 Counts = dict[str, dict[str, int]]  # split -> anatomy -> frames
@@ -121,15 +121,15 @@ def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> R
     ask = measured(teacher.arch, 1, "infer", asked.batch_size, asked.precision)
     learn = measured(student.arch, decoders, "train", student.batch_size, student.precision)
     validate = measured(student.arch, decoders, "infer", student.batch_size, student.precision)
-    loading = benchmark_loading.measure(params.data.image_size, decoders, 3)
+    read = loading.measure(params.data.image_size, decoders, 3)
     return Rates(
         teach["milliseconds"] / 1000,
         learn["milliseconds"] / 1000,
         ask["milliseconds"] / 1000 / asked.batch_size,
         validate["milliseconds"] / 1000 / student.batch_size,
-        loading["milliseconds"]["all with answers"] / 1000,
+        read["milliseconds"]["all with answers"] / 1000,
         round(max(teach["peak_mib"], learn["peak_mib"]) * 2**20),
-        loading["bytes_per_frame"],
+        read["bytes_per_frame"],
     )
 
 

@@ -14,18 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.beside_masks import matched
-from pipeline.drawing import add_legend, draw, label_map, write_png
-from pipeline.errors import MtkdError
-from pipeline.export import Run, Segmenter, as_batch, load_exported
-from pipeline.files import kinds, some, write_atomically
-from pipeline.machine import Machine
-from pipeline.models.frozen import Frozen, half_suffices
-from pipeline.models.network import Network
-from pipeline.palette import colours_of
-from pipeline.runner import Launch, LaunchError, Runner
-from pipeline.stopwatch import ahead
-from pipeline.video import (
+from pipeline.annotations import matched
+from pipeline.deployment.export import Run, Segmenter, as_batch, load_exported
+from pipeline.deployment.overlay import add_legend, draw, label_map, write_png
+from pipeline.deployment.palette import colours_of
+from pipeline.deployment.runner import Launch, LaunchError, Runner
+from pipeline.deployment.video import (
     IMAGES,
     Shown,
     VideoWriter,
@@ -38,9 +32,15 @@ from pipeline.video import (
     unread_media,
     video_frames,
 )
-from stages.console import progress, say
-from stages.given_checkpoint import load_given
-from stages.layout import require_folder
+from pipeline.errors import MtkdError
+from pipeline.files import kinds, some, write_atomically
+from pipeline.machine import Machine
+from pipeline.models.frozen import Frozen, half_suffices
+from pipeline.models.network import Network
+from pipeline.prefetch import ahead
+from stages.shared.console import progress, say
+from stages.shared.given_checkpoint import load_given
+from stages.shared.paths import require_folder
 
 Kind = Literal["overlay", "labels", "masks"]
 # A video whose container counts no frames is called cut off below this share of what its duration gives.

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from pipeline.dsad import Splits
 from pipeline.prepared import prepare
-from stages.console import counted, progress, say
-from stages.layout import NO_UNLABELLED, PREPARED_FRAMES, PREPARED_LABELS
-from stages.params import load_params
+from stages.shared.console import counted, progress, say
+from stages.shared.params import load_params
+from stages.shared.paths import NO_UNLABELLED, PREPARED_FRAMES, PREPARED_LABELS
 
 
 def run(workers: int) -> None:

@@ -10,14 +10,15 @@ from typing import Any
 import jinja2
 
 from pipeline.errors import MtkdError
+from pipeline.evaluation.bootstrap import FEWEST
 from pipeline.files import write_atomically
 from pipeline.settings import Params
-from pipeline.uncertainty import FEWEST
-from stages import report_charts, summary
-from stages.layout import PHANTOM, REPORT, RESULTS
-from stages.paper_tables import table
-from stages.params import PARAMS, load_params
-from stages.records import read
+from stages import summary
+from stages.reporting import report_charts
+from stages.reporting.paper_tables import table
+from stages.shared.params import PARAMS, load_params
+from stages.shared.paths import PHANTOM, REPORT, RESULTS
+from stages.shared.results import read
 
 CURVES = RESULTS / "curves" / "students"
 NOTED = {

@@ -24,16 +24,16 @@ import yaml
 from rich.table import Table
 from torch import Tensor
 
+from pipeline.deployment.export import Segmenter
+from pipeline.deployment.runner import LaunchError, Runner
 from pipeline.errors import MtkdError
-from pipeline.export import Segmenter
 from pipeline.machine import Machine, computing, float32_products
 from pipeline.models import ARCHITECTURES, create_model
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network, normalise
-from pipeline.runner import LaunchError, Runner
+from pipeline.timing.host import machine_record
 from pipeline.training import supervised
-from stages.console import console, progress, say
-from stages.machine_record import machine_record
+from stages.shared.console import console, progress, say
 
 PRESET = Path(__file__).parent / "presets" / "demo.yaml"
 ANATOMIES = ("liver", "colon")

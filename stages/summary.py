@@ -4,9 +4,9 @@ from typing import Any
 
 from rich.table import Table
 
-from stages.console import console, say
-from stages.layout import METRICS, REPORT, RESULTS
-from stages.records import read
+from stages.shared.console import console, say
+from stages.shared.paths import METRICS, REPORT, RESULTS
+from stages.shared.results import read
 
 ROWS = {"teachers": "teachers", "baseline": "student, baseline", "mtkd": "student, distilled"}
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from pipeline.machine import Machine
 from pipeline.training import supervised
-from stages.layout import METRICS, RESULTS, frames_of, student_checkpoint, taught_frames
-from stages.params import load_params
-from stages.training_run import class_weights, train_run
+from stages.shared.params import load_params
+from stages.shared.paths import METRICS, RESULTS, frames_of, student_checkpoint, taught_frames
+from stages.shared.training_run import class_weights, train_run
 
 
 def run(name: str, machine: Machine) -> None:
@@ -24,7 +24,7 @@ def run(name: str, machine: Machine) -> None:
     files: list[Path] = []
     if name == "mtkd":
         from pipeline.distillation import distilled
-        from stages.soft_targets import open_stores
+        from stages.stores.reader import open_stores
 
         objective, soft_targets = distilled(objective, params.distill), open_stores(params)
         frames = taught_frames(anatomies)

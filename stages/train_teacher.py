@@ -3,9 +3,9 @@
 from pipeline.errors import MtkdError
 from pipeline.machine import Machine
 from pipeline.training import supervised
-from stages.layout import METRICS, RESULTS, frames_of, teacher_checkpoint
-from stages.params import load_params
-from stages.training_run import class_weights, train_run
+from stages.shared.params import load_params
+from stages.shared.paths import METRICS, RESULTS, frames_of, teacher_checkpoint
+from stages.shared.training_run import class_weights, train_run
 
 
 def run(anatomy: str, machine: Machine) -> None:

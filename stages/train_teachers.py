@@ -16,9 +16,9 @@ import torch
 from pipeline.environment import load_warning
 from pipeline.errors import MtkdError
 from pipeline.machine import Machine
-from stages.console import say
-from stages.params import load_params
-from stages.slots import Slot, slots
+from stages.shared.console import say
+from stages.shared.params import load_params
+from stages.shared.slots import Slot, slots
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
 

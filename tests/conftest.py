@@ -1,4 +1,4 @@
-"""What the tests share: a small data set in DSAD's layout, and params.yaml for it."""
+"""What the tests are given: a small data set with its params.yaml, and a folder in which every stage ran."""
 
 import copy
 import os
@@ -6,52 +6,19 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import yaml
-from typer.testing import CliRunner
-
-from stages.cli import app
+from helpers import ROOT, STEPS, mtkd, write_dataset
 
 # Bytes are compared, and a GPU repeats none: on a machine with one, MTKD_DEVICE=cuda pytest runs there all the same.
 os.environ.setdefault("MTKD_DEVICE", "cpu")
 
-ROOT = Path(__file__).parents[1]
 # The slowest first: the last file to begin keeps one process busy while the other has nothing left.
 SLOW_FILES = ("test_graph.py", "test_selfcheck.py", "test_resume.py", "test_environment.py", "test_docs.py")
-REAL_DATA = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: SLOW_FILES.index(item.path.name) if item.path.name in SLOW_FILES else len(SLOW_FILES))
-
-
-def write_png(path, pixels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), pixels if pixels.ndim == 2 else pixels[..., ::-1])
-
-
-def disc(size, centre, radius):
-    y, x = np.mgrid[: size[0], : size[1]]
-    return (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
-
-
-def write_dataset(root, anatomies=("liver", "colon"), surgeries=("01", "02", "03"), frames=3, size=(48, 64), seed=0):
-    """Each frame shows one bright disc per anatomy, in its own colour; the label is the own anatomy's disc."""
-    rng = np.random.default_rng(seed)
-    for own in anatomies:
-        for surgery in surgeries:
-            for number in range(frames):
-                frame = rng.integers(0, 60, (*size, 3)).astype(np.uint8)
-                for i, anatomy in enumerate(anatomies):
-                    mask = disc(size, rng.integers([8, 8], [size[0] - 8, size[1] - 8]), 7)
-                    frame[mask] = np.roll([220, 90, 30], i)
-                    if anatomy == own:
-                        label = mask
-                write_png(root / own / surgery / f"image{number:02d}.png", frame)
-                write_png(root / own / surgery / f"mask{number:02d}.png", label.astype(np.uint8) * 255)
-    return root
 
 
 @pytest.fixture(scope="session")
@@ -95,18 +62,6 @@ def disk(tmp_path):
         pytest.skip("/dev/shm is no second file system")
     with tempfile.TemporaryDirectory(dir=shared) as folder:
         yield Path(folder)
-
-
-STEPS = [
-    ("prepare",), ("train-teacher", "liver"), ("train-teacher", "colon"), ("cache-logits",),
-    ("train-student", "baseline"), ("train-student", "mtkd"), ("evaluate",), ("benchmark",), ("report",), ("summary",),
-]  # fmt: skip
-
-
-def mtkd(*arguments, code=0):
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == code, (arguments, result.output, result.exception)
-    return result.output
 
 
 @pytest.fixture(scope="session")

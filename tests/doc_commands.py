@@ -16,13 +16,13 @@ from itertools import pairwise
 import pytest
 import typer
 import yaml
-from conftest import ROOT
 from doc_settings import require_accepted
+from helpers import ROOT
 from typer.testing import CliRunner
 
 import stages
 from stages.cli import app
-from stages.params import load_params
+from stages.shared.params import load_params
 
 # Programs of others, of which nothing can be checked here.
 FOREIGN = {"cd", "dask", "ffmpeg", "git", "mkdir", "source", "srun", "trtexec"}
@@ -110,10 +110,10 @@ def _nothing(*_: object, **__: object) -> None:
 def _stage_modules():
     """All modules of stages/ but the command line; those whose extra is not installed are left out."""
     found = []
-    for info in pkgutil.iter_modules(stages.__path__):
-        if info.name != "cli":
+    for info in pkgutil.walk_packages(stages.__path__, "stages."):
+        if info.name != "stages.cli" and not info.ispkg:
             with suppress(ImportError):
-                found.append(importlib.import_module(f"stages.{info.name}"))
+                found.append(importlib.import_module(info.name))
     return found
 
 
@@ -126,14 +126,14 @@ def _does_work(module, name: str, function: object) -> bool:
 
 def _require_study(name: str, arguments: Sequence[str]) -> None:
     """The names of students and ways, which a study reads when it runs."""
-    from stages import study_ways
+    from stages.study.ways import STUDENTS, STUDIES, _unlabelled_ways
 
-    if name not in study_ways.STUDIES:
+    if name not in STUDIES:
         return
-    ways = {*study_ways.STUDIES[name]}
+    ways = {*STUDIES[name]}
     if name == "gain":
-        ways |= {*study_ways._unlabelled_ways(2)}
-    for option, known in (("--way", ways), ("--student", {*study_ways.STUDENTS})):
+        ways |= {*_unlabelled_ways(2)}
+    for option, known in (("--way", ways), ("--student", {*STUDENTS})):
         for value in _values(option, arguments):
             assert value in known, f"{option} {value}: one of {'; '.join(sorted(known))}"
 
@@ -281,7 +281,8 @@ def _require_file(name: str) -> None:
 
 def require_option(name: str) -> None:
     """That mtkd, DVC or a script of docs/ has an option of this name."""
-    scripts = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.py") if "scripts.run(main)" in path.read_text()]
+    paths = (ROOT / "docs/scripts").glob("*.py")
+    scripts = [str(path.relative_to(ROOT)) for path in paths if "shared.run(main)" in path.read_text()]
     programs = [typer.main.get_command(program) for program in (app, *map(_script, scripts))]
     known = {*_dvc_options(_dvc_parser())}
     for program in programs:

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import ROOT
+from helpers import ROOT
 from markdown_it import MarkdownIt
 
 CODE_SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
-from conftest import ROOT
+from helpers import ROOT
 from pydantic import ValidationError
 
 from pipeline.settings import Params

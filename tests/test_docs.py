@@ -6,14 +6,14 @@ import shlex
 import cv2
 import pytest
 import yaml
-from conftest import ROOT, mtkd, write_png
 from doc_commands import is_verb, require_command, require_option, require_variable
 from doc_pages import Page, anchors, blocks, code_spans, commands, links, read_page, read_pages
 from doc_settings import require_accepted, require_all_accepted, require_known
+from helpers import ROOT, mtkd, write_png
 
 import cache
-from stages.layout import taught_frames
-from stages.params import load_params
+from stages.shared.params import load_params
+from stages.shared.paths import taught_frames
 
 PAGES = read_pages()
 RECORDED_PARAMS = sorted((ROOT / "docs").rglob("*.params.yaml"))
@@ -256,7 +256,7 @@ def test_a_block_of_an_unknown_language_is_not_passed_over():
         ("python -m stages.cli train-studnt mtkd", "No such command"),
         ("torchrun --nproc-per-node 8 -m stages.cli train-student mtkd --device", "requires an argument"),
         ("python docs/crop_framse.py CROPS 8", "no such file"),
-        ("python docs/crop_frames.py CROPS 8 --miror", "No such option"),
+        ("python docs/scripts/crop_frames.py CROPS 8 --miror", "No such option"),
         ("dvc exp shw", "not accepted by DVC"),
         ("dvc exp show --only-chnged", "not accepted by DVC"),
         ("dvc repro evalute", "no such stage"),

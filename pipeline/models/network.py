@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import MtkdError
-from pipeline.models.start import Start
+from pipeline.models.initial_weights import Start
 
 Statistics = tuple[float, float, float]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -88,15 +88,15 @@ class Network(nn.Module):
         logits = self(normalise(frames, self))
         return logits[:, :, 1] - logits[:, :, 0]
 
-    def frozen(self, *, wide: bool) -> nn.Module:
+    def frozen(self, *, wide: bool) -> nn.Module | None:
         """A copy for inference alone: padded and normalised frames (B, 3, H, W) -> margins (B, N, h, w).
+
+        None where a family has no form of its own: :class:`pipeline.models.frozen.Margins` does it for any network.
 
         Args:
             wide: all decoders at once, as suits a GPU; not all families know such a form.
         """
-        from pipeline.models.frozen import Margins
-
-        return Margins(self)
+        return None
 
     def indices(self, anatomies: Sequence[str | int] | None) -> list[int]:
         """Positions of decoders that are given by name or position; all for None."""

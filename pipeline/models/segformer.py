@@ -16,9 +16,7 @@ from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 from transformers.utils.hub import cached_file
 
 from pipeline.errors import MtkdError
-from pipeline.models.network import Network
-from pipeline.models.segformer_head import FrozenHead, Head, WideHead, decode_in_strips
-from pipeline.models.start import (
+from pipeline.models.initial_weights import (
     REMEDY,
     copy_weights,
     read_json,
@@ -27,6 +25,8 @@ from pipeline.models.start import (
     started,
     unavailable,
 )
+from pipeline.models.network import Network
+from pipeline.models.segformer_head import FrozenHead, Head, WideHead, decode_in_strips
 
 # What the shapes of the weights do not tell.
 ARCHITECTURE = ("depths", "num_attention_heads", "sr_ratios", "strides", "patch_sizes", "hidden_act")

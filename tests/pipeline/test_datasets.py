@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from conftest import write_png
+from helpers import write_png
 from scipy.ndimage import map_coordinates
 
 from pipeline import augmentation

@@ -6,7 +6,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from conftest import REAL_DATA, write_dataset, write_png
+from helpers import REAL_DATA, write_dataset, write_png
 
 from pipeline.dsad import DataError, Splits, read_frame, read_mask, scan, surgery_id, surgery_names
 

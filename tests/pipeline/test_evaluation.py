@@ -5,18 +5,18 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 import torch
-from conftest import disc, write_png
+from helpers import disc, write_png
 
-from pipeline import evaluation
-from pipeline.calibration import calibration
 from pipeline.counts import count_masks
-from pipeline.evaluation import evaluate, outline_processes, own_masks
+from pipeline.evaluation import per_frame
+from pipeline.evaluation.calibration import calibration
+from pipeline.evaluation.per_frame import evaluate, outline_processes, own_masks
+from pipeline.evaluation.surface import compare_outlines
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import resize
 from pipeline.prepared import Frame, load_frame, load_label
-from pipeline.surface import compare_outlines
 
 ANATOMIES, TOLERANCE, CPU = ("a", "b", "c"), 2.0, Machine("cpu")
 
@@ -80,7 +80,7 @@ def test_results_are_those_of_a_loop_over_frames(network, frames, monkeypatch):
     expected = slowly(network, frames)
     assert min(sum(values[4]) for values in expected) > 0
     require_same(list(evaluate(network, frames, ANATOMIES, 2, TOLERANCE, CPU)), expected, frames)
-    monkeypatch.setattr(evaluation, "in_flight", lambda device: 1)
+    monkeypatch.setattr(per_frame, "in_flight", lambda device: 1)
     require_same(list(evaluate(network, frames, ANATOMIES, 2, TOLERANCE, CPU)), expected, frames)
 
 
@@ -95,9 +95,9 @@ def test_processes_measure_the_same_in_order(network, frames):
 
 def test_a_batch_is_on_its_way_while_the_one_before_is_measured(network, frames, monkeypatch):
     begun = []
-    real = evaluation.to_host
-    monkeypatch.setattr(evaluation, "to_host", lambda tensor: begun.append(len(tensor)) or real(tensor))
-    monkeypatch.setattr(evaluation, "in_flight", lambda device: 1)
+    real = per_frame.to_host
+    monkeypatch.setattr(per_frame, "to_host", lambda tensor: begun.append(len(tensor)) or real(tensor))
+    monkeypatch.setattr(per_frame, "in_flight", lambda device: 1)
     next(evaluate(network, frames, ANATOMIES, 2, None, CPU))
     assert begun == [2, 2, 2, 2]  # leads and pixels of two batches
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.export import Segmenter, as_batch, disagreement, open_onnx, open_openvino, trace
+from pipeline.deployment.export import Segmenter, as_batch, disagreement, open_onnx, open_openvino, trace
 from pipeline.models import create_model
 
 

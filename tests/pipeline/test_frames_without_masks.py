@@ -1,4 +1,4 @@
-"""The scripts of docs/ that make frames without masks, of training surgeries alone."""
+"""The scripts of docs/scripts/ that make frames without masks, of training surgeries alone."""
 
 import os
 import subprocess
@@ -8,13 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from pipeline.phantom import ANATOMIES, render
 
 
 def start(script, *arguments, **how):
-    command = [sys.executable, str(ROOT / "docs" / script), *arguments]
+    command = [sys.executable, str(ROOT / "docs/scripts" / script), *arguments]
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, **how)
 
 

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import write_png
+from helpers import write_png
 
 from pipeline import inference
 from pipeline.inference import answers, clean_questions, to_host
 from pipeline.machine import Machine
 from pipeline.models import create_model
+from pipeline.prefetch import by_threads, delayed
 from pipeline.prepared import Frame
-from pipeline.stopwatch import by_threads, delayed
 
 BATCHES = [range(3), range(3, 5), range(5, 8)]
 

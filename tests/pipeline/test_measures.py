@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import metrics
-from pipeline.calibration import BINS, calibration, total
 from pipeline.counts import Counts, count_masks
-from pipeline.evaluation import Result
-from pipeline.findings import claimants, confusion, difference, false_alarms, intervals, per_surgery
+from pipeline.evaluation import dice
+from pipeline.evaluation.analysis import claimants, confusion, difference, false_alarms, intervals, per_surgery
+from pipeline.evaluation.bootstrap import Value, estimates, paired, significance
+from pipeline.evaluation.calibration import BINS, calibration, total
+from pipeline.evaluation.per_frame import Result
+from pipeline.evaluation.surface import Surface, compare_outlines
 from pipeline.prepared import Frame
-from pipeline.surface import Surface, compare_outlines
-from pipeline.uncertainty import Value, estimates, paired, significance
 
 RNG = np.random.default_rng(0)
 
@@ -34,7 +34,7 @@ def test_counts_are_those_of_a_loop():
 def test_counts_on_a_device_are_those_of_each_frame():
     masks, labels = RNG.random((5, 9, 11)) > 0.5, RNG.integers(-1, 2, (5, 9, 11)).astype(np.int16)
     masks[0], labels[0], masks[1], labels[2] = False, 0, True, 1
-    found = metrics.count(torch.from_numpy(masks), torch.from_numpy(labels))
+    found = dice.count(torch.from_numpy(masks), torch.from_numpy(labels))
     assert found.dtype == torch.int64
     expected = [astuple(count_masks(mask, label == 1)) for mask, label in zip(masks, labels, strict=True)]
     assert [tuple(row) for row in found.tolist()] == expected

@@ -17,7 +17,7 @@ from pipeline.models.segformer_head import Head
 from pipeline.settings import Training
 from pipeline.training import synchronise
 
-DOCS = Path(__file__).parents[2] / "docs"
+EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 
 # Millions: one decoder times 11, and one encoder with 11 decoders. The paper's own figures are in brackets in the docs.
 LEDGER = {
@@ -445,10 +445,10 @@ def test_lite0_loads_its_imagenet_weights_and_statistics():
 
 @pytest.fixture
 def own_networks(monkeypatch, tmp_path):
-    """A folder whose modules are found as if a user had put them into pipeline/models, beside the one of docs/."""
+    """A folder whose modules are found as if they were in pipeline/models, beside the one of docs/examples."""
     import pipeline.models
 
-    monkeypatch.setattr(pipeline.models, "__path__", [*pipeline.models.__path__, str(DOCS), str(tmp_path)])
+    monkeypatch.setattr(pipeline.models, "__path__", [*pipeline.models.__path__, str(EXAMPLES), str(tmp_path)])
     yield tmp_path
     for module in [name for name in sys.modules if name.startswith("pipeline.models.own_")]:
         del sys.modules[module]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from conftest import REAL_DATA, write_dataset, write_png
+from helpers import REAL_DATA, write_dataset, write_png
 
 from pipeline import prepared
 from pipeline.dsad import DataError, Splits

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import share_a_batch
 import torch
-from conftest import ROOT, write_dataset
+from helpers import ROOT, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
@@ -26,7 +26,6 @@ from pipeline.distillation import distilled
 from pipeline.dsad import Splits
 from pipeline.errors import MtkdError
 from pipeline.files import Unchanged, write_atomically
-from pipeline.guards import FiniteTerms, mendable
 from pipeline.inference import answers, clean_questions
 from pipeline.machine import Machine, computing, float32_products, make_fabric, make_loader, weights_format
 from pipeline.models import create_model
@@ -35,6 +34,7 @@ from pipeline.resume import Resume
 from pipeline.settings import Distill
 from pipeline.stopwatch import Stopwatch
 from pipeline.training import _Batch, _Loop, _shares, supervised
+from pipeline.training_errors import FiniteTerms, mendable
 
 
 @given(st.integers(2, 40), st.integers(2, 9), st.integers(1, 4), st.integers(1, 3))

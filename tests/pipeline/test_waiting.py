@@ -8,13 +8,13 @@ import torch
 from fake_cuda import Waits, moved, pretended
 from torch import nn
 
-from pipeline import metrics
 from pipeline.distillation import distilled
-from pipeline.guards import FiniteTerms
+from pipeline.evaluation import dice
 from pipeline.models import ARCHITECTURES, create_model
 from pipeline.models.network import normalise
 from pipeline.settings import Distill
 from pipeline.training import supervised
+from pipeline.training_errors import FiniteTerms
 
 DECODERS, FRAMES, SIZE = 2, 2, (64, 96)
 
@@ -133,8 +133,8 @@ def test_no_forward_pass_waits(name, training):
 def test_validation_does_not_wait_before_its_end():
     with pretended(), torch.no_grad(), Waits() as seen:
         batch, table = batch_on("cuda"), torch.zeros(5, 4, dtype=torch.int64, device="cuda")
-        masks = metrics.own_masks(torch.zeros(FRAMES, DECODERS, 2, 8, 12, device="cuda"), batch["anatomy"], SIZE)
-        table[batch["position"]] = metrics.count(masks, batch["label"])
+        masks = dice.own_masks(torch.zeros(FRAMES, DECODERS, 2, 8, 12, device="cuda"), batch["anatomy"], SIZE)
+        table[batch["position"]] = dice.count(masks, batch["label"])
     assert not seen.waits
     assert seen.operations > 10
 

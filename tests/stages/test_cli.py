@@ -5,15 +5,15 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, mtkd
+from helpers import ROOT, mtkd
 from safetensors import safe_open
 
-from pipeline.beside_masks import Annotation
+from pipeline.annotations import Annotation
 from pipeline.counts import Counts
-from pipeline.findings import annotators
+from pipeline.evaluation.analysis import annotators
 from pipeline.machine import Machine
-from stages.console import counted
-from stages.machine_record import machine_record
+from pipeline.timing.host import machine_record
+from stages.shared.console import counted
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -137,7 +137,7 @@ def test_versions_are_those_of_the_loaded_modules(tmp_path):
     (tmp_path / "openvino.py").write_text("raise OSError('libtbb.so is missing')")
     (tmp_path / "nncf.py").write_text("")
     code = (
-        "from stages.machine_record import machine_record; from pipeline.machine import Machine;"
+        "from pipeline.timing.host import machine_record; from pipeline.machine import Machine;"
         "print(machine_record(Machine('cpu'), ('onnxruntime', 'openvino', 'nncf'))['libraries'])"
     )
     environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}

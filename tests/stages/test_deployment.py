@@ -15,13 +15,13 @@ import av
 import cv2
 import numpy as np
 import pytest
-from conftest import mtkd, write_png
+from helpers import mtkd, write_png
 
+from pipeline.deployment.export import load_exported, open_openvino
+from pipeline.deployment.palette import colours_of
+from pipeline.deployment.signal_stack import signal_stack
+from pipeline.deployment.video import VideoWriter, list_images, pixel_aspect, read_video
 from pipeline.errors import MtkdError
-from pipeline.export import load_exported, open_openvino
-from pipeline.palette import colours_of
-from pipeline.signal_stack import signal_stack
-from pipeline.video import VideoWriter, list_images, pixel_aspect, read_video
 
 # The matrix of an MP4 file's picture that is not turned.
 UNTURNED = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
@@ -123,7 +123,7 @@ def test_deleted_models_leave_the_signal_stack(exported):
 
 @pytest.mark.parametrize("arch", ["segformer_b0", "deeplabv3_efficientnet_lite0"])
 def test_every_family_can_be_exported(tmp_path, arch):
-    from pipeline.export import Label, Segmenter, disagreement, write_onnx, write_openvino
+    from pipeline.deployment.export import Label, Segmenter, disagreement, write_onnx, write_openvino
     from pipeline.models import create_model
 
     folder = tmp_path / "a, b"  # of which OpenVINO's converter makes two
@@ -168,7 +168,7 @@ def test_an_export_without_room_leaves_the_last_one(exported):
 
 
 def test_openvino_without_room_names_the_file(exported):
-    from pipeline.export import write_openvino
+    from pipeline.deployment.export import write_openvino
 
     _, label = load_exported(exported / "mtkd.onnx")
     with files_of_at_most(100_000), pytest.raises(MtkdError, match=r"again.xml cannot be written .*: make room"):
@@ -198,7 +198,7 @@ def test_what_is_wrong_with_a_model_is_told(exported):
 
 
 def test_a_difference_is_seen():
-    from pipeline.export import Segmenter, disagreement
+    from pipeline.deployment.export import Segmenter, disagreement
     from pipeline.models import create_model
 
     segmenter = Segmenter(create_model("mininetv2", 1).eval(), (32, 32), (32, 32))

@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import mtkd
+from helpers import mtkd
 
-from pipeline.export import open_onnx
-from pipeline.latency import FORMS
+from pipeline.deployment.export import open_onnx
 from pipeline.machine import Machine
-from stages import benchmark_all, study, train_teachers
+from pipeline.timing.latency import FORMS
+from stages import train_teachers
+from stages.benchmarks import runtimes
 from stages.cli import _machine
-from stages.params import load_params
-from stages.slots import slots
-from stages.study_arms import Case
+from stages.shared.params import load_params
+from stages.shared.slots import slots
+from stages.study import runs
+from stages.study.arms import Case
 
 STUDENT = "checkpoints/students/mtkd.safetensors"
 
@@ -25,13 +27,13 @@ STUDENT = "checkpoints/students/mtkd.safetensors"
 @pytest.mark.parametrize(
     ("inside", "command", "remedy"),
     [
-        ("stages.training_run.fit", ["train-teacher", "liver"], "--accumulate 2 computes a batch in two pieces"),
+        ("stages.shared.training_run.fit", ["train-teacher", "liver"], "--accumulate 2 computes a batch in two pieces"),
         ("stages.cache_logits.answers", ["cache-logits", "liver"], "lower cache.batch_size"),
-        ("stages.store_tools.answers", ["cache", "verify", "liver", "--recompute", "1"], "choose another --device"),
+        ("stages.stores.commands.answers", ["cache", "verify", "liver", "--recompute", "1"], "choose another --device"),
         ("stages.evaluate.evaluate", ["evaluate"], "lower evaluate.batch_size"),
         ("stages.evaluate_folder.evaluate", ["evaluate", "--checkpoint", STUDENT, "--data"], "choose another --device"),
         ("stages.predict._model", ["predict", "--output", "out"], "give it smaller frames"),
-        ("stages.benchmark_store._writing", ["benchmark", "store"], "choose another --device"),
+        ("stages.benchmarks.store._writing", ["benchmark", "store"], "choose another --device"),
     ],
 )
 def test_too_little_memory_is_one_line_in_every_stage(run, monkeypatch, inside, command, remedy):
@@ -48,16 +50,16 @@ def test_too_little_memory_is_one_line_in_every_stage(run, monkeypatch, inside, 
 
 
 def test_a_row_that_does_not_fit_says_so_and_the_others_are_measured(run, monkeypatch):
-    real = benchmark_all.try_turns
+    real = runtimes.try_turns
 
     def without_joined(subjects, *rest):
         timings = iter(real([subject for subject in subjects if subject.form == "looped"], *rest))
         return [next(timings) if subject.form == "looped" else None for subject in subjects]
 
-    monkeypatch.setattr(benchmark_all, "try_turns", without_joined)
+    monkeypatch.setattr(runtimes, "try_turns", without_joined)
     said = []
-    monkeypatch.setattr(benchmark_all, "say", said.append)
-    benchmark_all.run(["mininetv2"], ["PyTorch"], FORMS, 2, (64, 96), 1, Path("all.json"), Machine("cpu"))
+    monkeypatch.setattr(runtimes, "say", said.append)
+    runtimes.run(["mininetv2"], ["PyTorch"], FORMS, 2, (64, 96), 1, Path("all.json"), Machine("cpu"))
     rows = {
         (row["form"], row["precision"], row["decoding"]): row
         for row in json.loads(Path("all.json").read_text())["rows"]
@@ -83,9 +85,9 @@ def test_a_device_may_have_a_number(two_gpus):
 
 def test_a_cluster_worker_keeps_its_gpu_though_another_dies(two_gpus, monkeypatch):
     distributed = pytest.importorskip("distributed")
-    from stages import cluster
+    from stages.stores import cluster
 
-    monkeypatch.setattr("stages.cluster.loaders", lambda processes: 8 // processes)
+    monkeypatch.setattr("stages.stores.cluster.loaders", lambda processes: 8 // processes)
     place = cluster._machine.__wrapped__
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(**options) as workers, distributed.Client(workers) as client:
@@ -153,13 +155,13 @@ def test_runs_of_a_study_have_a_gpu_each(run, monkeypatch):
     """Each finds it in its environment from its first moment on, and the next run takes one that is free."""
     given = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     seen = []
-    monkeypatch.setattr(study, "slots", lambda jobs, kind: list(given[:jobs]))
-    monkeypatch.setattr(study, "_keep", _tell)
-    monkeypatch.setattr(study, "_told", lambda case, ended: seen.append(ended.result()) or [])
+    monkeypatch.setattr(runs, "slots", lambda jobs, kind: list(given[:jobs]))
+    monkeypatch.setattr(runs, "_keep", _tell)
+    monkeypatch.setattr(runs, "_told", lambda case, ended: seen.append(ended.result()) or [])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     student = load_params().student
     cases = [Case(f"run {i}", student.model_copy(update={"seed": i}), None) for i in range(3)]
-    study.measure_all(cases, 2, Machine("cpu"))
+    runs.measure_all(cases, 2, Machine("cpu"))
     assert sorted(seen) in (["0", "0", "1"], ["0", "1", "1"])
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
@@ -186,9 +188,9 @@ def test_loaders_are_the_share_of_the_cores(two_gpus, monkeypatch):
 @pytest.mark.parametrize(
     ("inside", "command", "workers"),
     [
-        ("stages.study_ways.run", ["study", "gain", "--jobs", "2"], 6),
-        ("stages.study_parity.run", ["study", "parity"], 8),
-        ("stages.benchmark_store.run", ["benchmark", "store"], 8),
+        ("stages.study.ways.run", ["study", "gain", "--jobs", "2"], 6),
+        ("stages.study.parity.run", ["study", "parity"], 8),
+        ("stages.benchmarks.store.run", ["benchmark", "store"], 8),
     ],
 )
 def test_what_trains_loads_as_the_stages_do(two_gpus, project, monkeypatch, inside, command, workers):

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, mtkd
+from helpers import ROOT, mtkd
 
 from pipeline import environment, handover
 from pipeline.errors import MtkdError
-from pipeline.guards import mendable
 from pipeline.launch import STARTED_BY, forget, plan_launch
 from pipeline.machine import make_loader
+from pipeline.training_errors import mendable
 
 CLUSTER = {
     "SLURM_JOB_ID": "1",

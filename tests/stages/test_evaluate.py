@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, disc, mtkd, write_dataset, write_png
+from helpers import ROOT, disc, mtkd, write_dataset, write_png
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stages import summary
-from stages.elsewhere import write_stand_in
-from stages.layout import teacher_checkpoint
+from stages.shared.paths import teacher_checkpoint
+from stages.stores.imported import write_stand_in
 
 METRICS = ("dice", "iou", "precision", "recall", "specificity", "nsd", "hd95")
 

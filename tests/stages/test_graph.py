@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, write_dataset
+from helpers import ROOT, write_dataset
 
 STAND_IN = """
 import hashlib, os, re, sys
@@ -160,7 +160,7 @@ STUDENT_EDITS = [
     "stages/train_student.py",
     "pipeline/distillation.py",
     "pipeline/losses/distillation.py",
-    "stages/soft_targets.py",
+    "stages/stores/reader.py",
     "pipeline/models/mininetv2.py",
 ]
 
@@ -285,17 +285,21 @@ def test_bare_tables_of_dvc_fit_a_screen(project):
 
 # Modules whose edits cannot change a result: they check settings, refuse, talk, or say where to compute and go on.
 NEUTRAL = {
-    "stages/__init__.py", "pipeline/__init__.py", "pipeline/losses/__init__.py", "pipeline/models/__init__.py",
-    "pipeline/settings.py", "pipeline/errors.py", "pipeline/machine.py", "pipeline/files.py",
-    "stages/params.py", "stages/console.py", "stages/layout.py", "stages/cluster.py", "pipeline/stopwatch.py",
-    "pipeline/guards.py", "pipeline/resume.py", "pipeline/environment.py", "pipeline/handover.py", "pipeline/launch.py",
-    "stages/environment.py", "cache/lock.py", "cache/durable.py", "cache/errors.py",
+    "stages/__init__.py", "stages/shared/__init__.py", "stages/stores/__init__.py", "stages/reporting/__init__.py",
+    "stages/shared/params.py", "stages/shared/console.py", "stages/shared/paths.py", "stages/shared/environment.py",
+    "stages/stores/cluster.py",
+    "pipeline/__init__.py", "pipeline/losses/__init__.py", "pipeline/models/__init__.py",
+    "pipeline/evaluation/__init__.py", "pipeline/timing/__init__.py", "pipeline/deployment/__init__.py",
+    "pipeline/settings.py", "pipeline/errors.py", "pipeline/machine.py", "pipeline/files.py", "pipeline/stopwatch.py",
+    "pipeline/prefetch.py", "pipeline/training_errors.py", "pipeline/resume.py", "pipeline/environment.py",
+    "pipeline/handover.py", "pipeline/launch.py",
+    "cache/lock.py", "cache/durable.py", "cache/errors.py",
     # Reading what prepare wrote: its own writer is a dependency of prepare, and what it writes one of everybody.
     "pipeline/prepared.py", "pipeline/dsad.py",
     # The form for inference: who asks it depends on the whole of pipeline/models.
     "pipeline/models/frozen.py",
     # Tries later stages, and refuses or warns.
-    "stages/preflight.py",
+    "stages/shared/preflight.py",
 }  # fmt: skip
 STAGES = ["phantom", "prepare", "train_teacher", "cache_logits", "train_student", "evaluate", "benchmark", "report"]
 
@@ -321,7 +325,7 @@ def closure(path):
         one = todo.pop()
         seen.add(one)
         # See NEUTRAL: of what prepared.py needs to write, readers use nothing; what preflight.py tries changes nothing.
-        if one not in ("pipeline/prepared.py", "stages/preflight.py"):
+        if one not in ("pipeline/prepared.py", "stages/shared/preflight.py"):
             todo |= imported(one) - seen
     return seen
 

@@ -5,9 +5,9 @@ import json
 from typer.testing import CliRunner
 
 from pipeline.models import ARCHITECTURES
-from pipeline.models.looped import Looped
+from pipeline.models.sequential import Looped
 from stages.cli import app
-from stages.paper_tables import table
+from stages.reporting.paper_tables import table
 
 
 def run(*arguments, code=0):
@@ -38,9 +38,9 @@ def test_the_papers_tables_are_whole():
 
 
 def test_networks_are_measured_in_both_forms(tmp_path, monkeypatch):
-    from stages import benchmark_networks
+    from stages.benchmarks import networks
 
-    monkeypatch.setattr(benchmark_networks, "SHAPES", {"train": (2, (32, 32)), "infer": (1, (64, 64))})
+    monkeypatch.setattr(networks, "SHAPES", {"train": (2, (32, 32)), "infer": (1, (64, 64))})
     output = tmp_path / "b.json"
     run("benchmark", "networks", "--arch", "mininetv2", "--decoders", "2", "--repeats", "1", "--output", str(output))
     found = json.loads(output.read_text())

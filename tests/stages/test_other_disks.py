@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, mtkd
+from helpers import ROOT, mtkd
 
 import cache
 from pipeline.errors import MtkdError
 from pipeline.files import Unchanged, emptied, require_writable, write_atomically
-from stages.layout import STORES
+from stages.shared.paths import STORES
 
 FOLDERS = ("data", "checkpoints", "metrics", "results", "stores")
 
@@ -119,7 +119,7 @@ def test_a_store_in_whose_place_something_is_mounted_is_told_before_work_begins(
 
 def test_a_second_disk_that_is_too_small_is_told_before_work_begins(run, disk, monkeypatch):
     link("stores", disk)
-    monkeypatch.setattr("stages.cache_logits._free", lambda folder: 1000 if folder == STORES else 10**9)
+    monkeypatch.setattr("stages.stores.plan.free_space", lambda folder: 1000 if folder == STORES else 10**9)
     monkeypatch.setattr("stages.cache_logits.answers", lambda *arguments: pytest.fail("the teacher was asked"))
     said = mtkd("cache-logits", "liver", code=1)
     assert "stores needs 9.0 KiB before compression, the disk has 1000 B free" in said
@@ -127,13 +127,15 @@ def test_a_second_disk_that_is_too_small_is_told_before_work_begins(run, disk, m
 
 def test_a_place_that_cannot_be_written_is_told_before_work_begins(run, monkeypatch):
     monkeypatch.setattr("stages.cache_logits.answers", lambda *arguments: pytest.fail("the teacher was asked"))
-    monkeypatch.setattr("stages.training_run.fit", lambda *arguments, **options: pytest.fail("a network was trained"))
+    monkeypatch.setattr(
+        "stages.shared.training_run.fit", lambda *arguments, **options: pytest.fail("a network was trained")
+    )
     for folder in ("stores", "checkpoints"):
         shutil.move(folder, f"{folder}.there")
         Path(folder).symlink_to("/no/such/disk")
     shutil.copytree("checkpoints.there", "no disk")
     monkeypatch.setattr(
-        "stages.cache_logits.teacher_checkpoint", lambda name: Path(f"no disk/teachers/{name}.safetensors")
+        "stages.stores.plan.teacher_checkpoint", lambda name: Path(f"no disk/teachers/{name}.safetensors")
     )
     said = "is a link to /no/such/disk, which is missing: mount its disk, or make that folder"
     assert f"error: stores {said}" in mtkd("cache-logits", "liver", code=1)

@@ -10,7 +10,7 @@ from dvc.utils.serialize import parse_yaml
 from pipeline.dsad import surgery_id
 from pipeline.errors import MtkdError
 from pipeline.training import learning_rate
-from stages.params import load_params
+from stages.shared.params import load_params
 
 PRESETS = Path(__file__).parents[2] / "stages" / "presets"
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import mtkd
+from helpers import mtkd
 
 from stages import plan
 
@@ -25,7 +25,7 @@ def measured(monkeypatch):
 
 
 def test_every_stage_is_measured_in_its_own_batches(run, measured):
-    from stages.params import load_params
+    from stages.shared.params import load_params
 
     params = load_params()
     sizes = (params.teacher.batch_size, params.cache.batch_size, params.student.batch_size)
@@ -46,7 +46,7 @@ def test_every_stage_is_measured_in_its_own_batches(run, measured):
 
 
 def test_hours_are_steps_and_frames_times_what_they_take(run):
-    from stages.params import load_params
+    from stages.shared.params import load_params
 
     rates = plan.Rates(36.0, 72.0, 3.6, 7.2, 0.0, 0, 0)
     counts = {"train": {"liver": 8, "colon": 5}, "val": {"liver": 2, "colon": 0}, "test": {"liver": 1, "colon": 1}}

@@ -6,12 +6,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import mtkd, write_png
+from helpers import mtkd, write_png
 from PIL import Image
 
 import stages.predict as stage
-from pipeline.runner import LaunchError
-from pipeline.video import Shown, list_images, pixel_aspect, read_images, read_video
+from pipeline.deployment.runner import LaunchError
+from pipeline.deployment.video import Shown, list_images, pixel_aspect, read_images, read_video
 
 TEACHER = "checkpoints/teachers/liver.safetensors"
 

@@ -4,9 +4,9 @@ import sys
 from types import ModuleType
 
 import pytest
-from conftest import mtkd
+from helpers import mtkd
 
-from stages import preflight
+from stages.shared import preflight
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_student_that_starts_from_a_teacher_to_be_trained_is_not_missed(projec
 
 
 def test_an_export_that_would_fail_is_warned_of(prepared, monkeypatch):
-    monkeypatch.setattr("pipeline.export.disagreement", lambda *_: 7)
+    monkeypatch.setattr("pipeline.deployment.export.disagreement", lambda *_: 7)
     assert "warning: the student cannot be exported: its ONNX file differs from it in 7 pixels" in train()
 
 
@@ -63,5 +63,5 @@ def test_a_runtime_that_cannot_be_loaded_is_no_reason_not_to_train(prepared, mon
 
 
 def test_a_disk_that_is_too_small_for_the_stores_is_warned_of(project, prepared, monkeypatch):
-    monkeypatch.setattr("stages.cache_logits._free", lambda *_: 10)
+    monkeypatch.setattr("stages.stores.plan.free_space", lambda *_: 10)
     assert "warning: stores needs" in train()

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import mtkd
+from helpers import mtkd
 
 GIT = ["git", "-c", "user.name=tests", "-c", "user.email=tests"]
 

@@ -6,9 +6,9 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT, mtkd
+from helpers import ROOT, mtkd
 
-from stages.report_charts import dice_of_frames
+from stages.reporting.report_charts import dice_of_frames
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 OPTIONS = (
@@ -73,8 +73,8 @@ def test_the_page_tells_what_it_is_of(page):
 def test_the_papers_figures_are_beside_ours_only_on_its_data(run):
     import yaml
 
-    from stages.params import load_params
     from stages.report import _is_papers_data
+    from stages.shared.params import load_params
 
     def comparable(surgeries=8, **changes):
         (run / "params.yaml").write_text(yaml.safe_dump(paper | {"data": paper["data"] | changes}))

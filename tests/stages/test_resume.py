@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, mtkd
+from helpers import ROOT, mtkd
 
 import cache
 
@@ -21,7 +21,7 @@ KILLS = int(os.environ.get("MTKD_KILLS", "3"))
 EPOCHS = 5
 RUNS = {"teachers/liver": ("train-teacher", "liver"), "students/mtkd": ("train-student", "mtkd")}
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["stages.train_teacher", "stages.train_student", "stages.soft_targets"])
+context.set_forkserver_preload(["stages.train_teacher", "stages.train_student", "stages.stores.reader"])
 
 
 def command(folder, arguments, output, prepare):
@@ -215,14 +215,14 @@ def test_a_state_that_does_not_fit_is_not_used(killed, what):
 
 
 def test_one_run_has_one_writer(run, monkeypatch):
-    monkeypatch.setattr("stages.training_run.PATIENCE", 0.1)
+    monkeypatch.setattr("stages.shared.training_run.PATIENCE", 0.1)
     (run / "scratch/training/students").mkdir(parents=True, exist_ok=True)
     with cache.ScratchLock(run / "scratch/training/students/baseline"):
         assert "another process trains this" in mtkd("train-student", "baseline", code=1)
 
 
 def test_data_that_changes_during_a_run_stops_it(run, monkeypatch):
-    from stages import training_run
+    from stages.shared import training_run
 
     def meddle(*arguments, step, **others):
         def changed(*where):
@@ -262,8 +262,8 @@ def test_devices_that_share_batch_norm_may_have_one_frame_each(monkeypatch):
     from pipeline.errors import MtkdError
     from pipeline.machine import Machine
     from pipeline.settings import Training
-    from stages.params import load_params
-    from stages.training_run import _require_shareable
+    from stages.shared.params import load_params
+    from stages.shared.training_run import _require_shareable
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     settings: Training = load_params(ROOT / "params.yaml").student.model_copy(update={"batch_size": 8})
@@ -281,7 +281,7 @@ def test_devices_that_share_batch_norm_may_have_one_frame_each(monkeypatch):
 def test_another_device_or_a_compiled_network_is_another_run(run, monkeypatch, options):
     """A checkpoint does not say which: they change the last digits of the weights alone."""
     from pipeline.checkpoint import load_checkpoint
-    from stages import training_run
+    from stages.shared import training_run
 
     whole, seen = training_run.run_identity, []
     monkeypatch.setattr(

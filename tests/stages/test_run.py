@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import zarr
-from conftest import mtkd
+from helpers import mtkd
 
 
 def test_every_stage_leaves_what_the_next_one_needs(run, finished):

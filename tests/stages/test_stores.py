@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, mtkd, write_png
+from helpers import ROOT, mtkd, write_png
 from torch.utils.data import default_collate
 
 import cache
@@ -26,12 +26,12 @@ from pipeline.machine import Machine
 from pipeline.models.network import normalise, resize
 from pipeline.prepared import load_frame
 from pipeline.training import supervised
-from stages import store_tools
-from stages.cache_logits import Plan, make_plans
-from stages.layout import frames_of, taught_frames
-from stages.params import load_params
-from stages.soft_targets import open_stores
-from stages.store_tools import TOLERANCES, _recomputed
+from stages.shared.params import load_params
+from stages.shared.paths import frames_of, taught_frames
+from stages.stores import commands
+from stages.stores.commands import TOLERANCES, _recomputed
+from stages.stores.plan import StorePlan, make_plans
+from stages.stores.reader import open_stores
 
 
 def files(path):
@@ -62,7 +62,7 @@ def test_an_estimate_writes_nothing(run):
 
 
 def test_a_disk_that_is_too_small_is_told_before_work_begins(run, monkeypatch):
-    monkeypatch.setattr("stages.cache_logits._free", lambda folder: 1000)
+    monkeypatch.setattr("stages.stores.plan.free_space", lambda folder: 1000)
     for arguments in (["cache-logits", "--estimate"], ["cache-logits"]):
         assert "before compression, the disk has 1000 B free" in mtkd(*arguments, code=1)
 
@@ -121,14 +121,14 @@ def rounded_to_tf32(network):
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_a_store_of_another_device_is_the_teachers_and_never_another_teachers(run, monkeypatch, precision):
     """The answers of a device are emulated: they differ from the store's as far as the precision lets them."""
-    real = store_tools.answers
+    real = commands.answers
 
     def elsewhere(network, asked, batches, wanted, machine):
         assert wanted == precision
         network = rounded_to_tf32(network) if precision == "tf32" else network
         return real(network, asked, batches, "32-true" if precision == "tf32" else precision, machine)
 
-    monkeypatch.setattr(store_tools, "answers", elsewhere)
+    monkeypatch.setattr(commands, "answers", elsewhere)
     (plan,) = make_plans(["liver"], load_params())
     settings = plan.params.cache.model_copy(update={"precision": precision})
     plan = replace(plan, params=plan.params.model_copy(update={"cache": settings}))
@@ -137,7 +137,7 @@ def test_a_store_of_another_device_is_the_teachers_and_never_another_teachers(ru
         assert _recomputed(plan, 6, TOLERANCES["32-true"], Machine("cpu"))
     (other,) = make_plans(["colon"], load_params())
     network = other.teacher()
-    monkeypatch.setattr(Plan, "teacher", lambda _: network)
+    monkeypatch.setattr(StorePlan, "teacher", lambda _: network)
     problems = _recomputed(plan, 6, None, Machine("cpu"))
     assert len(problems) == 6
     assert all(

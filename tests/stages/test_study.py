@@ -14,26 +14,27 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import ROOT, mtkd, write_png
+from helpers import ROOT, mtkd, write_png
 from torch.utils.data import default_collate
 
 from pipeline.machine import Machine
-from stages import study, study_parity
-from stages.params import load_params
-from stages.records import read
-from stages.study import _data, _measure, case_file
-from stages.study_arms import Case, _coarsened, lesson
-from stages.study_ways import Way, _case, _closed, _table
+from stages.shared.params import load_params
+from stages.shared.results import read
+from stages.study import parity
+from stages.study import runs as study_runs
+from stages.study.arms import Case, _coarsened, lesson
+from stages.study.runs import _data, _measure, case_file
+from stages.study.ways import Way, _case, _closed, _table
 
 
 def test_live_teachers_and_replayed_views_teach_the_same(run):
     """With as many views as epochs and one seed, the stored answers are those that live teachers give."""
     params = load_params()
     assert params.cache.seed == params.student.seed
-    study_parity._write_views(params.student.epochs, Machine("cpu"))
+    parity._write_views(params.student.epochs, Machine("cpu"))
     arms = [
         Case("live", params.student, params.distill, "live"),
-        Case("views", params.student, params.distill, folder=study_parity.VIEWS),
+        Case("views", params.student, params.distill, folder=parity.VIEWS),
         Case("alone", params.student, None),
         Case("pseudo", params.student, params.distill, "pseudo_labels"),
     ]
@@ -51,7 +52,7 @@ def _measure_here(case, folder):
 def test_a_study_keeps_its_runs(run):
     arguments = ["study", "parity", "--seeds", "1", "--views", "2", "--jobs", "2"]
     assert "0 of 4 runs are there, 4 to go" in mtkd(*arguments)
-    page = (run / "results/study_parity.md").read_text()
+    page = (run / "results/parity.md").read_text()
     for name in ("no teachers", "live teachers", "stores, warped", "stores, views (K = 2)"):
         assert f"| {name} |" in page
     (next((run / "results/study").glob("live*"))).unlink()
@@ -206,14 +207,14 @@ def test_the_gap_is_told_against_every_baseline():
 
 def test_pairs_have_the_interval_of_students_t():
     """The 97.5 % quantiles of four and of eleven degrees of freedom are 2.776 and 2.201."""
-    assert study_parity._interval([1.0, 2.0, 3.0, 4.0, 5.0]) == "+3.0 (+1.0 .. +5.0)"
-    assert study_parity._interval([0.0, 2.0] * 6) == "+1.0 (+0.3 .. +1.7)"
-    assert study_parity._interval([1.0]) == "+1.0"
+    assert parity._interval([1.0, 2.0, 3.0, 4.0, 5.0]) == "+3.0 (+1.0 .. +5.0)"
+    assert parity._interval([0.0, 2.0] * 6) == "+1.0 (+0.3 .. +1.7)"
+    assert parity._interval([1.0]) == "+1.0"
 
 
 def test_what_a_study_cannot_do_is_said_before_its_runs(run):
     assert "expected a Markdown file" in mtkd("study", "parity", "--output", "results", code=1)
-    assert not study_parity.VIEWS.exists()
+    assert not parity.VIEWS.exists()
     if not torch.cuda.is_available():
         output = mtkd("study", "gain", "--student", "mininetv2", "--way", "classes", "--device", "cuda", code=1)
         assert output.splitlines()[-1].startswith("error: --device cuda: torch")
@@ -223,7 +224,7 @@ def test_what_a_study_cannot_do_is_said_before_its_runs(run):
 def test_a_run_that_fails_costs_no_other(run, monkeypatch):
     """Nor does one whose process is killed; the bar ends where it should."""
     steps = []
-    monkeypatch.setattr(study, "progress", lambda _: nullcontext(lambda *step: steps.append(step)))
+    monkeypatch.setattr(study_runs, "progress", lambda _: nullcontext(lambda *step: steps.append(step)))
     (run / "metrics/teachers/liver.json").unlink()
     whose = ["--student", "mininetv2", "--seeds", "1", "--epochs", "1", "--jobs", "1"]
     chosen = ["trusted teachers", "other organs apart"]
@@ -231,7 +232,7 @@ def test_a_run_that_fails_costs_no_other(run, monkeypatch):
     assert "1 of 3 runs failed, the others are kept" in output
     assert "trusted teachers mininetv2 seed 1: metrics/teachers/liver.json is missing" in output
     assert steps[-1] == (2, 3)
-    monkeypatch.setattr(study, "_keep", _killed)
+    monkeypatch.setattr(study_runs, "_keep", _killed)
     assert "1 of 2 runs are there, 1 to go" in mtkd("study", "gain", *whose, "--way", "classes", code=1)
     output = mtkd("study", "beyond", *whose, *(part for way in chosen for part in ("--way", way)), code=1)
     assert "2 of 3 runs are there, 1 to go" in output

@@ -1,0 +1,1 @@
+"""Time and memory of networks in every runtime, measured side by side."""

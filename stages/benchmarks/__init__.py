@@ -1,0 +1,1 @@
+"""``mtkd benchmark NAME``: measurements of time and memory."""

@@ -1,0 +1,225 @@
+"""``mtkd benchmark store``: what writing costs beside the teacher, and reading beside asking it, all in one run."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+import zarr
+from numpy.typing import NDArray
+
+import cache
+from pipeline.augmentation import warp_logits
+from pipeline.checkpoint import save_checkpoint
+from pipeline.datasets import FrameDataset
+from pipeline.distillation import distilled
+from pipeline.files import write_atomically, write_json
+from pipeline.machine import Machine, make_fabric
+from pipeline.models import create_model
+from pipeline.models.network import normalise
+from pipeline.prepared import load_frame
+from pipeline.settings import Params
+from pipeline.timing.host import machine_record
+from pipeline.training import Objective, fit, supervised
+from pipeline.training_errors import mendable
+from stages import cache_logits
+from stages.benchmarks.synthetic_frames import write_example
+from stages.shared.console import say
+from stages.shared.params import PARAMS, load_params
+from stages.shared.paths import PREPARED_FRAMES, RESULTS, frames_of, store, teacher_checkpoint
+from stages.stores.plan import make_plans
+from stages.stores.reader import Stores
+
+OUTPUT = RESULTS / "benchmark_store.json"
+TEACHERS = 11
+FULL, SMALL = (512, 640), (128, 160)  # rows, columns of frames
+
+
+@mendable("choose another --device, such as cpu")
+def run(frames: int, output: Path, machine: Machine) -> None:
+    """Measure, print and write as JSON.
+
+    Args:
+        frames: how many each measurement sees.
+        output: JSON file.
+        machine: where the networks compute.
+    """
+    output = output.resolve()
+    with _folder(FULL, frames, 1):
+        writing = _writing(machine)
+    reading = _reading(frames, machine)
+    with _folder(SMALL, frames, TEACHERS):
+        training = _training(machine)
+    write_json(
+        output,
+        {
+            "machine": machine_record(machine),
+            "frames": frames,
+            "writing": writing,
+            "reading": reading,
+            "training": training,
+        },
+    )
+    say(f"-> {output}")
+
+
+@contextmanager
+def _folder(size: tuple[int, int], frames: int, anatomies: int) -> Iterator[None]:
+    """A project in a temporary folder: prepared frames, and SegFormer-B0 teachers with random weights."""
+    before, folder = Path.cwd(), Path(tempfile.mkdtemp())
+    params = yaml.safe_load((Path(__file__).parent / "presets" / "demo.yaml").read_text())
+    names = [f"organ{i}" for i in range(anatomies)]
+    params["data"] |= {"anatomies": names, "image_size": list(size)}
+    params["cache"] |= {"batch_size": 4, "shard_frames": 16}
+    params["student"] |= {"arch": "segformer_b0", "batch_size": 8, "epochs": 3}
+    try:
+        os.chdir(folder)
+        PARAMS.write_text(yaml.safe_dump(params))
+        for i in range(frames):
+            write_example(names[i % anatomies], i, size)
+        for number, name in enumerate(names):
+            own = [f"01/image{i:02d}" for i in range(number, frames, anatomies)]
+            write_atomically(PREPARED_FRAMES / "train" / name / "index.csv", "\n".join(["frame", *own]).encode())
+        write_atomically(PREPARED_FRAMES / "unlabelled" / "index.csv", b"frame")
+        for name in names:
+            teacher = create_model("segformer_b0", 1)
+            teacher.anatomies = (name,)
+            save_checkpoint(teacher_checkpoint(name), teacher, size)
+        yield
+    finally:
+        os.chdir(before)
+        shutil.rmtree(folder)
+
+
+def _writing(machine: Machine) -> dict[str, float]:
+    """The stage against its bare forward passes, on the same frames in the same batches."""
+    (plan,) = make_plans([], load_params())
+    teacher, size = plan.teacher(), plan.params.cache.batch_size
+    loaded = [torch.from_numpy(load_frame(f.image).transpose(2, 0, 1).copy()) for f in plan.frames]
+    batches = [torch.stack(loaded[i : i + size]) for i in range(0, len(loaded), size)]
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for batch in batches:
+            teacher(normalise(batch.to(machine.torch_device), teacher)).cpu()
+
+    teacher.to(machine.torch_device)
+    forward()
+    stage, bare = [], []
+    for _ in range(3):
+        bare.append(_seconds(forward))
+        shutil.rmtree(store(plan.anatomy), ignore_errors=True)
+        stage.append(_seconds(lambda: cache_logits.run([], machine)))
+    ratio = median(stage) / median(bare)
+    say(f"writing: {median(bare):.2f} s of forward passes, {median(stage):.2f} s for the stage: {ratio:.2f} times")
+    return {
+        "forward_seconds": round(median(bare), 3),
+        "stage_seconds": round(median(stage), 3),
+        "ratio": round(ratio, 3),
+    }
+
+
+def _reading(frames: int, machine: Machine) -> dict[str, float]:
+    """One frame's logits of eleven teachers at 128x160: read, check, decode and warp; or ask the teachers instead."""
+    grid = (FULL[0] // 4, FULL[1] // 4)
+    ids = [f"organ/01/image{i:02d}" for i in range(frames)]
+    with tempfile.TemporaryDirectory() as folder:
+        stores = [_filled_store(Path(folder), number, ids, grid) for number in range(TEACHERS)]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        reader = Stores(stores, 0, 0)
+        times = [_seconds(lambda i=i: _read_and_warp(reader, ids[i], i)) for i in range(frames)]  # type: ignore[misc]
+        arrays = [zarr.open_group(one.path, mode="r")["logits"] for one in stores]
+        plain = [_seconds(lambda i=i: [np.asarray(a[0, i]) for a in arrays]) for i in range(frames)]  # type: ignore[misc]
+        torch.set_num_threads(threads)
+    teacher = create_model("segformer_b0", 1).eval().to(machine.torch_device)
+    pixels = torch.rand(1, 3, *FULL, device=machine.torch_device)
+    with torch.inference_mode():
+        teacher(pixels)
+        live = TEACHERS * median([_seconds(lambda: teacher(pixels).cpu()) for _ in range(5)])
+    found = {
+        "store_milliseconds": 1000 * median(times),
+        "plain_zarr_read_milliseconds": 1000 * median(plain),
+        "live_teachers_milliseconds": 1000 * live,
+    }
+    say(", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in found.items()))
+    return {name: round(value, 2) for name, value in found.items()}
+
+
+def _filled_store(folder: Path, number: int, ids: Sequence[str], grid: tuple[int, int]) -> cache.Store:
+    """Smooth logits, as networks give them."""
+    path = folder / f"organ{number}.zarr"
+    rng = np.random.default_rng(number)
+    with cache.create_store(
+        folder / "scratch" / path.name,
+        anatomy=path.stem,
+        frames=ids,
+        grid=grid,
+        image_size=FULL,
+        identity_parts={"teacher": str(number)},
+    ) as writer:
+        for position in range(len(ids)):
+            coarse = rng.normal(0, 4, (16, 20, 2)).astype(np.float32)
+            writer.append(cv2.resize(coarse, grid[::-1]).transpose(2, 0, 1)[None], [position])
+        writer.finish(path)
+    return cache.open_store(path)
+
+
+def _read_and_warp(reader: Stores, frame: str, pixels: int) -> NDArray[np.float32]:
+    return warp_logits(reader.read(frame, 0, pixels), (0.98, 0.03, 0.02, -0.03, 0.98, 0.01))
+
+
+def _training(machine: Machine) -> dict[str, float]:
+    """An epoch of a SegFormer-B0 student at 160x128 from the stores, against one without distillation."""
+    params = load_params()
+    cache_logits.run([], machine)
+    frames = frames_of("train", params.data.anatomies)
+    objective = supervised(TEACHERS, None)
+    reader = Stores([cache.open_store(store(a)) for a in params.data.anatomies], 0, 0)
+    plain = _epoch_seconds(params, frames, objective, None, machine)
+    both = _epoch_seconds(params, frames, distilled(objective, params.distill), reader, machine)
+    say(f"training: {plain:.2f} s per epoch without stores, {both:.2f} s with them: {both / plain:.2f} times")
+    return {
+        "epoch_seconds": round(plain, 3),
+        "distilled_epoch_seconds": round(both, 3),
+        "ratio": round(both / plain, 3),
+    }
+
+
+def _epoch_seconds(
+    params: Params, frames: Sequence[Any], objective: Objective, targets: Stores | None, machine: Machine
+) -> float:
+    """The last of three epochs, with a loader process at least; the first two start processes."""
+    train = FrameDataset(frames, params.data.anatomies, params.student.seed, targets)
+    empty = FrameDataset([], params.data.anatomies)
+    network = create_model(params.student.arch, TEACHERS)
+    ends: list[float] = []
+    fit(
+        make_fabric(machine, params.student.precision),
+        network,
+        train,
+        empty,
+        objective,
+        params.student,
+        replace(machine, workers=max(1, machine.workers)),
+        done=lambda epoch: ends.append(perf_counter()),
+        step=lambda *_: None,
+    )
+    return ends[-1] - ends[-2]
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = perf_counter()
+    call()
+    return perf_counter() - start

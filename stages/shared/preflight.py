@@ -1,0 +1,111 @@
+"""What later stages need on this machine, tried once before the first training: it may be days until they run."""
+
+import sys
+from collections.abc import Iterator
+from hashlib import sha256
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+import cache
+from pipeline.errors import MtkdError
+from pipeline.files import write_atomically
+from pipeline.models import Network, create_model
+from pipeline.settings import Params
+from stages.shared.console import say
+from stages.shared.paths import SCRATCH, taught_frames
+
+# The stages to come, and the libraries that they import only when they need them.
+NEEDED = (
+    "stages.cache_logits", "stages.train_student", "stages.evaluate", "stages.benchmark", "stages.report",
+    "monai.metrics", "scipy.stats", "albumentations",
+)  # fmt: skip
+TRIED = SCRATCH / "preflight"  # a hash of what was tried last, and passed
+
+
+def preflight(params: Params) -> None:
+    """Import what later stages import, build the student, export it at the configured size, look at the disk.
+
+    Once for the same libraries and settings. A student that `mtkd export` would refuse, and a disk that may be too
+    small, are warnings.
+
+    Raises:
+        MtkdError: something cannot be imported, or the student cannot be built; all together.
+    """
+    tried = _digest(params)
+    if TRIED.is_file() and TRIED.read_text() == tried:
+        return
+    problems = list(_imports())
+    student = _student(params, problems)
+    if problems:
+        raise MtkdError("\n  ".join(["what later stages need is not in order:", *problems]))
+    for warning in (*_export(params, student), *_room(params)):
+        say(f"warning: {warning}")
+    write_atomically(TRIED, tried.encode())
+
+
+def _digest(params: Params) -> str:
+    # Their names hold the versions; reading each one's metadata would take longer than all else here.
+    installed = sorted(path.name for folder in sys.path for path in Path(folder).glob("*.dist-info"))
+    settings = (params.student, params.teacher.arch, params.data, params.cache.views, params.benchmark.image_size)
+    return sha256(repr((sys.version, installed, settings)).encode()).hexdigest()
+
+
+def _imports() -> Iterator[str]:
+    for module in NEEDED:
+        try:
+            import_module(module)
+        except Exception as error:  # whatever a broken library raises
+            yield f"{module} cannot be imported ({type(error).__name__}: {error}): install its package again"
+
+
+def _student(params: Params, problems: list[str]) -> Network | None:
+    """The student, whose weights may have to come from somewhere; None if they are those of a network to be trained."""
+    settings = params.student
+    start = Path(settings.pretrained)
+    if start.suffix == ".safetensors" and not start.exists():
+        return None
+    try:
+        return create_model(settings.arch, len(params.data.anatomies), settings.pretrained).eval()
+    except MtkdError as error:
+        problems.append(f"student: {error}")
+        return None
+
+
+def _export(params: Params, student: Network | None) -> list[str]:
+    """Whether the student's graph gives its masks, where ONNX and its runtime are installed."""
+    if student is None or not all(find_spec(name) for name in ("onnx", "onnxruntime")):
+        return []
+    from pipeline.deployment.export import Label, Segmenter, disagreement, load_exported, write_onnx
+
+    sizes = params.benchmark.image_size, params.data.image_size
+    segmenter = Segmenter(student, *sizes)
+    label = Label(params.student.arch, tuple(params.data.anatomies), *sizes, student.mean, student.std, "")
+    frame = np.random.default_rng(0).integers(0, 256, (*sizes[0], 3)).astype(np.uint8)
+    try:
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "student.onnx"
+            write_onnx(segmenter, label, file)
+            wrong = disagreement(segmenter, load_exported(file)[0], [frame])
+    except Exception as error:  # whatever an exporter raises
+        return [f"the student cannot be exported as ONNX ({type(error).__name__}: {error})"]
+    return (
+        [f"the student cannot be exported: its ONNX file differs from it in {wrong} pixels of a frame"] if wrong else []
+    )
+
+
+def _room(params: Params) -> list[str]:
+    """Whether the stores will find room before they are compressed."""
+    from stages.stores.plan import require_space
+
+    stride = create_model(params.teacher.arch, 1).output_stride
+    height, width = (-(-n // stride) for n in params.data.image_size)
+    frames, anatomies = len(taught_frames(params.data.anatomies)), len(params.data.anatomies)
+    try:
+        require_space(anatomies * cache.estimate(frames, max(1, params.cache.views), (height, width)))
+    except MtkdError as error:
+        return [str(error)]
+    return []

@@ -1,0 +1,248 @@
+"""What train_teacher and train_student share: data, progress, curves, checkpoint and metrics of one training run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import torch
+from dvclive import Live
+from lightning_fabric import Fabric
+
+from cache.errors import StoreBusyError
+from cache.lock import ScratchLock
+from pipeline.checkpoint import save_checkpoint
+from pipeline.datasets import FrameDataset, SoftTargets
+from pipeline.errors import MtkdError
+from pipeline.files import Unchanged, emptied, require_writable, write_json
+from pipeline.handover import nbytes
+from pipeline.machine import Machine, make_fabric
+from pipeline.models import create_model
+from pipeline.models.network import Network
+from pipeline.prepared import Frame, frames_digest, labels_digest, load_frame, load_label
+from pipeline.resume import Resume, run_identity
+from pipeline.settings import Training
+from pipeline.stopwatch import Stopwatch
+from pipeline.training import Epoch, Objective, best_epoch, fit, synchronises
+from pipeline.training_errors import mendable
+from stages.shared.console import counted, hush, progress, say
+from stages.shared.environment import say_environment, say_handover, say_launch
+from stages.shared.params import load_params
+from stages.shared.paths import SCRATCH, frames_of
+from stages.shared.preflight import preflight
+
+# Seconds that a killed process of the same run may take to end.
+PATIENCE = 10.0
+
+
+def class_weights(frames: Sequence[Frame], anatomies: Sequence[str]) -> torch.Tensor:
+    """Kolbinger's weights per anatomy, n / (2 count) for background and anatomy: (N, 2)."""
+    weights = []
+    for anatomy in anatomies:
+        labels = [load_label(frame.label) for frame in frames if frame.anatomy == anatomy]
+        pixels, positive = sum(label.size for label in labels), sum(int(label.sum()) for label in labels)
+        if not 0 < positive < pixels:
+            raise MtkdError(f"class_weights: the training masks of {anatomy} hold only one class; set it to false")
+        weights.append([pixels / (2 * (pixels - positive)), pixels / (2 * positive)])
+    return torch.tensor(weights)
+
+
+def seeded_network(settings: Training, anatomies: Sequence[str]) -> Network:
+    """A network whose random weights depend on the seed alone, with a decoder for each anatomy."""
+    torch.manual_seed(settings.seed)
+    network = create_model(settings.arch, len(anatomies), settings.pretrained)
+    network.anatomies = tuple(anatomies)
+    return network
+
+
+@mendable()
+def train_run(
+    title: str,
+    frames: Sequence[Frame],
+    anatomies: Sequence[str],
+    settings: Training,
+    machine: Machine,
+    objective: Objective,
+    *,
+    soft_targets: SoftTargets | None = None,
+    taught: Mapping[str, Any] | None = None,
+    taught_by: Sequence[Path] = (),
+    checkpoint: Path,
+    metrics: Path,
+    curves: Path,
+) -> None:
+    """Train one network on prepared frames; write its checkpoint, metrics and curves.
+
+    A run that was stopped goes on after the last epoch that it kept, if nothing that determines it has changed.
+
+    Args:
+        title: what the lines on the screen call it.
+        frames: to train on.
+        anatomies: one decoder each, in this order.
+        settings: of the teacher or student.
+        machine: devices and loader workers.
+        objective: what is minimised.
+        soft_targets: the teachers' stored logits, or None.
+        taught: what else determines the result: settings of distillation, identities of the stores.
+        taught_by: files of the stores.
+        checkpoint: the weights of the best epoch.
+        metrics: Dice per anatomy on the validation surgeries at that epoch, in percent.
+        curves: folder for the values of every epoch.
+
+    Raises:
+        MtkdError: as of ``fit``; another process trains the same; a batch can't be shared by so many.
+    """
+    _require_shareable(settings, machine)
+    train = FrameDataset(frames, anatomies, settings.seed, soft_targets)
+    if say_launch(machine):
+        preflight(load_params())
+        say_environment(machine)
+        piece = -(-settings.batch_size // (machine.devices * machine.accumulate))
+        say_handover(machine, lambda: piece * nbytes([train[0, 0]]))
+    fabric = make_fabric(machine, settings.precision)
+    hush(not fabric.is_global_zero)
+    val = FrameDataset(frames_of("val", anatomies), anatomies)
+    network = seeded_network(settings, anatomies)
+    # Batch norm sees a piece at a time, so that pieces are part of what determines the weights.
+    shared = {"processes": fabric.world_size, "accumulate": machine.accumulate}
+    known = {"settings": settings.model_dump(), **shared, **_digests(train.frames, val.frames), **(taught or {})}
+    place = SCRATCH / "training" / checkpoint.parent.name / checkpoint.stem
+    for folder in (place.parent, checkpoint.parent, metrics.parent, curves):
+        require_writable(folder)
+    here = {"device": fabric.device.type, "compile": machine.compile}
+    resume = Resume(place.with_name(f"{place.name}.pt"), run_identity({**known, **here}, network.state_dict()))
+    height, width = load_frame(train.frames[0].image).shape[:2]
+    stopwatch = Stopwatch(fabric.device)
+    with _alone(place, fabric), _curves(curves, fabric) as live, progress(f"{title}: batches") as bar:
+        sizes = f"{len(train)} training and {len(val)} validation frames"
+        say(f"{title}: {settings.arch}, {sizes}, {counted(settings.epochs, 'epoch')}")
+        if fabric.world_size > 1:
+            say(f"{title}: {fabric.world_size} processes share every batch")
+        say(f"{title}: {network.start}")
+        _say_resumed(title, resume)
+        with _ended_together(fabric):
+            history = fit(
+                fabric,
+                network,
+                train,
+                val,
+                objective,
+                settings,
+                machine,
+                done=lambda epoch: _log(live, title, anatomies, epoch) if live else None,
+                step=lambda epoch, done, total: bar(epoch * total + done, settings.epochs * total),
+                check=Unchanged([*_files(train.frames), *_files(val.frames), *taught_by]).check,
+                resume=resume,
+                stopwatch=stopwatch,
+            )
+        if not fabric.is_global_zero:
+            return
+        best = best_epoch(history)
+        save_checkpoint(checkpoint, network, (height, width), known)
+        percent = {name: _percent(value) for name, value in {"mean": best.mean_dice, **best.dice}.items()}
+        write_json(metrics, {"val_dice": percent, "best_epoch": best.epoch, "epochs": len(history)})
+        resume.done()
+    say(f"{title}: time of training: {stopwatch} (data: waiting for frames)")
+    say(f"{title}: best epoch {best.epoch + 1}, validation Dice {percent['mean']} -> {checkpoint}")
+
+
+def _require_shareable(settings: Training, machine: Machine) -> None:
+    """Every piece has the frames that batch norm needs."""
+    synchronised = synchronises(machine.torch_device.type, machine.devices)
+    pieces = machine.devices * machine.accumulate
+    least, frames = (1, "one frame") if synchronised else (2, "two frames")
+    if settings.batch_size < least * pieces:
+        raise MtkdError(
+            f"batch_size {settings.batch_size} makes no {pieces} pieces of at least {frames} (--devices "
+            f"{machine.devices}, --accumulate {machine.accumulate}): batch norm needs them"
+        )
+
+
+def _say_resumed(title: str, resume: Resume) -> None:
+    state, unusable = resume.load()
+    if state is not None:
+        say(f"{title}: goes on after epoch {len(state['history'])}")
+    elif unusable:
+        say(f"{title}: begins anew, {unusable}")
+
+
+@contextmanager
+def _alone(place: Path, fabric: Fabric) -> Iterator[None]:
+    """Refuse to train what another process trains; the processes of one run are one."""
+    if not fabric.is_global_zero:
+        yield
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(place):
+        yield
+
+
+def _lock(place: Path) -> ScratchLock:
+    """The lock of the store's writers, which also works where there is no flock."""
+    until = monotonic() + PATIENCE
+    while True:
+        try:
+            return ScratchLock(place)
+        except StoreBusyError as error:
+            if monotonic() > until:
+                raise MtkdError(f"another process trains this: {error}") from error
+        sleep(0.1)
+
+
+@contextmanager
+def _curves(folder: Path, fabric: Fabric) -> Iterator[Live | None]:
+    """The curves of this run, from its first epoch; of several processes the first one writes them."""
+    if not fabric.is_global_zero:
+        yield None
+        return
+    with Live(str(emptied(folder)), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+        yield live
+
+
+@contextmanager
+def _ended_together(fabric: Fabric) -> Iterator[None]:
+    """When the first process fails, the others would wait for it."""
+    try:
+        yield
+    except BaseException:
+        for process in getattr(fabric.strategy.launcher, "procs", ()):
+            process.kill()
+        raise
+
+
+def _files(frames: Sequence[Frame]) -> list[Path]:
+    return [f.image for f in frames] + [f.label for f in frames if f.labelled]
+
+
+def _digests(train: Sequence[Frame], val: Sequence[Frame]) -> dict[str, str]:
+    """Of ids, pixels and labels."""
+    return {
+        "frames": frames_digest(train),
+        "labels": labels_digest(train),
+        "validation_frames": frames_digest(val),
+        "validation_labels": labels_digest(val),
+    }
+
+
+def _log(live: Live, title: str, anatomies: Sequence[str], epoch: Epoch) -> None:
+    """One line on the screen, every value to the curves."""
+    live.log_metric("learning_rate", epoch.learning_rate)
+    parts = []
+    for name, per_decoder in epoch.terms.items():
+        live.log_metric(f"{name}/sum", sum(per_decoder))
+        if name in epoch.gradient_norms:
+            live.log_metric(f"gradient_norm/{name}", epoch.gradient_norms[name])
+            parts.append(f"{name.replace('_', ' ')} {sum(per_decoder):.3f}")
+        if len(anatomies) > 1:
+            for anatomy, value in zip(anatomies, per_decoder, strict=True):
+                live.log_metric(f"{name}/{anatomy}", value)
+    if epoch.mean_dice is not None:
+        live.log_metric("val_dice/mean", 100 * epoch.mean_dice)
+        parts.append(f"validation Dice {100 * epoch.mean_dice:.1f}")
+    live.next_step()
+    say(f"{title}: epoch {epoch.epoch + 1}  " + "  ".join(parts))
+
+
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else round(100 * fraction, 1)

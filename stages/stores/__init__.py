@@ -1,0 +1,1 @@
+"""What stages share about the stores of logits: plans, identities, reading, and mtkd cache."""

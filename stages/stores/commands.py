@@ -1,0 +1,277 @@
+"""``mtkd cache ...``: look at the stores, check them, clear what nobody needs."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+import cache
+from pipeline.errors import MtkdError
+from pipeline.inference import answers, fingerprints
+from pipeline.machine import Machine
+from pipeline.prepared import frames_digest
+from pipeline.settings import Params
+from pipeline.training_errors import mendable
+from stages.shared.console import console, counted, progress, readable, say
+from stages.shared.params import load_params
+from stages.shared.paths import SCRATCH, STORES, store, taught_frames
+from stages.stores.identity import expected_parts, known_checkpoint, misfit_line, misfits
+from stages.stores.imported import REMEDY
+from stages.stores.plan import StorePlan, make_plans, was_imported
+
+COPY = ".partial"  # see cache.place.copy_place
+# Largest difference of a logit, relative to 1 + |logit|, that a teacher may have from its store on another device or in
+# another batch, by the store's precision. On an H100 and on CPUs 7e-4, 7e-3, 2e-2 and 0.16 were seen; another
+# anatomy's teacher differs by 0.6 and more, in every frame.
+TOLERANCES = {"32-true": 2e-3, "tf32": 5e-2, "16-mixed": 5e-2, "bf16-mixed": 3e-1}
+Wanted = Mapping[str, Mapping[str, object]]  # anatomy -> parts of the identity
+
+
+def list_stores() -> None:
+    """Every store, whole or begun, and what was put aside when a run was stopped."""
+    table = Table(title="Logit stores")
+    for column in ("store", "state"):
+        table.add_column(column)
+    for column in ("frames", "views", "grid", "size", "identity"):
+        table.add_column(column, justify="right")
+    for path in _stores(STORES):
+        try:
+            one = cache.open_store(path)
+        except cache.StoreError as error:
+            table.add_row(str(path), f"unusable: {error}", *[""] * 5)
+            continue
+        views, frames, _, height, width = one.shape
+        size = readable(cache.stats(path)["bytes"])
+        table.add_row(str(path), "complete", str(frames), str(views), f"{height}x{width}", size, one.identity[:12])
+    if begun := _begun():
+        wanted = _wanted(load_params())
+        for path in begun:
+            table.add_row(str(path), _state(path, wanted), *[""] * 5)
+    console.print(table)
+
+
+def _state(path: Path, wanted: Wanted) -> str:
+    """Of what lies in scratch, or was left by a copy."""
+    if cache.is_being_written(_writers(path)):
+        return "being written"
+    reason = _useless(path, wanted)
+    return f"{reason}: `mtkd cache prune` removes it" if reason else "begun: `mtkd cache-logits` goes on with it"
+
+
+def show_stats(whose: list[str]) -> None:
+    """Sizes of stores as JSON, by anatomy or path."""
+    sizes = {name: cache.stats(path, remedy=_remedy(name)) for name, path in _chosen(whose).items()}
+    print(json.dumps(sizes, indent=2))
+
+
+@mendable("choose another --device, such as cpu")
+def verify(whose: list[str], recompute: int, tolerance: float | None, machine: Machine) -> None:
+    """Read every frame of stores, compare what they are for with what is wanted, and ask teachers again on some.
+
+    Of prepared frames it is also checked that each store answers their pixels, frame by frame.
+
+    Args:
+        whose: anatomies, or paths of stores; all anatomies if none is named.
+        recompute: number of random frames on which the teacher is asked again, of each that is here.
+        tolerance: largest difference of a logit, relative to 1 + |logit|, that counts as the same answer; None for that
+            of the store's precision, see :data:`TOLERANCES`.
+        machine: where teachers compute.
+
+    Raises:
+        MtkdError: something is wrong; one line for each problem.
+    """
+    chosen = _chosen(whose)
+    anatomies = [name for name in chosen if not is_path(name)]
+    wanted = _wanted(load_params()) if anatomies else {}
+    plans = make_plans(anatomies, load_params()) if recompute else []
+    asked = {plan.anatomy: plan for plan in plans if whose or not was_imported(plan)}
+    pixels = _prepared_pixels() if anatomies else None
+    problems = []
+    for name, path in chosen.items():
+        found = cache.verify(path, remedy=_remedy(name))
+        if not found and name in wanted:
+            line = misfit_line(cache.open_store(path), name, wanted[name])
+            found = [line] if line else _other_pixels(name, pixels)
+        if not found and name in asked:
+            found = _recomputed(asked[name], recompute, tolerance, machine)
+        say(f"{path}: {counted(len(found), 'problem') if found else 'whole'}")
+        problems += found
+    if problems:
+        raise MtkdError("\n".join([f"{counted(len(problems), 'problem')}:", *problems]))
+
+
+def _prepared_pixels() -> list[int] | None:
+    """Fingerprints of all that the teachers are shown, view by view; None if nothing is prepared."""
+    try:
+        plan = make_plans([], load_params())[0]
+    except MtkdError:
+        return None
+    questions = plan.questions()
+    found = []
+    with progress("frames read") as bar:
+        for one in fingerprints(questions):
+            found.append(one)
+            bar(len(found), len(questions))
+    return found
+
+
+def _other_pixels(anatomy: str, pixels: Sequence[int] | None) -> list[str]:
+    """Whether a store answers, somewhere, other pixels than those that are prepared."""
+    one = cache.open_store(store(anatomy))
+    views, frames = one.shape[:2]
+    places = ((view, frame) for view in range(views) for frame in range(frames))
+    other = [
+        place for place, shown in zip(places, pixels or [], strict=False) if one.pixels(place[1], place[0]) != shown
+    ]
+    if not other:
+        return []
+    view, frame = other[0]
+    return [
+        f"{one.path} answers other pixels than the prepared ones in {len(other)} places, frame {one.frames[frame]} "
+        f"(view {view}) first: run `dvc repro -s -f cache_logits@{anatomy}`"
+    ]
+
+
+def _recomputed(plan: StorePlan, count: int, tolerance: float | None, machine: Machine) -> list[str]:
+    """Where a teacher does not answer what its store says; that there is none to ask counts too."""
+    try:
+        network = plan.teacher()
+    except MtkdError as error:
+        return [str(error)]
+    one, questions, precision = cache.open_store(store(plan.anatomy)), plan.questions(), plan.params.cache.precision
+    allowed = TOLERANCES[precision] if tolerance is None else tolerance
+    chosen = np.random.default_rng().choice(len(questions), min(count, len(questions)), replace=False)
+    asked = [questions[i] for i in chosen]
+    problems = []
+    single = [range(i, i + 1) for i in range(len(asked))]
+    with progress(f"{plan.anatomy}: teacher asked again") as bar:
+        answered = answers(network, asked, single, precision, machine)
+        for number, (position, (logits, _)) in enumerate(zip(chosen, answered, strict=True), start=1):
+            view, frame = divmod(int(position), len(plan.frames))
+            worst = _difference(logits[0, 0], one.read(frame, view).astype(np.float32), _rounding(plan))
+            if not worst <= allowed:
+                problems.append(
+                    f"{one.path}: frame {one.frames[frame]} (view {view}): the teacher now answers otherwise: a logit "
+                    f"differs by {worst:.3g} times 1 + |logit|, the tolerance for cache.precision {precision} is "
+                    f"{allowed:g}: run `dvc repro -s -f cache_logits@{plan.anatomy}`"
+                )
+            bar(number, len(asked))
+    return problems
+
+
+def _difference(logits: NDArray[np.float32], stored: NDArray[np.float32], rounding: float) -> float:
+    """The largest of a cell, relative to 1 + |logit|, beyond the share of a stored logit that rounding may change."""
+    size = np.abs(stored)
+    return float(((np.abs(logits - stored) - rounding * size) / (1 + size)).max())
+
+
+def _rounding(plan: StorePlan) -> float:
+    keep = plan.params.cache.keep_bits
+    return 0.0 if keep is None else 2.0**-keep
+
+
+def prune(dry_run: bool) -> None:
+    """Remove stores and begun stores that no current setting can use; what is being written stays."""
+    wanted, removed = _wanted(load_params()), 0
+    for path in [*_stores(STORES), *_begun()]:
+        scratch = _writers(path)
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with cache.ScratchLock(scratch):
+                removed += _prune_one(path, wanted, dry_run)
+        except cache.StoreBusyError as error:
+            say(f"left {path}: {error}")
+    if not removed:
+        say("nothing to remove")
+
+
+def _prune_one(path: Path, wanted: Wanted, dry_run: bool) -> bool:
+    """Whether a store was useless, and so removed."""
+    reason = _useless(path, wanted)
+    if not reason:
+        return False
+    if path.suffix != COPY and not cache.is_logit_store(path):
+        say(f"left {path}: it is no logit store")
+        return False
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    say(f"{'would remove' if dry_run else 'removed'} {path}: {reason}, {readable(size)}")
+    if not dry_run:
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    return True
+
+
+def _useless(path: Path, wanted: Wanted) -> str:
+    """Why no run with the current settings could read a store, or go on with it; empty if one could."""
+    anatomy = _writers(path).stem
+    if path.suffix == ".old":
+        return "put aside by a run that was stopped"
+    if path.suffix == COPY:
+        return "a copy that was stopped"
+    if anatomy not in wanted:
+        return f"{anatomy} is not in data.anatomies"
+    expected = dict(wanted[anatomy])
+    if path.is_relative_to(SCRATCH):
+        attributes = cache.begun_attributes(path)
+        if not attributes:
+            return "its zarr.json does not say what it was begun for"
+        expected["shard_frames"] = load_params().cache.shard_frames
+    else:
+        try:
+            attributes = cache.open_store(path).attributes
+        except cache.StoreError as error:
+            return str(error)
+    other = misfits(attributes, anatomy, expected)
+    return f"written for another {', '.join(other)}" if other else ""
+
+
+def _wanted(params: Params) -> Wanted:
+    """What each anatomy's store must be for, as far as it can be known here."""
+    anatomies = params.data.anatomies
+    try:
+        digest = frames_digest(taught_frames(anatomies))
+    except MtkdError:  # nothing is prepared
+        digest = None
+    return {anatomy: expected_parts(params, digest, known_checkpoint(anatomy)) for anatomy in anatomies}
+
+
+def _stores(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.zarr") if path.is_dir())
+
+
+def _begun() -> list[Path]:
+    """What was begun, what was put aside for a store that took its place, and what killed copies left beside stores."""
+    scratch = SCRATCH / STORES
+    return sorted([*_stores(scratch), *scratch.glob("*.zarr.old"), *STORES.glob(f".*.zarr{COPY}")])
+
+
+def _writers(path: Path) -> Path:
+    """What a writer locks whose store lies, or lay, at a path: its scratch folder, or the copy."""
+    return path if path.suffix == COPY else SCRATCH / STORES / path.name.removesuffix(".old")
+
+
+def is_path(name: str) -> bool:
+    """Whether a store is named by its path and not by its anatomy."""
+    return name.endswith(".zarr")
+
+
+def _chosen(whose: list[str]) -> dict[str, Path]:
+    """Path of each store that was named, or of all anatomies of params.yaml."""
+    if whose and all(is_path(name) for name in whose):
+        return {name: Path(name) for name in whose}
+    known = load_params().data.anatomies
+    unknown = sorted({name for name in whose if not is_path(name)} - set(known))
+    if unknown:
+        raise MtkdError(f"not in data.anatomies: {', '.join(unknown)}; there: {', '.join(known)}")
+    return {name: Path(name) if is_path(name) else store(name) for name in whose or known}
+
+
+def _remedy(name: str) -> str | None:
+    """What to do about a store that no stage of this project writes."""
+    return REMEDY if is_path(name) and Path(name).parent != STORES else None

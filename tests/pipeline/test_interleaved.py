@@ -1,0 +1,87 @@
+"""Calls in turns: what does not fit into memory costs the others nothing, and devices finish what they were given."""
+
+import os
+from dataclasses import dataclass
+from time import sleep
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import MtkdError
+from pipeline.timing import interleaved
+from pipeline.timing.interleaved import take_turns, try_turns
+from pipeline.training_errors import TooLittleMemoryError
+
+
+@dataclass
+class Subject:
+    """Out of memory while it is built, or in a call (0, 1, ...); ended by the kernel; or neither."""
+
+    builds: bool = True
+    fails_in: int = -1
+    killed: bool = False
+    device = torch.device("cpu")
+
+    def build(self):
+        calls = []
+        if not self.builds:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        def call():
+            calls.append(None)
+            if self.killed:
+                os._exit(9)
+            if len(calls) - 1 == self.fails_in:
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+            sleep(0.01)
+            return np.full(1, len(calls), np.float32)
+
+        return call
+
+
+def test_what_does_not_fit_is_none_and_the_others_are_measured():
+    first, second, third = try_turns([Subject(builds=False), Subject(), Subject(fails_in=1)], 1, 2)
+    assert first is third is None
+    assert len(second.seconds) == 2
+    assert second.answer == 3
+    assert second.median >= 0.01
+
+
+def test_who_needs_all_is_told_in_one_line():
+    with pytest.raises(TooLittleMemoryError, match="too little memory: choose smaller networks"):
+        take_turns([Subject(), Subject(fails_in=0)], 1, 1)
+    with pytest.raises(MtkdError, match="a process of this work ended by itself"):
+        take_turns([Subject(killed=True)], 1, 1)
+
+
+def test_short_calls_are_repeated_for_some_time():
+    told = []
+    (timing,) = take_turns([Subject()], 1, 2, lambda *step: told.append(step), seconds=0.1)
+    assert sum(timing.seconds) >= 0.1
+    assert 5 <= len(timing.seconds) <= 10
+    assert told[-1] == (len(told), len(told))
+    assert try_turns([Subject(fails_in=1)], 1, 2, seconds=0.1) == [None]
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("cpu", 0), ("cuda", 1), ("mps", 1)])
+def test_a_call_lasts_until_the_device_is_done(monkeypatch, kind, waits):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    measured = interleaved._Measured(lambda: None, torch.device(kind), 0)
+    monkeypatch.setattr(interleaved, "_measured", measured, raising=False)
+    interleaved._call()
+    assert waited == [torch.device(kind)] * waits
+
+
+def test_on_cuda_subjects_come_one_after_another_in_this_process(monkeypatch):
+    monkeypatch.setattr(Subject, "device", torch.device("cuda"))
+    monkeypatch.setattr(interleaved, "peak_memory", lambda device, *, reset=False: 100 if reset else 300)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    monkeypatch.setattr(interleaved, "SECONDS_ON_CUDA", 0.1)
+    first, second, third = try_turns([Subject(builds=False), Subject(), Subject(fails_in=1)], 1, 2)
+    assert first is third is None
+    assert second.peak == 200
+    assert sum(second.seconds) >= 0.1
+    assert second.answer == len(second.seconds) + 1
+    assert interleaved._measured is None

@@ -1,0 +1,50 @@
+"""What a user can mend is one line, in the words of whatever library says it."""
+
+import pytest
+import torch
+
+from pipeline import training_errors
+from pipeline.errors import MtkdError
+from pipeline.training_errors import TooLittleMemoryError, mendable
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("Caught torch.OutOfMemoryError in replica 0"),
+        MemoryError(),
+    ],
+    ids=str,
+)
+def test_too_little_memory_is_one_line_with_what_to_lower(error):
+    with pytest.raises(TooLittleMemoryError) as caught, mendable("lower cache.batch_size"):
+        raise error
+    assert str(caught.value) == "too little memory: lower cache.batch_size"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4321",
+        "NCCL error in: ProcessGroupNCCL.cpp:3384, remote process exited or there was a network error",
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+        "[Rank 1] NCCL communicator was aborted on rank 1.",
+        "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for 600 s",
+        "failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?",
+    ],
+)
+def test_another_process_that_ended_is_one_line(text):
+    with pytest.raises(MtkdError, match="another process of this run ended first"), mendable():
+        raise torch.distributed.DistBackendError(text)
+
+
+@pytest.mark.parametrize(("free", "named"), [(64 * 2**20, True), (2**33, False), (None, False)])
+def test_a_small_shared_memory_is_named_when_a_loader_process_ends(monkeypatch, free, named):
+    monkeypatch.setattr(training_errors, "shared_memory", lambda: free)
+    with pytest.raises(MtkdError, match="a loader process ended by itself") as caught, mendable():
+        raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1")
+    assert str(caught.value).endswith("--shm-size=1g, as /dev/shm has only 64 MiB free") is named

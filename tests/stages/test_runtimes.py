@@ -1,0 +1,66 @@
+"""Every way of getting from a frame to masks, measured beside one another."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import mtkd
+
+from pipeline.errors import MtkdError
+from pipeline.machine import Machine
+from pipeline.timing.latency import FORMS, available
+from stages.benchmarks import runtimes
+from stages.shared.results import read
+
+
+def test_every_runtime_in_both_forms_and_they_agree(run):
+    runtimes.run(
+        ["mininetv2"], ["PyTorch", "ONNX Runtime", "OpenVINO"], FORMS, 2, (64, 96), 2, Path("all.json"), Machine("cpu")
+    )
+    rows = json.loads(Path("all.json").read_text())["rows"]
+    ways = {(row["form"], row["runtime"], row["precision"], row["decoding"]) for row in rows}
+    assert len(ways) == len(rows)
+    for runtime in ("PyTorch", "ONNX Runtime", "OpenVINO"):
+        assert {("shared", runtime, "float32", "looped"), ("shared", runtime, "float32", "joined")} <= ways
+        assert ("separate", runtime, "float32", "joined") in ways
+    assert (("shared", "OpenVINO", "int8", "joined") in ways) == available("OpenVINO", "int8")
+    for row in rows:
+        assert 0 < row["milliseconds"] <= row["p95_milliseconds"]
+        assert row["first_milliseconds"] > 0
+        assert row["network_milliseconds"] > 0
+        assert row["multiply_adds"] > 0
+        assert row["paper_ms_rtx3090"] is None  # published for eleven anatomies
+    expected = read(Path("metrics/evaluate.json"), "evaluate")["mtkd"]["dice"]["mean"]
+    for row in rows:
+        if row["precision"] == "float32":
+            assert row["logit_difference"] < 1e-3
+        if row["form"] == "shared":
+            assert row["weights"] == "trained"
+            near = 1.0 if row["precision"] == "float32" else 30.0
+            assert row["dice"] == pytest.approx(expected, abs=near)
+        else:
+            assert row["dice"] is None
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(MtkdError("a process ended"), "a process"), (torch.OutOfMemoryError("CUDA out of memory."), "too little memory")],
+)
+def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(run, monkeypatch, error, line):
+    real = runtimes._measured
+
+    def measured(arch, form, *rest):
+        if form == "separate":
+            raise error
+        return real(arch, form, *rest)
+
+    monkeypatch.setattr(runtimes, "_measured", measured)
+    with pytest.raises(MtkdError, match=f"1 could not be measured:\n  mininetv2 separate: {line}"):
+        runtimes.run(["mininetv2"], ["PyTorch"], FORMS, 2, (64, 96), 1, Path("all.json"), Machine("cpu"))
+    assert {row["form"] for row in json.loads(Path("all.json").read_text())["rows"]} == {"shared"}
+
+
+@pytest.mark.parametrize(("option", "value"), [("--arch", "segformer_b0"), ("--runtime", "OpenVINO")])
+def test_options_of_all_are_refused_without_it(run, option, value):
+    assert "needs --all" in mtkd("benchmark", option, value, code=2)
