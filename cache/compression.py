@@ -18,10 +18,17 @@ from cache.errors import UnstorableError
 
 LEVEL = 5
 
-# The inner codecs of a shard. crc32c comes last: Zarr's default protects the shard's index and not its data.
+# The inner codecs of a shard. crc32c comes last: Zarr's default protects the shard's index and not
+# its data.
 CANDIDATES: dict[str, list[Any]] = {
-    "zstd-shuffle": [BloscCodec(typesize=2, cname="zstd", clevel=LEVEL, shuffle="shuffle"), Crc32cCodec()],
-    "zstd-bitshuffle": [BloscCodec(typesize=2, cname="zstd", clevel=LEVEL, shuffle="bitshuffle"), Crc32cCodec()],
+    "zstd-shuffle": [
+        BloscCodec(typesize=2, cname="zstd", clevel=LEVEL, shuffle="shuffle"),
+        Crc32cCodec(),
+    ],
+    "zstd-bitshuffle": [
+        BloscCodec(typesize=2, cname="zstd", clevel=LEVEL, shuffle="bitshuffle"),
+        Crc32cCodec(),
+    ],
     "zstd": [ZstdCodec(level=LEVEL), Crc32cCodec()],
 }
 _DECODERS: dict[str, Any] = {
@@ -37,7 +44,8 @@ def trial(block: NDArray[np.float16]) -> dict[str, Any]:
     """Store a block (n, 2, h, w) in memory with every candidate, one chunk per frame.
 
     Returns:
-        ``{"chosen": name, "trial_bytes": {name: bytes}}``; the first of equally small ones is chosen.
+        ``{"chosen": name, "trial_bytes": {name: bytes}}``; the first of equally small ones is
+        chosen.
     """
     sizes = {name: _stored_bytes(block, codecs) for name, codecs in CANDIDATES.items()}
     return {"chosen": min(sizes, key=sizes.__getitem__), "trial_bytes": sizes}
@@ -51,10 +59,13 @@ def rounded(frame: NDArray[np.float16], keep_bits: int | None) -> NDArray[np.flo
     """
     if keep_bits is None:
         return frame
-    values = np.asarray(BitRound(keepbits=keep_bits).decode(BitRound(keepbits=keep_bits).encode(frame)), np.float16)
+    values = np.asarray(
+        BitRound(keepbits=keep_bits).decode(BitRound(keepbits=keep_bits).encode(frame)), np.float16
+    )
     if not np.isfinite(values).all():
         raise UnstorableError(
-            f"with {keep_bits} bits a logit of {np.abs(frame).max()} becomes infinite: keep more bits"
+            f"with {keep_bits} bits a logit of {np.abs(frame).max()} becomes infinite: keep more "
+            "bits"
         )
     return values.reshape(frame.shape)
 
@@ -68,7 +79,12 @@ def _stored_bytes(block: NDArray[np.float16], codecs: list[Any]) -> int:
     files: dict[str, Any] = {}
     chunk = (1, *block.shape[1:])
     array = zarr.create_array(
-        MemoryStore(files), shape=block.shape, chunks=chunk, dtype="float16", fill_value=np.nan, compressors=codecs
+        MemoryStore(files),
+        shape=block.shape,
+        chunks=chunk,
+        dtype="float16",
+        fill_value=np.nan,
+        compressors=codecs,
     )
     array[:] = block
     return sum(len(content) for name, content in files.items() if name != "zarr.json")

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 def identity_of(parts: Mapping[str, Any]) -> str:
     """sha256 (hex) of parts as canonical JSON: equal parts give equal identities, whatever their order."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    text = json.dumps(
+        parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -35,8 +35,9 @@ def stats(path: str | Path, *, remedy: str | None = None) -> dict[str, Any]:
         remedy: as for :func:`cache.open_store`.
 
     Returns:
-        ``frames``, ``views``, ``bytes`` on disk, ``bytes_per_frame`` (and view), and how many times larger the same
-        values are as raw float16 (``ratio_to_raw``) and as raw float16 at full resolution (``ratio_to_full_size``).
+        ``frames``, ``views``, ``bytes`` on disk, ``bytes_per_frame`` (and view), and how many times
+        larger the same values are as raw float16 (``ratio_to_raw``) and as raw float16 at full
+        resolution (``ratio_to_full_size``).
 
     Raises:
         StoreError: there is no complete store.
@@ -50,6 +51,8 @@ def stats(path: str | Path, *, remedy: str | None = None) -> dict[str, Any]:
         "bytes": size,
         "bytes_per_frame": round(size / (views * frames)),
         "ratio_to_raw": round(estimate(frames, views, (height, width)) / size, 3),
-        "ratio_to_full_size": round(estimate(frames, views, store.attributes["image_size"]) / size, 3),
+        "ratio_to_full_size": round(
+            estimate(frames, views, store.attributes["image_size"]) / size, 3
+        ),
         "codec": store.attributes["codec"]["chosen"],
     }

@@ -2,13 +2,15 @@
 
 A Zarr v3 group with the arrays
 
-- ``logits`` (view, frame, channel, y, x) float16: channel 0 = background, 1 = anatomy, at the network's own output
+- ``logits`` (view, frame, channel, y, x) float16: channel 0 = background, 1 = anatomy, at the
+  network's own output
   resolution; one chunk = one frame of one view, many frames to a shard, fill value NaN;
 - ``checksum`` (view, frame) uint32: see :func:`cache.identity.frame_checksum`;
 - ``pixels`` (view, frame) uint32: crc32c of the uint8 frame that the teacher was shown;
 
-and attributes that say everything else. Two hashes guard it: ``identity`` covers what is known before the first frame,
-``seal`` what is known after the last: all files but the shards, which ``checksum`` covers.
+and attributes that say everything else. Two hashes guard it: ``identity`` covers what is known
+before the first frame, ``seal`` what is known after the last: all files but the shards, which
+``checksum`` covers.
 """
 
 import json
@@ -25,7 +27,8 @@ TABLES = ("pixels", "checksum")
 CHANNELS = ("background", "anatomy")
 GEOMETRY = "align_corners=False; native resolution, pixel centres aligned: cell i spans [i, i + 1] / n of the frame"
 
-# The files that a writer creates, and Zarr's own partial ones: by them a store is known that lost its attributes.
+# The files that a writer creates, and Zarr's own partial ones: by them a store is known that lost
+# its attributes.
 _FILES = re.compile(
     r"((logits|pixels|checksum)/)?zarr\.(json|[0-9a-f]+\.partial)|(logits|pixels|checksum)/c/[0-9/]+(\.[0-9a-f]+\.partial)?"
 )
@@ -71,10 +74,16 @@ def seal_of(path: Path) -> dict[str, str]:
     """sha256 (hex) by file of all files of a store but the shards; ``zarr.json`` counts without the seal it holds."""
     document = json.loads((path / "zarr.json").read_text())
     document["attributes"].pop("seal", None)
-    document.pop("consolidated_metadata", None)  # a copy of other files' content, which other tools may add
-    files = [path / "logits/zarr.json", *sorted(file for name in TABLES for file in (path / name).rglob("*"))]
+    document.pop(
+        "consolidated_metadata", None
+    )  # a copy of other files' content, which other tools may add
+    files = [
+        path / "logits/zarr.json",
+        *sorted(file for name in TABLES for file in (path / name).rglob("*")),
+    ]
     names = {file.relative_to(path).as_posix(): file for file in files if file.is_file()}
-    # What else lies there no reader of Zarr looks at: file managers and network storage leave files everywhere.
+    # What else lies there no reader of Zarr looks at: file managers and network storage leave files
+    # everywhere.
     hashes = {name: file_sha256(file) for name, file in names.items() if _FILES.fullmatch(name)}
     return {"zarr.json": identity_of(document), **hashes}
 
@@ -94,7 +103,11 @@ def is_logit_store(path: str | Path) -> bool:
         return False
     if attributes := begun_attributes(path):
         return attributes.get("format") == FORMAT
-    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if not (file.is_dir() or _is_left(file))]
+    names = [
+        file.relative_to(path).as_posix()
+        for file in path.rglob("*")
+        if not (file.is_dir() or _is_left(file))
+    ]
     # A writer creates the tables before it writes the first shard.
     has_tables = all((path / name).is_dir() for name in TABLES)
     return all(_FILES.fullmatch(name) and (has_tables or "/c/" not in name) for name in names)
@@ -102,7 +115,11 @@ def is_logit_store(path: str | Path) -> bool:
 
 def _is_left(file: Path) -> bool:
     """Whether macOS, Windows or network storage put a file there; whatever is in ``@eaDir`` is theirs."""
-    return file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini") or "@eaDir" in file.parts
+    return (
+        file.name.startswith(".")
+        or file.name in ("Thumbs.db", "desktop.ini")
+        or "@eaDir" in file.parts
+    )
 
 
 def shard_name(view: int, position: int, shard_frames: int) -> str:

@@ -1,11 +1,13 @@
 """One writer to a scratch folder.
 
-Where the file system has flock, the kernel lets go of the lock when its process ends, however it ends. Some file
-systems have none: Lustre without ``-o flock``, some NFS, some FUSE. There the lock file itself says which process holds
-it. It is created exclusively, and the lock of a process of this machine that has ended is replaced.
+Where the file system has flock, the kernel lets go of the lock when its process ends, however it
+ends. Some file systems have none: Lustre without ``-o flock``, some NFS, some FUSE. There the lock
+file itself says which process holds it. It is created exclusively, and the lock of a process of
+this machine that has ended is replaced.
 
-What is lost there: nobody can know here whether a process of another machine, of another container, or from before the
-last start of this machine has ended. Its lock is respected until it is removed by hand; the error says which file.
+What is lost there: nobody can know here whether a process of another machine, of another container,
+or from before the last start of this machine has ended. Its lock is respected until it is removed
+by hand; the error says which file.
 """
 
 import errno
@@ -53,8 +55,12 @@ class ScratchLock:
         except OSError as error:
             if isinstance(error, StoreBusyError):
                 raise
-            remedy = REMEDIES.get(error.errno or 0, "let its folder be on a disk that this user can write")
-            raise NotWrittenError(f"{self._path} cannot be written ({error.strerror}): {remedy}") from error
+            remedy = REMEDIES.get(
+                error.errno or 0, "let its folder be on a disk that this user can write"
+            )
+            raise NotWrittenError(
+                f"{self._path} cannot be written ({error.strerror}): {remedy}"
+            ) from error
         self._is_held = True
 
     def let_go(self) -> None:
@@ -68,7 +74,10 @@ class ScratchLock:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.let_go()
 
@@ -142,7 +151,8 @@ def _is_at(path: Path, file: IO[str]) -> bool:
     try:
         if os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return True
-        # Some network file systems number a file anew at each look. A word that is written into it shows which it is.
+        # Some network file systems number a file anew at each look. A word that is written into it
+        # shows which it is.
         word = secrets.token_hex(8)
         file.seek(0)
         file.truncate()
@@ -167,7 +177,8 @@ def _claim(path: Path, scratch: Path) -> None:
         owner = _read_owner(path)
     if owner is None or not _has_ended(owner):
         raise _busy_by(owner, path, scratch)
-    # Several may see that it has ended. One of them gets the right to replace it, which is a lock of its own name.
+    # Several may see that it has ended. One of them gets the right to replace it, which is a lock
+    # of its own name.
     right = path.with_name(f"{path.name}.{owner['word']}")
     _claim(right, scratch)
     try:
@@ -261,12 +272,16 @@ def _busy_by(owner: Owner | None, path: Path, scratch: Path) -> StoreBusyError:
         if not path.exists():
             return _busy(scratch)
         return StoreBusyError(
-            f"{scratch} is locked by {path}, which does not say by which process: if none writes there, remove {path}"
+            f"{scratch} is locked by {path}, which does not say by which process: if none writes "
+            f"there, remove {path}"
         )
     if (owner["host"], owner["boot"]) == (socket.gethostname(), _boot()):
-        return StoreBusyError(f"{scratch} is being written by process {owner['pid']}: wait for it, or stop it")
+        return StoreBusyError(
+            f"{scratch} is being written by process {owner['pid']}: wait for it, or stop it"
+        )
     minutes = max(0, round((time.time() - owner["since"]) / 60))
     return StoreBusyError(
-        f"{scratch} is locked by process {owner['pid']} on {owner['host']} for {minutes} min: wait for it; "
+        f"{scratch} is locked by process {owner['pid']} on {owner['host']} for {minutes} min: "
+        "wait for it; "
         f"if it has ended, remove {path}"
     )

@@ -16,8 +16,9 @@ from cache.store import Store
 def put_in_place(scratch: Path, target: Path, old: Path) -> None:
     """Move a store into place; what was there is replaced, a link by the store itself.
 
-    It is renamed, or where that cannot be, as onto another disk, copied beside the target, read back and then renamed.
-    The scratch folder is whole until the target is, so that a killed process loses nothing.
+    It is renamed, or where that cannot be, as onto another disk, copied beside the target, read
+    back and then renamed. The scratch folder is whole until the target is, so that a killed process
+    loses nothing.
 
     Args:
         scratch: the store.
@@ -55,7 +56,9 @@ def require_logit_store(path: Path) -> None:
         OccupiedError: something else lies there.
     """
     if path.exists() and not is_logit_store(path):
-        raise OccupiedError(f"{path} is no logit store and would be lost: give another path, or remove it")
+        raise OccupiedError(
+            f"{path} is no logit store and would be lost: give another path, or remove it"
+        )
 
 
 def discard(store: Path) -> None:
@@ -69,7 +72,9 @@ def discard(store: Path) -> None:
         store.unlink()
     elif store.exists():
         files = [path for path in store.rglob("*") if not path.is_dir() or path.is_symlink()]
-        for file in sorted(files, key=lambda path: path == store / "zarr.json"):  # what says that it is one comes last
+        for file in sorted(
+            files, key=lambda path: path == store / "zarr.json"
+        ):  # what says that it is one comes last
             file.unlink()
         shutil.rmtree(store)
 

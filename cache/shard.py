@@ -1,7 +1,8 @@
 """Reading one chunk of a Zarr v3 shard, without Zarr: of its milliseconds per chunk, all but a few are administration.
 
-A shard holds its chunks one after another and ends with their index: offset and length of each as uint64, little
-endian, then the index's own crc32c. A student reads a chunk per teacher and frame, so this is what it waits for.
+A shard holds its chunks one after another and ends with their index: offset and length of each as
+uint64, little endian, then the index's own crc32c. A student reads a chunk per teacher and frame,
+so this is what it waits for.
 """
 
 import os

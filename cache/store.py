@@ -10,19 +10,29 @@ import zarr
 from numpy.typing import NDArray
 
 from cache.compression import decoded
-from cache.errors import FrameError, IdentityError, IncompleteError, IntegrityError, MissingStoreError
+from cache.errors import (
+    FrameError,
+    IdentityError,
+    IncompleteError,
+    IntegrityError,
+    MissingStoreError,
+)
 from cache.identity import frame_checksum
 from cache.layout import CHANNELS, FORMAT, FORMAT_VERSION, identity_from, seal_of, shard_name
 from cache.shard import read_chunk
 
 
-def open_store(path: str | Path, identity: str | None = None, *, remedy: str | None = None) -> "Store":
+def open_store(
+    path: str | Path, identity: str | None = None, *, remedy: str | None = None
+) -> "Store":
     """Open a complete store.
 
     Args:
         path: folder ``<anatomy>.zarr``.
-        identity: the identity (sha256, hex) that the reader expects, or None to take the store for what it says it is.
-        remedy: what errors tell the user to do; by default to run the stage that writes ``<anatomy>``'s store.
+        identity: the identity (sha256, hex) that the reader expects, or None to take the store for
+            what it says it is.
+        remedy: what errors tell the user to do; by default to run the stage that writes
+            ``<anatomy>``'s store.
 
     Raises:
         MissingStoreError: there is none.
@@ -101,7 +111,9 @@ class Store:
             except Exception as error:  # as in read
                 shard = position // self.attributes["shard_frames"]
                 found.setdefault((view, shard, _reason(error)), []).append(position)
-        return [self._damaged(view, positions, reason) for (view, _, reason), positions in found.items()]
+        return [
+            self._damaged(view, positions, reason) for (view, _, reason), positions in found.items()
+        ]
 
     def _decoded(self, position: int, view: int) -> NDArray[np.float16]:
         """The logits of one frame; raises whatever its damage leads to."""
@@ -115,7 +127,9 @@ class Store:
         return logits
 
     def _place(self, frame: int | str, view: int) -> tuple[int, int]:
-        position = self._positions.get(frame, -1) if isinstance(frame, str) else operator.index(frame)
+        position = (
+            self._positions.get(frame, -1) if isinstance(frame, str) else operator.index(frame)
+        )
         if not 0 <= position < len(self.frames):
             raise FrameError(f"{self.path} holds no frame {frame!r}; it has {len(self.frames)}")
         if not 0 <= view < self.shape[0]:
@@ -137,9 +151,13 @@ class Store:
     def _damaged(self, view: int, positions: Sequence[int], reason: str) -> str:
         shard = shard_name(view, positions[0], self.attributes["shard_frames"])
         first = self.frames[positions[0]]
-        which = f"frame {first}" if len(positions) == 1 else f"{len(positions)} frames, {first} first,"
+        which = (
+            f"frame {first}" if len(positions) == 1 else f"{len(positions)} frames, {first} first,"
+        )
         verb = "is" if len(positions) == 1 else "are"
-        return f"{self.path / shard}: {which} (view {view}) {verb} damaged, {reason}: {self._remedy}"
+        return (
+            f"{self.path / shard}: {which} (view {view}) {verb} damaged, {reason}: {self._remedy}"
+        )
 
 
 def _rewrite(anatomy: str) -> str:
@@ -153,7 +171,10 @@ def _reason(error: Exception) -> str:
 
 
 def _read_attributes(path: Path, remedy: str | None) -> dict[str, Any]:
-    write, rewrite = remedy or f"run `dvc repro cache_logits@{path.stem}`", remedy or _rewrite(path.stem)
+    write, rewrite = (
+        remedy or f"run `dvc repro cache_logits@{path.stem}`",
+        remedy or _rewrite(path.stem),
+    )
     if not (path / "zarr.json").is_file():
         raise MissingStoreError(f"{path} is no logit store: {write}")
     try:
@@ -163,10 +184,13 @@ def _read_attributes(path: Path, remedy: str | None) -> dict[str, Any]:
         raise IntegrityError(f"{path / 'zarr.json'} is damaged: {rewrite}") from error
     if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
         found = f"{attributes.get('format')} {attributes.get('format_version')}"
-        raise IdentityError(f"{path} is in format {found}, expected {FORMAT} {FORMAT_VERSION}: {rewrite}")
+        raise IdentityError(
+            f"{path} is in format {found}, expected {FORMAT} {FORMAT_VERSION}: {rewrite}"
+        )
     if attributes.get("identity") != amounts_to:
         raise IdentityError(
-            f"{path / 'zarr.json'} was edited: it says identity {attributes.get('identity')}, its content amounts to "
+            f"{path / 'zarr.json'} was edited: it says identity {attributes.get('identity')}, its "
+            "content amounts to "
             f"{amounts_to}: {rewrite}"
         )
     if attributes.get("complete") is not True:
@@ -179,7 +203,9 @@ def _check_seal(path: Path, attributes: Mapping[str, Any], remedy: str) -> None:
     written, found = attributes.get("seal"), seal_of(path)
     if not isinstance(written, dict):  # the one attribute that no hash covers
         written = {}
-    changed = sorted(name for name in written.keys() | found.keys() if written.get(name) != found.get(name))
+    changed = sorted(
+        name for name in written.keys() | found.keys() if written.get(name) != found.get(name)
+    )
     if changed:
         files = ", ".join(str(path / name) for name in changed)
         raise IntegrityError(f"{files}: not as it was written: {remedy}")

@@ -1,7 +1,8 @@
 """Writing a store: whole shards, in order, in a scratch folder that becomes the store when it is complete.
 
-A shard counts as written once its checksums are on disk and match, which they can only after its logits were. A writer
-that was killed goes on after the last such shard and ends with the same bytes as one that was not.
+A shard counts as written once its checksums are on disk and match, which they can only after its
+logits were. A writer that was killed goes on after the last such shard and ends with the same bytes
+as one that was not.
 """
 
 import logging
@@ -19,7 +20,13 @@ from zarr.codecs import Crc32cCodec
 
 from cache import compression
 from cache.durable import FULL
-from cache.errors import IncompleteError, NotWrittenError, OccupiedError, StoreError, UnstorableError
+from cache.errors import (
+    IncompleteError,
+    NotWrittenError,
+    OccupiedError,
+    StoreError,
+    UnstorableError,
+)
 from cache.identity import frame_checksum, identity_of
 from cache.layout import (
     CHANNELS,
@@ -53,16 +60,18 @@ def create_store(
     """Begin a store, or go on with one of the same identity that was begun here.
 
     Args:
-        path: scratch folder to grow it in; on the file system where it will end, it need not be copied there. What was
-            begun there for another identity is discarded.
+        path: scratch folder to grow it in; on the file system where it will end, it need not be
+            copied there. What was begun there for another identity is discarded.
         anatomy: whose teacher.
         frames: frame ids, in the order in which logits will come.
         grid: (h, w) of the logits.
         image_size: (H, W) of the frames.
-        identity_parts: everything that determines the content, as JSON values: hash of the teacher, of the frames, ...
+        identity_parts: everything that determines the content, as JSON values: hash of the teacher,
+            of the frames, ...
         views: one description per stored view.
         shard_frames: frames per file.
-        keep_bits: bits of the mantissa to keep, 1 to 9 of float16's ten; None keeps all and is without loss.
+        keep_bits: bits of the mantissa to keep, 1 to 9 of float16's ten; None keeps all and is
+            without loss.
 
     Raises:
         StoreBusyError: another process is writing there.
@@ -78,14 +87,18 @@ def create_store(
     grid, image_size = _size("grid", grid), _size("image_size", image_size)
     shard_frames = operator.index(shard_frames)  # NumPy's too
     if not views or shard_frames < 1:
-        raise ValueError(f"{len(views)} views, {shard_frames} frames to a shard: each must be at least 1")
+        raise ValueError(
+            f"{len(views)} views, {shard_frames} frames to a shard: each must be at least 1"
+        )
     if keep_bits is not None:
         keep_bits = operator.index(keep_bits)
         if not 1 <= keep_bits <= 9:
             raise ValueError(f"keep_bits {keep_bits}: 1 to 9, or None")
     for name, value in (("identity_parts", identity_parts), ("views", views)):
         _require_json(name, value)
-    attributes = describe(anatomy, frames, grid, image_size, views, identity_parts, shard_frames, keep_bits)
+    attributes = describe(
+        anatomy, frames, grid, image_size, views, identity_parts, shard_frames, keep_bits
+    )
     return StoreWriter(Path(path), attributes)
 
 
@@ -112,7 +125,8 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise NotWrittenError(
-            f"{folder} cannot be made ({error.strerror}): begin in a folder on a disk that this user can write"
+            f"{folder} cannot be made ({error.strerror}): begin in a folder on a disk that this "
+            "user can write"
         ) from error
 
 
@@ -127,7 +141,12 @@ class StoreWriter:
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
         self.path, self.attributes = path, attributes
-        self._shape = (len(attributes["views"]), len(attributes["frames"]), len(CHANNELS), *attributes["grid"])
+        self._shape = (
+            len(attributes["views"]),
+            len(attributes["frames"]),
+            len(CHANNELS),
+            *attributes["grid"],
+        )
         self._shard = min(int(attributes["shard_frames"]), self._shape[1])
         self._logits: list[NDArray[np.float16]] = []
         self._pixels: list[int] = []
@@ -137,7 +156,9 @@ class StoreWriter:
         self._lock = ScratchLock(path)
         try:
             self._done = self._resume()
-            self.bytes_written = sum(file.stat().st_size for file in path.glob("logits/c/**/*") if file.is_file())
+            self.bytes_written = sum(
+                file.stat().st_size for file in path.glob("logits/c/**/*") if file.is_file()
+            )
         except BaseException:
             self._lock.let_go()
             raise
@@ -164,16 +185,20 @@ class StoreWriter:
         Raises:
             UnstorableError: a value is not finite, not real or beyond float16; names the frame.
             NotWrittenError: the disk is full; what whole shards hold is safe.
-            ValueError: the shape is not that of this store, there are more frames than it holds, or a checksum is none.
+            ValueError: the shape is not that of this store, there are more frames than it holds, or
+                a checksum is none.
         """
         if logits.shape[1:] != self._shape[2:] or len(pixels) != len(logits):
             raise ValueError(
-                f"logits {logits.shape} with {len(pixels)} pixel checksums for a store of {self._shape[2:]}"
+                f"logits {logits.shape} with {len(pixels)} pixel checksums for a store of "
+                f"{self._shape[2:]}"
             )
         if self.next + len(logits) > self.total:
             raise ValueError(f"{self.path} holds {self.total} frames, not more")
         if not all(0 <= operator.index(shown) < 2**32 for shown in pixels):
-            raise ValueError(f"pixel checksums {list(pixels)}: crc32c gives numbers from 0 to 2**32 - 1")
+            raise ValueError(
+                f"pixel checksums {list(pixels)}: crc32c gives numbers from 0 to 2**32 - 1"
+            )
         self._write_full_shard()  # that an earlier call could not write
         for frame, shown in zip(logits, pixels, strict=True):
             self._logits.append(self._half(frame))
@@ -195,7 +220,9 @@ class StoreWriter:
         """
         target, old = Path(path), self.path.with_name(f"{self.path.name}.old")
         if self.next != self.total:
-            raise IncompleteError(f"{self.path} has {self.next} of {self.total} frames: append the rest first")
+            raise IncompleteError(
+                f"{self.path} has {self.next} of {self.total} frames: append the rest first"
+            )
         self._write_full_shard()
         if self._group is None:
             raise ValueError(f"{self.path} was finished before")
@@ -216,7 +243,10 @@ class StoreWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._lock.let_go()
 
@@ -237,16 +267,20 @@ class StoreWriter:
     def _half(self, frame: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
         if frame.dtype.kind not in "fiu":
             raise UnstorableError(
-                f"the teacher of {self.attributes['anatomy']} answers {frame.dtype}: give real numbers"
+                f"the teacher of {self.attributes['anatomy']} answers {frame.dtype}: give real "
+                "numbers"
             )
         largest = float(np.abs(frame).max())
         if not largest <= LARGEST:  # so written, NaN is refused too
             name = self.attributes["frames"][self.next % self._shape[1]]
             raise UnstorableError(
-                f"the teacher of {self.attributes['anatomy']} answers {largest} on frame {name}, which float16 cannot "
+                f"the teacher of {self.attributes['anatomy']} answers {largest} on frame {name}, "
+                "which float16 cannot "
                 "hold: check its training, and ask it in cache.precision 32-true"
             )
-        return compression.rounded(np.ascontiguousarray(frame, dtype=np.float16), self.attributes["keep_bits"])
+        return compression.rounded(
+            np.ascontiguousarray(frame, dtype=np.float16), self.attributes["keep_bits"]
+        )
 
     def _shard_length(self) -> int:
         """Frames of the shard that is being filled; a view's last one may be short."""
@@ -265,7 +299,9 @@ class StoreWriter:
         place = (view, slice(start, start + len(block)))
         self._group["logits"][place] = block
         self._tables["pixels"][place] = self._pixels
-        self._tables["checksum"][place] = [frame_checksum(frame, self.attributes["identity"]) for frame in block]
+        self._tables["checksum"][place] = [
+            frame_checksum(frame, self.attributes["identity"]) for frame in block
+        ]
         for name in TABLES:  # checksum last: a shard without its checksums was not written
             self._group[name][view] = self._tables[name][view]
         self.bytes_written += (self.path / shard_name(view, start, self._shard)).stat().st_size
@@ -305,7 +341,8 @@ class StoreWriter:
         if not self._open_scratch():
             if "seal" in begun_attributes(self.path):
                 raise OccupiedError(
-                    f"{self.path} is a complete store of something else and would be lost: begin in another folder, "
+                    f"{self.path} is a complete store of something else and would be lost: begin "
+                    "in another folder, "
                     "or remove it"
                 )
             require_logit_store(self.path)
@@ -323,10 +360,15 @@ class StoreWriter:
         """Whether a store of this identity was begun; if so, it is open."""
         try:
             group = zarr.open_group(self.path, mode="r+", zarr_format=3)
-            if group.attrs.get("identity") != self.attributes["identity"] or "codec" not in group.attrs:
+            if (
+                group.attrs.get("identity") != self.attributes["identity"]
+                or "codec" not in group.attrs
+            ):
                 return False
             self._tables = {name: np.array(group[name][:], np.uint32) for name in TABLES}
-        except Exception:  # whatever Zarr raises on a folder that was only half begun, or was damaged
+        except (
+            Exception
+        ):  # whatever Zarr raises on a folder that was only half begun, or was damaged
             return False
         self._group = group
         return True
@@ -340,7 +382,11 @@ class StoreWriter:
         except Exception:  # whatever a codec raises when its input is damaged
             return 0
         checksums = [frame_checksum(frame, self.attributes["identity"]) for frame in block]
-        return stop - start if np.array_equal(checksums, self._tables["checksum"][view, start:stop]) else 0
+        return (
+            stop - start
+            if np.array_equal(checksums, self._tables["checksum"][view, start:stop])
+            else 0
+        )
 
     def _remove_unfinished(self, done: int) -> None:
         """Remove every shard that does not count: Zarr would read it to write the rest of it, and fail or mix them."""

@@ -1,6 +1,7 @@
 """What DSAD tells beside its masks: which organs a frame shows at all, and what each single annotator drew.
 
-Both concern evaluation alone, so a file that is broken or speaks of nothing here is a warning and is left out.
+Both concern evaluation alone, so a file that is broken or speaks of nothing here is a warning and
+is left out.
 """
 
 import csv
@@ -32,7 +33,8 @@ DSAD_COLUMNS = (
     "uterus",
     "vesicular_glands",
 )
-# Columns that are only implied are wrong if they deny more than this share of a surgery's own masks.
+# Columns that are only implied are wrong if they deny more than this share of a surgery's own
+# masks.
 DENIED = 0.5
 PRESENCE, ANNOTATORS = "presence.csv", "annotators.csv"
 
@@ -62,9 +64,10 @@ class Annotation:
 def read_weak_labels(path: Path, folders: Sequence[str], listed: Sequence[str] = ()) -> WeakLabels:
     """Which anatomies each frame of a surgery shows.
 
-    A first row of words names the columns, in any case and with spaces for underscores. Without one they are the lines
-    of the data set's ``anatomies.txt``, or its anatomies in alphabetical order, or DSAD's twelve. A frame's number are
-    the last digits of its file's name (DSAD writes ``images007.png`` for ``image07.png``).
+    A first row of words names the columns, in any case and with spaces for underscores. Without one
+    they are the lines of the data set's ``anatomies.txt``, or its anatomies in alphabetical order,
+    or DSAD's twelve. A frame's number are the last digits of its file's name (DSAD writes
+    ``images007.png`` for ``image07.png``).
 
     Args:
         path: the file.
@@ -72,7 +75,8 @@ def read_weak_labels(path: Path, folders: Sequence[str], listed: Sequence[str] =
         listed: the lines of its ``anatomies.txt``, if it has one.
 
     Raises:
-        DataError: the file cannot be read or is empty, no column is one of the anatomies, or a row is not as expected.
+        DataError: the file cannot be read or is empty, no column is one of the anatomies, or a row
+            is not as expected.
     """
     rows = _numbered_rows(path)
     first = rows[0][1][1:]
@@ -81,17 +85,28 @@ def read_weak_labels(path: Path, folders: Sequence[str], listed: Sequence[str] =
     if named:
         columns, rows = matched(first, folders), rows[1:]
     if not set(columns) & set(folders):
-        raise DataError([f"{path}: its columns ({', '.join(columns)}) name none of {', '.join(sorted(folders))}"])
+        raise DataError(
+            [
+                f"{path}: its columns ({', '.join(columns)}) name none of "
+                f"{', '.join(sorted(folders))}"
+            ]
+        )
     if len(set(columns)) < len(columns):
         raise DataError([f"{path}: its first row names a column twice"])
     found: dict[int, dict[str, bool]] = {}
     for line, row in rows:
         number = re.search(r"(?<![0-9])([0-9]{1,18})$", Path(row[0].strip()).stem)
-        if number is None or len(row) != len(columns) + 1 or any(cell.strip() not in ("0", "1") for cell in row[1:]):
+        if (
+            number is None
+            or len(row) != len(columns) + 1
+            or any(cell.strip() not in ("0", "1") for cell in row[1:])
+        ):
             raise DataError([f"{path}: row {line} is no file name and {len(columns)} times 0 or 1"])
         if int(number[1]) in found:
             raise DataError([f"{path}: row {line} is another one of frame {number[1]}"])
-        found[int(number[1])] = {name: cell.strip() == "1" for name, cell in zip(columns, row[1:], strict=True)}
+        found[int(number[1])] = {
+            name: cell.strip() == "1" for name, cell in zip(columns, row[1:], strict=True)
+        }
     return WeakLabels(found, named)
 
 
@@ -100,7 +115,9 @@ def _numbered_rows(path: Path) -> list[tuple[int, list[str]]]:
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError([f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"]) from error
+        raise DataError(
+            [f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"]
+        ) from error
     numbered = [(line, row) for line, row in enumerate(rows, start=1) if row]
     if not numbered:
         raise DataError([f"{path}: is empty"])
@@ -133,7 +150,9 @@ def read_lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
-        raise DataError([f"{file}: is no UTF-8 text ({error.reason} at byte {error.start})"]) from error
+        raise DataError(
+            [f"{file}: is no UTF-8 text ({error.reason} at byte {error.start})"]
+        ) from error
 
 
 def matched(names: Sequence[str], folders: Sequence[str]) -> list[str]:
@@ -152,8 +171,9 @@ def write_beside(sources: Sequence[Source], folder: Path, image_size: tuple[int,
 
     Args:
         sources: frames of one anatomy.
-        folder: gets ``presence.csv`` (frame, then 0 or 1 per anatomy) and ``annotators.csv`` (frame, annotator, tp,
-            fp, fn, tn against the consensus), each only if there is something to tell.
+        folder: gets ``presence.csv`` (frame, then 0 or 1 per anatomy) and ``annotators.csv``
+            (frame, annotator, tp, fp, fn, tn against the consensus), each only if there is
+            something to tell.
         image_size: (H, W) at which masks are compared.
 
     Returns:
@@ -181,20 +201,33 @@ def _write_presence(sources: Sequence[Source], path: Path, warnings: list[str]) 
             warnings.append(f"{error}; it is left out")
             continue
         own = [s for s in sources if s.image.parent == surgery]
-        told = {s: known.shows[number] for s in own if (number := int(re.sub(r"\D", "", s.name))) in known.shows}
+        told = {
+            s: known.shows[number]
+            for s in own
+            if (number := int(re.sub(r"\D", "", s.name))) in known.shows
+        }
         if not told:
             warnings.append(f"{file}: has no row for any frame here")
         denied = _denied(told)
         if len(denied) > DENIED * len(told) and not known.named:
             warnings.append(
-                f"{file}: denies {len(denied)} of {len(told)} frames the {denied[0].anatomy} that their masks show, so "
-                "its columns are in another order: name them in a first row or in anatomies.txt; it is left out"
+                f"{file}: denies {len(denied)} of {len(told)} frames the {denied[0].anatomy} that "
+                "their masks show, so "
+                "its columns are in another order: name them in a first row or in anatomies.txt; "
+                "it is left out"
             )
             continue
         for source in denied:
-            warnings.append(f"{file}: says that {source.name} shows no {source.anatomy}, and {source.mask} does")
-            told[source] = {name: there for name, there in told[source].items() if name != source.anatomy}
-        rows += [{"frame": s.id} | {name: int(there) for name, there in shows.items()} for s, shows in told.items()]
+            warnings.append(
+                f"{file}: says that {source.name} shows no {source.anatomy}, and {source.mask} does"
+            )
+            told[source] = {
+                name: there for name, there in told[source].items() if name != source.anatomy
+            }
+        rows += [
+            {"frame": s.id} | {name: int(there) for name, there in shows.items()}
+            for s, shows in told.items()
+        ]
     if rows:
         names = list(dict.fromkeys(name for row in rows for name in row))
         _write(path, names, [[row.get(name, "") for name in names] for row in rows])
@@ -212,10 +245,14 @@ def _listed(root: Path, warnings: list[str]) -> list[str]:
 def _denied(told: Mapping[Source, Mapping[str, bool]]) -> list[Source]:
     """Frames that are said not to show what their own mask shows."""
     absent = [source for source, shows in told.items() if shows.get(source.anatomy) is False]
-    return [source for source in absent if source.mask is not None and read_mask(source.mask)[0].any()]
+    return [
+        source for source in absent if source.mask is not None and read_mask(source.mask)[0].any()
+    ]
 
 
-def _write_annotators(sources: Sequence[Source], path: Path, size: tuple[int, int], warnings: list[str]) -> None:
+def _write_annotators(
+    sources: Sequence[Source], path: Path, size: tuple[int, int], warnings: list[str]
+) -> None:
     rows = []
     for source in sources:
         for folder in sorted(source.image.parent.glob("anno_*")):
@@ -228,7 +265,10 @@ def _write_annotators(sources: Sequence[Source], path: Path, size: tuple[int, in
                 continue
             if own.shape != consensus.shape:
                 sizes = " and ".join(f"{w}x{h}" for h, w in (own.shape, consensus.shape))
-                warnings.append(f"{drawn}: this mask and the consensus have different sizes, {sizes}; it is left out")
+                warnings.append(
+                    f"{drawn}: this mask and the consensus have different sizes, {sizes}; it is "
+                    "left out"
+                )
                 continue
             c = count_masks(_small(own, size), _small(consensus, size))
             rows.append([source.id, folder.name, c.tp, c.fp, c.fn, c.tn])
@@ -237,7 +277,9 @@ def _write_annotators(sources: Sequence[Source], path: Path, size: tuple[int, in
 
 
 def _small(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    return cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
+    return cv2.resize(
+        mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT
+    ).astype(bool)
 
 
 def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -1,8 +1,8 @@
 """Augmentation as in Kolbinger et al. (2023): one sampled transform moves frame, label and stored logits together.
 
-The geometry is sampled once, as six numbers in unit coordinates, and one function warps every array on its own grid
-with pixel centres aligned. What a transform does is a function of (seed, epoch or view, frame id) and nothing else:
-the same for any number of workers or ranks, and after a resume.
+The geometry is sampled once, as six numbers in unit coordinates, and one function warps every array
+on its own grid with pixel centres aligned. What a transform does is a function of (seed, epoch or
+view, frame id) and nothing else: the same for any number of workers or ranks, and after a resume.
 """
 
 import os
@@ -29,8 +29,9 @@ class Augmentation:
     """One sampled transform.
 
     Attributes:
-        affine: a, b, c, d, e, f with (u, v) of the original = (a u' + b v' + c, d u' + e v' + f), where u' and v' are
-            coordinates in the augmented frame and every frame spans 0..1 in both directions.
+        affine: a, b, c, d, e, f with (u, v) of the original = (a u' + b v' + c, d u' + e v' + f),
+            where u' and v' are coordinates in the augmented frame and every frame spans 0..1 in
+            both directions.
         colour: seed of the colour transform, or None for unchanged colours.
     """
 
@@ -45,14 +46,17 @@ def sample(seed: int, turn: int, frame: str, size: tuple[int, int]) -> Augmentat
         seed: seed of the run (or of the views).
         turn: epoch or view.
         frame: the frame's id.
-        size: (height, width) of the frame, since a rotation preserves angles in pixels and not in unit coordinates.
+        size: (height, width) of the frame, since a rotation preserves angles in pixels and not in
+            unit coordinates.
     """
     rng = np.random.default_rng([seed, turn, zlib.crc32(frame.encode())])
     affine = _affine(rng, size) if rng.random() < PROBABILITY else IDENTITY
     return Augmentation(affine, colour=int(rng.integers(2**31)))
 
 
-def _affine(rng: np.random.Generator, size: tuple[int, int]) -> tuple[float, float, float, float, float, float]:
+def _affine(
+    rng: np.random.Generator, size: tuple[int, int]
+) -> tuple[float, float, float, float, float, float]:
     """Shift, scale and rotation about the centre, from augmented to original unit coordinates."""
     shift = rng.uniform(-SHIFT, SHIFT, 2)
     scale = 1 + rng.uniform(-SCALE, SCALE)
@@ -96,15 +100,22 @@ def warp(
     flags = interpolation | cv2.WARP_INVERSE_MAP
 
     def plane(part: NDArray[np.generic]) -> NDArray[np.generic]:
-        return np.asarray(cv2.warpAffine(part, matrix, (width, height), None, flags, border, (fill,) * 4))
+        return np.asarray(
+            cv2.warpAffine(part, matrix, (width, height), None, flags, border, (fill,) * 4)
+        )
 
     if array.ndim == 2 or array.shape[2] == 3:
         return plane(array)
-    # OpenCV takes at most four channels, and interpolates two of them more coarsely than one or three.
-    return np.stack([plane(np.ascontiguousarray(array[..., i])) for i in range(array.shape[2])], axis=2)
+    # OpenCV takes at most four channels, and interpolates two of them more coarsely than one or
+    # three.
+    return np.stack(
+        [plane(np.ascontiguousarray(array[..., i])) for i in range(array.shape[2])], axis=2
+    )
 
 
-def warp_label(label: NDArray[np.uint8], affine: tuple[float, ...], ignore: int) -> NDArray[np.int16]:
+def warp_label(
+    label: NDArray[np.uint8], affine: tuple[float, ...], ignore: int
+) -> NDArray[np.int16]:
     """Warp a label (H, W) of 0 and 1 by nearest neighbour; what lies outside the original frame becomes ``ignore``."""
     return warp(  # type: ignore[return-value]
         label.astype(np.int16),
@@ -115,7 +126,9 @@ def warp_label(label: NDArray[np.uint8], affine: tuple[float, ...], ignore: int)
     )
 
 
-def warp_logits(logits: NDArray[np.floating[Any]], affine: tuple[float, ...]) -> NDArray[np.float32]:
+def warp_logits(
+    logits: NDArray[np.floating[Any]], affine: tuple[float, ...]
+) -> NDArray[np.float32]:
     """Warp stored logits (..., h, w) on their grid as the frame was warped; the border is repeated."""
     planes = logits.astype(np.float32).reshape(-1, *logits.shape[-2:]).transpose(1, 2, 0)
     warped = warp(planes, affine, border=cv2.BORDER_REPLICATE)

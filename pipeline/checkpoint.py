@@ -18,7 +18,10 @@ from pipeline.models.card import Card, digest_weights, read_file
 
 
 def save_checkpoint(
-    path: Path, network: Network, image_size: tuple[int, int], trained_on: Mapping[str, Any] | None = None
+    path: Path,
+    network: Network,
+    image_size: tuple[int, int],
+    trained_on: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights and card; equal weights give equal bytes, and a crash leaves no half-written file.
 
@@ -29,7 +32,9 @@ def save_checkpoint(
         trained_on: what determined the weights, for the card.
     """
     known = dict(trained_on or {})
-    card = Card(network.architecture, network.anatomies, image_size, network.mean, network.std, known)
+    card = Card(
+        network.architecture, network.anatomies, image_size, network.mean, network.std, known
+    )
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     # One entry: safetensors writes several in any order.
     metadata = json.dumps({"sha256": digest_weights(tensors), **asdict(card)})
@@ -73,4 +78,6 @@ def _named(path: Path, made_by: str) -> Iterator[None]:
         yield
     except (MtkdError, RuntimeError) as error:
         reason = shorten(str(error), 160, placeholder=" ...")
-        raise MtkdError(f"{path} is no whole checkpoint ({reason}): run `dvc repro -s -f {made_by}`") from error
+        raise MtkdError(
+            f"{path} is no whole checkpoint ({reason}): run `dvc repro -s -f {made_by}`"
+        ) from error

@@ -30,11 +30,15 @@ class Sample(TypedDict, total=False):
 
     Attributes:
         frame: (3, H, W) uint8 RGB.
-        label: (H, W) int16, 1 = anatomy, 0 = background, -1 = outside the original frame, or no label.
-        anatomy: () int64, index of the anatomy that the frame is labelled for; 0 for one without a label.
+        label: (H, W) int16, 1 = anatomy, 0 = background, -1 = outside the original frame, or no
+            label.
+        anatomy: () int64, index of the anatomy that the frame is labelled for; 0 for one without a
+            label.
         position: () int64, index of the frame in its data set.
-        teachers: (N, 2, h, w) float32 stored logits, moved as the frame was; only with soft targets.
-        valid: (h, w) bool, cells of ``teachers`` that lie inside the original frame; only with soft targets.
+        teachers: (N, 2, h, w) float32 stored logits, moved as the frame was; only with soft
+            targets.
+        valid: (h, w) bool, cells of ``teachers`` that lie inside the original frame; only with soft
+            targets.
     """
 
     frame: Tensor
@@ -104,7 +108,9 @@ class FrameDataset(Dataset[Sample]):
 
     def _augmentation(self, epoch: int, frame: Frame, size: tuple[int, int]) -> Augmentation:
         if self.soft_targets is not None and self.soft_targets.views:
-            return sample(self.soft_targets.view_seed, epoch % self.soft_targets.views, frame.id, size)
+            return sample(
+                self.soft_targets.view_seed, epoch % self.soft_targets.views, frame.id, size
+            )
         if self.augment is None:
             return Augmentation()
         return sample(self.augment, epoch, frame.id, size)
@@ -135,7 +141,8 @@ class Share:
         rank: which of the processes.
         ranks: how many there are.
         pieces: in how many pieces it computes its share, one after another.
-        least: frames that batch norm needs in a piece: one, if the processes compute its statistics together.
+        least: frames that batch norm needs in a piece: one, if the processes compute its statistics
+            together.
     """
 
     rank: int = 0
@@ -146,15 +153,19 @@ class Share:
     def of(self, batch: Sequence[int] | NDArray[np.int64]) -> list[list[int]]:
         """The own pieces of a batch; all pieces differ by at most one frame, and the last ones may be empty."""
         pieces = np.array_split(batch, self.ranks * self.pieces)
-        return [piece.tolist() for piece in pieces[self.rank * self.pieces : (self.rank + 1) * self.pieces]]
+        return [
+            piece.tolist()
+            for piece in pieces[self.rank * self.pieces : (self.rank + 1) * self.pieces]
+        ]
 
 
 class EpochBatches(Sampler[list[Key]]):
     """The shuffled batches of one epoch at a time, in pieces; set ``epoch`` before iterating.
 
-    Batch norm over globally pooled features needs two frames, so a last batch of one frame is dropped, and a piece of
-    fewer than the share's least is filled up with other frames of its batch. :meth:`sizes` tells how many frames of
-    each piece are its own; the others must not count in the loss.
+    Batch norm over globally pooled features needs two frames, so a last batch of one frame is
+    dropped, and a piece of fewer than the share's least is filled up with other frames of its
+    batch. :meth:`sizes` tells how many frames of each piece are its own; the others must not count
+    in the loss.
 
     Args:
         frames: number of frames.
@@ -164,7 +175,12 @@ class EpochBatches(Sampler[list[Key]]):
     """
 
     def __init__(self, frames: int, batch_size: int, seed: int, share: Share | None = None) -> None:
-        self.frames, self.batch_size, self.seed, self.share = frames, batch_size, seed, share or Share()
+        self.frames, self.batch_size, self.seed, self.share = (
+            frames,
+            batch_size,
+            seed,
+            share or Share(),
+        )
         self.epoch = 0
 
     @property
@@ -179,22 +195,32 @@ class EpochBatches(Sampler[list[Key]]):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
             for piece in self.share.of(batch):
                 others = [i for i in batch if i not in piece]
-                yield [(self.epoch, i) for i in piece + others[: max(0, self.share.least - len(piece))]]
+                yield [
+                    (self.epoch, i) for i in piece + others[: max(0, self.share.least - len(piece))]
+                ]
 
     def __len__(self) -> int:
         return self.steps * self.share.pieces
 
     def whole(self) -> list[int]:
         """For each batch, its frames over all processes."""
-        return [min(self.frames - step * self.batch_size, self.batch_size) for step in range(self.steps)]
+        return [
+            min(self.frames - step * self.batch_size, self.batch_size) for step in range(self.steps)
+        ]
 
     def sizes(self) -> list[list[int]]:
         """For each batch, the frames that its own pieces hold without those that fill them up."""
         ends = [min(self.frames, (step + 1) * self.batch_size) for step in range(self.steps)]
-        return [[len(p) for p in self.share.of(range(i * self.batch_size, end))] for i, end in enumerate(ends)]
+        return [
+            [len(p) for p in self.share.of(range(i * self.batch_size, end))]
+            for i, end in enumerate(ends)
+        ]
 
 
 def clean_batches(frames: int, batch_size: int, share: Share) -> list[list[Key]]:
     """Batches of keys in order, of every frame that falls to one process: no frame twice, and none left out."""
     own = range(share.rank, frames, share.ranks)
-    return [[(0, i) for i in own[start : start + batch_size]] for start in range(0, len(own), batch_size)]
+    return [
+        [(0, i) for i in own[start : start + batch_size]]
+        for start in range(0, len(own), batch_size)
+    ]

@@ -1,8 +1,8 @@
 """Dilated depthwise convolutions in bfloat16 on a CPU, whose gradients PyTorch gets wrong.
 
-oneDNN's gradient of such a convolution's weights, on maps wider than some twenty cells, contains memory that nothing
-was written to: mostly small numbers, at times NaN (PyTorch 2.14.1, x86 with AVX512-BF16). MiniNetv2's dilated residuals
-and the EfficientNets at output stride 8 have them.
+oneDNN's gradient of such a convolution's weights, on maps wider than some twenty cells, contains
+memory that nothing was written to: mostly small numbers, at times NaN (PyTorch 2.14.1, x86 with
+AVX512-BF16). MiniNetv2's dilated residuals and the EfficientNets at output stride 8 have them.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,11 @@ def exact_depthwise(device: torch.device) -> AbstractContextManager[object]:
 
 class _Float32Depthwise(TorchFunctionMode):
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         call = _conv2d if function is F.conv2d and torch.is_autocast_enabled("cpu") else function
         return call(*args, **(kwargs or {}))
@@ -40,4 +44,6 @@ def _conv2d(
     """F.conv2d, in float32 if it is dilated and depthwise."""
     exact = dilation not in (1, (1, 1), [1, 1]) and groups == input.shape[1]
     with torch.autocast("cpu", enabled=not exact):
-        return F.conv2d(input.float() if exact else input, weight, bias, stride, padding, dilation, groups)
+        return F.conv2d(
+            input.float() if exact else input, weight, bias, stride, padding, dilation, groups
+        )

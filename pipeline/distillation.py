@@ -1,7 +1,7 @@
 """The objective of the distilled student: L = sum over anatomies of L_CE + weight * L_KL (paper, Equation 3).
 
-The paper prints a product of the two losses. This is the sum, as in Shu et al. (2021), on whose implementation the
-paper says it builds.
+The paper prints a product of the two losses. This is the sum, as in Shu et al. (2021), on whose
+implementation the paper says it builds.
 """
 
 from typing import Literal
@@ -32,7 +32,9 @@ def distilled(supervised: Objective, settings: Distill) -> Objective:
     divergence = DIVERGENCES[settings.softmax]
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
-        student, teachers, valid = on_one_grid(logits, batch["teachers"], batch["valid"], settings.grid)
+        student, teachers, valid = on_one_grid(
+            logits, batch["teachers"], batch["valid"], settings.grid
+        )
         kl = divergence(student, teachers, settings.temperature, valid)
         cells = valid.sum().float().expand(teachers.shape[1])
         return supervised.terms(logits, batch) | {"kl_divergence": kl, "valid_cells": cells}
@@ -48,11 +50,14 @@ def on_one_grid(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Student (B, N, 2, h, w), teachers (B, N, 2, H, W) and valid (B, H, W) bool, all on the grid that is asked for.
 
-    On the stores' grid the student's logits are averaged over a cell, so what lies within one is left to the labels. On
-    the student's, if that is finer, stored logits are interpolated, and what lies between valid cells alone is valid.
+    On the stores' grid the student's logits are averaged over a cell, so what lies within one is
+    left to the labels. On the student's, if that is finer, stored logits are interpolated, and what
+    lies between valid cells alone is valid.
     """
     stored, own = (teachers.shape[-2], teachers.shape[-1]), (student.shape[-2], student.shape[-1])
     if grid == "stores" or own[0] <= stored[0] or own[1] <= stored[1]:
         return resize(student, stored), teachers, valid
-    unknown = F.interpolate((~valid)[:, None].float(), size=own, mode="bilinear", align_corners=False)[:, 0]
+    unknown = F.interpolate(
+        (~valid)[:, None].float(), size=own, mode="bilinear", align_corners=False
+    )[:, 0]
     return student, resize(teachers.float(), own), unknown == 0

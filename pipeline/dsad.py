@@ -1,8 +1,9 @@
 """Reading a data set in DSAD's layout: ``<root>/<anatomy>/<surgery>/imageMM.png`` beside ``maskMM.png``.
 
-What else DSAD keeps there (``weak_labels.csv``, ``anno_1`` .. ``anno_3``, ``multilabel``) is not read here. What looks
-like a frame and cannot be used is a problem; everything else that is not used is warned of by name. Surgeries are
-folders: a frame is split by its surgery's id and never by a substring of its path.
+What else DSAD keeps there (``weak_labels.csv``, ``anno_1`` .. ``anno_3``, ``multilabel``) is not
+read here. What looks like a frame and cannot be used is a problem; everything else that is not used
+is warned of by name. Surgeries are folders: a frame is split by its surgery's id and never by a
+substring of its path.
 """
 
 import difflib
@@ -46,7 +47,11 @@ class DataError(MtkdError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        lines = self.problems if len(self.problems) == 1 else (f"{len(self.problems)} problems:", *self.problems)
+        lines = (
+            self.problems
+            if len(self.problems) == 1
+            else (f"{len(self.problems)} problems:", *self.problems)
+        )
         super().__init__("\n  ".join(lines))
 
 
@@ -66,7 +71,9 @@ def surgery_id(surgery: str | int) -> str | int:
 
 def surgery_names(root: Path) -> dict[str | int, str]:
     """By id, the surgery folders of all anatomies of a data set, also of those that are not used; in order."""
-    names = sorted((surgery.name for anatomy in folders(root) for surgery in folders(anatomy)), key=_order)
+    names = sorted(
+        (surgery.name for anatomy in folders(root) for surgery in folders(anatomy)), key=_order
+    )
     return {surgery_id(name): name for name in names}
 
 
@@ -114,7 +121,8 @@ def scan(root: Path, anatomies: Sequence[str]) -> tuple[list[Source], list[str]]
         anatomies: names of its folders.
 
     Returns:
-        Frames that have a mask, ordered by anatomy as given, surgery id and name; and one line per problem.
+        Frames that have a mask, ordered by anatomy as given, surgery id and name; and one line per
+        problem.
 
     Raises:
         DataError: the root is missing, no folder, or holds none.
@@ -124,7 +132,9 @@ def scan(root: Path, anatomies: Sequence[str]) -> tuple[list[Source], list[str]]
     if not there:
         raise DataError([f"{root} holds no anatomy folders: set data.root to the folder that does"])
     sources: list[Source] = []
-    problems = [f"data.anatomies: {name} is listed twice" for name, n in Counter(anatomies).items() if n > 1]
+    problems = [
+        f"data.anatomies: {name} is listed twice" for name, n in Counter(anatomies).items() if n > 1
+    ]
     if not anatomies:
         problems.append(f"data.anatomies: names none; there: {', '.join(there)}")
     for anatomy in dict.fromkeys(anatomies):
@@ -149,7 +159,8 @@ def _unknown(root: Path, anatomy: str, there: list[str]) -> str:
     same = [name for name in there if normalize("NFC", name) == normalize("NFC", anatomy)]
     if same:
         return (
-            f"data.anatomies: {anatomy} looks like a folder of {root} whose name has other Unicode characters (as of "
+            f"data.anatomies: {anatomy} looks like a folder of {root} whose name has other "
+            "Unicode characters (as of "
             "macOS): copy the folder's name, or rename the folder"
         )
     close = difflib.get_close_matches(anatomy, there, n=1)
@@ -160,10 +171,14 @@ def _unknown(root: Path, anatomy: str, there: list[str]) -> str:
 def _scan_anatomy(folder: Path) -> tuple[list[Source], list[str]]:
     sources: list[Source] = []
     paths = entries(folder)
-    surgeries = sorted((path for path in paths if path.is_dir()), key=lambda path: _order(path.name))
+    surgeries = sorted(
+        (path for path in paths if path.is_dir()), key=lambda path: _order(path.name)
+    )
     problems = _links_to_nothing(folder, paths) + _outside_surgeries(folder, paths)
     for number, names in _same_number(surgeries):
-        problems.append(f"{folder}: folders {' and '.join(names)} are the same surgery {number}: rename one")
+        problems.append(
+            f"{folder}: folders {' and '.join(names)} are the same surgery {number}: rename one"
+        )
     for surgery in surgeries:
         in_folder, wrong = _scan_surgery(surgery)
         sources += in_folder
@@ -191,8 +206,14 @@ def _scan_surgery(folder: Path) -> tuple[list[Source], list[str]]:
     files, problems = _named_files(paths)
     images, masks = files["image"], files["mask"]
     problems += _links_to_nothing(folder, paths)
-    problems += [f"{images[n]}: its mask mask{n}.png is missing" for n in sorted(images.keys() - masks.keys())]
-    problems += [f"{masks[n]}: its frame image{n}.png is missing" for n in sorted(masks.keys() - images.keys())]
+    problems += [
+        f"{images[n]}: its mask mask{n}.png is missing"
+        for n in sorted(images.keys() - masks.keys())
+    ]
+    problems += [
+        f"{masks[n]}: its frame image{n}.png is missing"
+        for n in sorted(masks.keys() - images.keys())
+    ]
     problems += _misnamed(folder, paths, {int(n) for n in images.keys() | masks.keys()})
     problems += _nested(folder, paths)
     both = sorted(images.keys() & masks.keys(), key=lambda n: (int(n), n))
@@ -221,7 +242,8 @@ def _links_to_nothing(folder: Path, paths: Sequence[Path]) -> list[str]:
         return []
     others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
     return [
-        f"{folder}: {broken[0].name} -> {broken[0].readlink()}{others}: links to nothing; get their content (datalad "
+        f"{folder}: {broken[0].name} -> {broken[0].readlink()}{others}: links to nothing; get "
+        "their content (datalad "
         "get, git annex get, dvc pull), or remove them"
     ]
 
@@ -232,12 +254,16 @@ def _misnamed(folder: Path, paths: Sequence[Path], numbers: set[int]) -> list[st
     names = [path.name for path in pictures if _number_of_misnamed(path) not in (None, *numbers)]
     if names:
         return [
-            f"{folder}: {some(names)}: look like frames or masks; name them imageMM.png and maskMM.png, as PNG files, "
+            f"{folder}: {some(names)}: look like frames or masks; name them imageMM.png and "
+            "maskMM.png, as PNG files, "
             "or move them elsewhere"
         ]
     if pictures and not numbers:
         these = some([path.name for path in pictures])
-        return [f"{folder}: holds {these} and no imageMM.png with maskMM.png: rename these, or move them elsewhere"]
+        return [
+            f"{folder}: holds {these} and no imageMM.png with maskMM.png: rename these, or move "
+            "them elsewhere"
+        ]
     return []
 
 
@@ -259,11 +285,18 @@ def _outside_surgeries(folder: Path, paths: Sequence[Path]) -> list[str]:
 def _nested(folder: Path, paths: Sequence[Path]) -> list[str]:
     """Folders in a surgery's folder that hold frames: they would be left out."""
     inner = [path for path in paths if path.is_dir() and not _BESIDE.fullmatch(path.name)]
-    names = [path.name for path in inner if any(_is_picture(file) and not is_label(file) for file in walk(path))]
+    names = [
+        path.name
+        for path in inner
+        if any(_is_picture(file) and not is_label(file) for file in walk(path))
+    ]
     if not names:
         return []
     where = "folder" if len(names) == 1 else "folders"
-    return [f"{folder}: frames in its {where} {some(names)} are not read: move them up into it, or elsewhere"]
+    return [
+        f"{folder}: frames in its {where} {some(names)} are not read: move them up into it, or "
+        "elsewhere"
+    ]
 
 
 def _is_utf8(path: Path) -> bool:
@@ -275,7 +308,9 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def unused(root: Path, anatomies: Sequence[str], unlabelled_root: Path | None, sources: Sequence[Source]) -> list[str]:
+def unused(
+    root: Path, anatomies: Sequence[str], unlabelled_root: Path | None, sources: Sequence[Source]
+) -> list[str]:
     """What lies in a data set and is neither used nor known to be something else, a warning for each kind.
 
     Args:
@@ -288,13 +323,17 @@ def unused(root: Path, anatomies: Sequence[str], unlabelled_root: Path | None, s
     groups = [root / anatomy for anatomy in anatomies]
     used = {path for source in sources for path in (source.image, source.mask)}
     surgeries = [surgery for group in (*groups, *roots[1:]) for surgery in folders(group)]
-    beside = [file for place in roots for file in entries(place) if _is_picture(file) or _is_archive(file)]
+    beside = [
+        file for place in roots for file in entries(place) if _is_picture(file) or _is_archive(file)
+    ]
     beside += [file for group in groups for file in entries(group) if not file.is_dir()]
     beside += [path for surgery in surgeries for path in entries(surgery)]
     left = [path for path in beside if path not in used and not _BESIDE.fullmatch(path.name)]
     archives = [path for path in left if _is_archive(path)]
     others = [path for path in left if not _is_archive(path)]
-    others.sort(key=_looks_like_a_frame, reverse=True)  # what does must not hide behind other pictures
+    others.sort(
+        key=_looks_like_a_frame, reverse=True
+    )  # what does must not hide behind other pictures
     empty = [folder for folder in surgeries if not any(path in used for path in entries(folder))]
     warnings = {
         "not used": kinds(others),
@@ -304,11 +343,19 @@ def unused(root: Path, anatomies: Sequence[str], unlabelled_root: Path | None, s
     return [f"{what}: {which}" for what, which in warnings.items() if which]
 
 
-def other_anatomies(root: Path, anatomies: Sequence[str], unlabelled_root: Path | None) -> list[str]:
+def other_anatomies(
+    root: Path, anatomies: Sequence[str], unlabelled_root: Path | None
+) -> list[str]:
     """A warning of the folders of a data set that are not used."""
     known = {*anatomies, *OTHER_FOLDERS}
-    others = [path.name for path in folders(root) if path.name not in known and path != unlabelled_root]
-    return [f"folders of {root} that are not in data.anatomies are not used: {some(others)}"] if others else []
+    others = [
+        path.name for path in folders(root) if path.name not in known and path != unlabelled_root
+    ]
+    return (
+        [f"folders of {root} that are not in data.anatomies are not used: {some(others)}"]
+        if others
+        else []
+    )
 
 
 def _looks_like_a_frame(path: Path) -> bool:
@@ -324,7 +371,9 @@ def linked_folders(sources: Sequence[Source]) -> list[Path]:
     surgeries = list(dict.fromkeys(source.image.parent for source in sources))
     labelled = {source.image.parent.parent for source in sources if source.mask is not None}
     annotators = [path for surgery in surgeries for path in surgery.glob("anno_*")]
-    return sorted(path for path in (*labelled, *surgeries, *annotators) if path.is_symlink() and path.is_dir())
+    return sorted(
+        path for path in (*labelled, *surgeries, *annotators) if path.is_symlink() and path.is_dir()
+    )
 
 
 def scan_unlabelled(root: Path, splits: Splits) -> tuple[list[Source], list[str]]:
@@ -359,14 +408,18 @@ def _scan_unlabelled_surgery(folder: Path, splits: Splits) -> tuple[list[Source]
     nested = _nested(folder, paths)
     problems = []
     if split != "train":
-        problems.append(f"{folder}: surgery {folder.name} is one of data.splits.{split}; only others may teach")
+        problems.append(
+            f"{folder}: surgery {folder.name} is one of data.splits.{split}; only others may teach"
+        )
     problems += _links_to_nothing(folder, paths)
     if others:
         problems.append(f"{folder}: holds {some(others)}, expected PNG files only")
     problems += nested
     if not images and not others and not nested:
         problems.append(f"{folder}: holds no frames, expected PNG files")
-    problems += [f"{path}: its name is not UTF-8: rename it" for path in images if not _is_utf8(path)]
+    problems += [
+        f"{path}: its name is not UTF-8: rename it" for path in images if not _is_utf8(path)
+    ]
     return [Source(UNLABELLED, folder.name, path.stem, path, None) for path in images], problems
 
 
@@ -386,8 +439,8 @@ def read_frame(path: Path) -> NDArray[np.uint8]:
 def read_mask(path: Path) -> tuple[NDArray[np.bool_], bool]:
     """A mask (H, W) bool: foreground above 0 as in Kolbinger's code; and whether it holds values between 0 and full.
 
-    A colour mask is foreground where any colour channel is, except where it is fully transparent: some editors keep
-    white under what they erase.
+    A colour mask is foreground where any colour channel is, except where it is fully transparent:
+    some editors keep white under what they erase.
 
     Raises:
         DataError: the file is no whole PNG.
@@ -415,7 +468,9 @@ def _decode(path: Path) -> NDArray[np.integer[Any]]:
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except Exception as error:  # of OpenCV, and where there is not enough memory
-        raise DataError([f"{path}: cannot be decoded as PNG ({getattr(error, 'err', error)})"]) from error
+        raise DataError(
+            [f"{path}: cannot be decoded as PNG ({getattr(error, 'err', error)})"]
+        ) from error
     if pixels is None:
         raise DataError([f"{path}: cannot be decoded as PNG"])
     return np.asarray(pixels)

@@ -25,7 +25,9 @@ WINDOW = 0.3  # seconds in which the load of other programs is measured
 
 def cores() -> int:
     """Processor cores that this process may use, by its affinity (taskset, SLURM) and its container's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, math.ceil(min(allowed, _quota())))
 
 
@@ -41,7 +43,9 @@ def _quota() -> float:
     except (OSError, ValueError):
         folder = Path("/sys/fs/cgroup/cpu")
         try:
-            limit, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+            limit, period = (
+                (folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            )
         except OSError:
             return math.inf
     return int(limit) / int(period) if limit.isdecimal() else math.inf
@@ -50,7 +54,8 @@ def _quota() -> float:
 def busy_cores() -> float | None:
     """How many of the cores that this process may use are busy with other programs; None where the system hides it.
 
-    The load average is no measure of that: it holds what this run itself did in the last minute, in an earlier stage.
+    The load average is no measure of that: it holds what this run itself did in the last minute, in
+    an earlier stage.
     """
     before = _processor_seconds()
     time.sleep(WINDOW)
@@ -67,7 +72,11 @@ def _processor_seconds() -> tuple[float, float] | None:
         return None
     allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     try:
-        rows = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.startswith("cpu")]
+        rows = [
+            line.split()
+            for line in Path("/proc/stat").read_text().splitlines()
+            if line.startswith("cpu")
+        ]
     except OSError:
         return None
     # user, nice, system, idle, iowait, irq, softirq
@@ -87,16 +96,20 @@ def load_warning(threads: int, workers: int = 0, jobs: int = 1) -> str | None:
     available, computing = cores(), threads * jobs
     if computing > available and threads > 1:
         return (
-            f"{computing} threads compute on {_cores(available)}, which may take many times as long: "
+            f"{computing} threads compute on {_cores(available)}, which may take many times as "
+            "long: "
             f"set OMP_NUM_THREADS={max(1, available // jobs)}"
         )
     busy, needed = busy_cores(), computing + workers
     if busy is None or busy <= max(0.5, 0.1 * available) or busy + needed <= available + 0.5:
         return None
     left = max(1, int(available - busy - workers + 0.5) // jobs)
-    remedy = f"set OMP_NUM_THREADS={left}, or wait" if left < threads else "wait for them, or stop them"
+    remedy = (
+        f"set OMP_NUM_THREADS={left}, or wait" if left < threads else "wait for them, or stop them"
+    )
     return (
-        f"the machine is busy: other programs use {busy:.1f} of {_cores(available)}, and this one would use {needed}; "
+        f"the machine is busy: other programs use {busy:.1f} of {_cores(available)}, and this one "
+        f"would use {needed}; "
         f"it may take many times as long: {remedy}"
     )
 
@@ -114,7 +127,9 @@ def temporary_warning() -> str | None:
     try:
         used = tempfile.gettempdir()
     except FileNotFoundError as error:
-        raise MtkdError("no folder for temporary files is writable: export TMPDIR=<a folder that is>") from error
+        raise MtkdError(
+            "no folder for temporary files is writable: export TMPDIR=<a folder that is>"
+        ) from error
     name = next((name for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)), None)
     if name is None or Path(used).absolute() == Path(os.environ[name]).absolute():
         return None
@@ -193,8 +208,10 @@ def require_semaphores(workers: int) -> None:
         held = [multiprocessing.get_context().Lock() for _ in range(count)]
     except OSError as error:
         raise MtkdError(
-            f"{workers} loader processes need {count} semaphores in {SHARED_MEMORY}, which can't be created "
-            f"({error.strerror}): make room there, start Docker with --shm-size=1g, or use --workers 0"
+            f"{workers} loader processes need {count} semaphores in {SHARED_MEMORY}, which can't "
+            "be created "
+            f"({error.strerror}): make room there, start Docker with --shm-size=1g, or use "
+            "--workers 0"
         ) from error
     del held
 
@@ -202,8 +219,8 @@ def require_semaphores(workers: int) -> None:
 def clean_processes(*modules: str) -> BaseContext:
     """For processes that begin without threads and without a GPU, unlike forks of this one.
 
-    They come from a server that has imported ``modules`` once; each alone would take seconds for that. The server
-    needs a socket, for which a long TMPDIR leaves no room: then each is alone.
+    They come from a server that has imported ``modules`` once; each alone would take seconds for
+    that. The server needs a socket, for which a long TMPDIR leaves no room: then each is alone.
     """
     if not use_short_sockets():
         return multiprocessing.get_context("spawn")

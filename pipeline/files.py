@@ -88,8 +88,9 @@ def some(names: Sequence[object]) -> str:
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write beside the target, to the disk, and move into place; the folder is created.
 
-    What a killed process left beside the target is overwritten by the next one, and never taken for a result. A target
-    that is a link is replaced, and what the link points to stays: it may lie in DVC's cache.
+    What a killed process left beside the target is overwritten by the next one, and never taken for
+    a result. A target that is a link is replaced, and what the link points to stays: it may lie in
+    DVC's cache.
 
     Raises:
         MtkdError: the file can't be written, as on a full disk; what was there before still is.
@@ -102,7 +103,11 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             _sync(file)
         partial.replace(path)
     except OSError as error:
-        remedy = "make room, then start the same command again" if error.errno in FULL else "check the path"
+        remedy = (
+            "make room, then start the same command again"
+            if error.errno in FULL
+            else "check the path"
+        )
         raise MtkdError(f"{path} can't be written ({error.strerror}): {remedy}") from error
     finally:
         with suppress(OSError):  # such as a name that is too long, which was said above
@@ -147,18 +152,21 @@ def require_writable(folder: Path) -> None:
     """That a folder can be written, or made: better known before hours of work than after.
 
     Raises:
-        MtkdError: it, or one that it would lie in, is a file, a link to nothing, or not this user's to write.
+        MtkdError: it, or one that it would lie in, is a file, a link to nothing, or not this user's
+            to write.
     """
     there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not there.exists():
         raise MtkdError(
-            f"{there} is a link to {there.readlink()}, which is missing: mount its disk, or make that folder"
+            f"{there} is a link to {there.readlink()}, which is missing: mount its disk, or make "
+            "that folder"
         )
     if not there.is_dir():
         raise MtkdError(f"{there} is a file, and {folder} must be a folder: move the file away")
     if not os.access(there, os.W_OK | os.X_OK):
         raise MtkdError(
-            f"{folder} can't be written, {there} is read-only or another user's: change that, or let {there} be a link "
+            f"{folder} can't be written, {there} is read-only or another user's: change that, or "
+            f"let {there} be a link "
             "to a folder that can be written"
         )
 
@@ -174,7 +182,9 @@ def naming(path: Path, failure: type[Exception] = OSError) -> Iterator[None]:
         yield
     except failure as error:
         reason = getattr(error, "strerror", None) or error
-        raise MtkdError(f"{path} cannot be written ({reason}): make room, or choose another place") from error
+        raise MtkdError(
+            f"{path} cannot be written ({reason}): make room, or choose another place"
+        ) from error
 
 
 class Unchanged:
@@ -191,7 +201,10 @@ class Unchanged:
         """
         for file, stamp in self._seen.items():
             if _stamp(file) != stamp:
-                raise MtkdError(f"{file} changed while it was learnt from: let no other run write it, and start again")
+                raise MtkdError(
+                    f"{file} changed while it was learnt from: let no other run write it, and "
+                    "start again"
+                )
 
 
 def _stamp(file: Path) -> tuple[int, ...]:

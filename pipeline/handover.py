@@ -1,8 +1,9 @@
 """How loader processes hand over their batches: in shared memory where it suffices, through pipes where it does not.
 
-torch puts tensors of a loader process into /dev/shm and passes file descriptors through sockets. Docker gives /dev/shm
-64 MB, cluster jobs get long paths to sockets or few descriptors; then a batch ends in a traceback or waits forever. A
-pipe needs none of them, and takes longer: a batch is copied three times instead of once.
+torch puts tensors of a loader process into /dev/shm and passes file descriptors through sockets.
+Docker gives /dev/shm 64 MB, cluster jobs get long paths to sockets or few descriptors; then a batch
+ends in a traceback or waits forever. A pipe needs none of them, and takes longer: a batch is copied
+three times instead of once.
 """
 
 import resource
@@ -65,7 +66,10 @@ def _descriptors_suffice(processes: int) -> bool:
     if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
         return True
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return limit == resource.RLIM_INFINITY or limit >= OTHER_FILES + 2 * TENSORS * PREFETCHED * processes
+    return (
+        limit == resource.RLIM_INFINITY
+        or limit >= OTHER_FILES + 2 * TENSORS * PREFETCHED * processes
+    )
 
 
 def _stacked(items: Sequence[Any]) -> Any:

@@ -38,7 +38,9 @@ def clean_questions(frames: Sequence[Frame]) -> list[Question]:
     return [Question(frame, Augmentation()) for frame in frames]
 
 
-def view_questions(frames: Sequence[Frame], seed: int, view: int, size: tuple[int, int]) -> list[Question]:
+def view_questions(
+    frames: Sequence[Frame], seed: int, view: int, size: tuple[int, int]
+) -> list[Question]:
     """Every frame under one fixed augmented view, the same that the student's data set will replay."""
     return [Question(frame, sample(seed, view, frame.id, size)) for frame in frames]
 
@@ -70,7 +72,9 @@ def fingerprints(questions: Sequence[Question]) -> Iterator[int]:
 
 def _batch(shown: Sequence[Shown]) -> Batch:
     """By NumPy: in a thread of its own torch would start a second team of threads, to fight with the network's."""
-    return torch.from_numpy(np.stack([pixels for pixels, _ in shown])), [fingerprint for _, fingerprint in shown]
+    return torch.from_numpy(np.stack([pixels for pixels, _ in shown])), [
+        fingerprint for _, fingerprint in shown
+    ]
 
 
 @torch.inference_mode()
@@ -139,10 +143,16 @@ def in_flight(device: torch.device) -> int:
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """An array as a tensor on the device, which it may not have reached yet."""
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+    )
 
 
-def _loaded(shown: _Shown, order: list[list[int]], workers: int, device: torch.device) -> Iterable[Batch]:
+def _loaded(
+    shown: _Shown, order: list[list[int]], workers: int, device: torch.device
+) -> Iterable[Batch]:
     """The batches, loaded by processes; by threads where there may be none, as in dask's daemonic workers."""
     if workers and current_process().daemon:
         cv2.setNumThreads(1)  # as loaders do

@@ -27,11 +27,13 @@ def unfold(data: Path, anatomies: Sequence[str], root: Path) -> dict[str, dict[s
 
     Args:
         data: folder of ``<surgery>/imageMM.png`` and ``labelMM.png``, 8 or 16 bits of one channel.
-        anatomies: which are asked for; also what the values 1, 2, ... mean where no ``anatomies.txt`` says it.
+        anatomies: which are asked for; also what the values 1, 2, ... mean where no
+            ``anatomies.txt`` says it.
         root: the folder that is written.
 
     Returns:
-        By a frame's id, whether it shows its folder's anatomy: each frame counts once for every anatomy.
+        By a frame's id, whether it shows its folder's anatomy: each frame counts once for every
+        anatomy.
 
     Raises:
         DataError: all maps that cannot be read as such, together.
@@ -49,7 +51,9 @@ def unfold(data: Path, anatomies: Sequence[str], root: Path) -> dict[str, dict[s
             if anatomy in anatomies:
                 place = root / anatomy / path.parent.name
                 _write(place, path.with_name(f"image{number}.png"), number, values == value)
-                presence[f"{anatomy}/{path.parent.name}/image{number}"] = {anatomy: bool((values == value).any())}
+                presence[f"{anatomy}/{path.parent.name}/image{number}"] = {
+                    anatomy: bool((values == value).any())
+                }
     if problems:
         raise DataError(problems)
     root.mkdir(exist_ok=True)  # also if no name is one of the anatomies
@@ -70,15 +74,22 @@ def _numbered(data: Path, kind: str) -> Iterator[tuple[Path, str]]:
 
 
 def _without_label(data: Path) -> list[str]:
-    pairs = [(frame, frame.with_name(f"label{number}.png")) for frame, number in _numbered(data, "image")]
-    return [f"{frame}: its label {label.name} is missing" for frame, label in pairs if not label.is_file()]
+    pairs = [
+        (frame, frame.with_name(f"label{number}.png")) for frame, number in _numbered(data, "image")
+    ]
+    return [
+        f"{frame}: its label {label.name} is missing"
+        for frame, label in pairs
+        if not label.is_file()
+    ]
 
 
 def _same_surgeries(data: Path) -> list[str]:
     folders = {path.parent.name for path, _ in _label_maps(data)}
     twice = [number for number, times in Counter(map(surgery_id, folders)).items() if times > 1]
     return [
-        f"{data}: folders {' and '.join(sorted(f for f in folders if surgery_id(f) == number))} are the same surgery "
+        f"{data}: folders {' and '.join(sorted(f for f in folders if surgery_id(f) == number))} "
+        "are the same surgery "
         f"{number}: rename one"
         for number in twice
     ]
@@ -106,7 +117,12 @@ def _read_map(path: Path, number: str, known: int, source: str) -> NDArray[np.in
     bits, colour = content[24], content[25]
     values = np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED))
     if colour != _GREY or bits < 8 or values.ndim != 2:
-        raise DataError([f"{path}: is a colour, palette or {bits}-bit image; expected one channel of 8 or 16 bits"])
+        raise DataError(
+            [
+                f"{path}: is a colour, palette or {bits}-bit image; expected one channel of 8 or "
+                "16 bits"
+            ]
+        )
     height, width = read_frame(image).shape[:2]
     if values.shape != (height, width):
         sizes = f"{width}x{height} and {values.shape[1]}x{values.shape[0]}"

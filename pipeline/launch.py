@@ -1,7 +1,8 @@
 """Who starts the processes of a training: itself or torchrun. No other variable of a cluster decides anything.
 
-Lightning would look for SLURM, LSF and MPI, and take LOCAL_RANK for the sign that somebody else starts the processes:
-one training on one device would end in a traceback or wait forever for others, because of where it runs.
+Lightning would look for SLURM, LSF and MPI, and take LOCAL_RANK for the sign that somebody else
+starts the processes: one training on one device would end in a traceback or wait forever for
+others, because of where it runs.
 """
 
 import os
@@ -63,8 +64,8 @@ def plan_launch(devices: int, variables: Mapping[str, str]) -> Launch:
         variables: of the environment.
 
     Raises:
-        MtkdError: those of torchrun are not whole; a launcher has started several processes, and each of them would
-            start several.
+        MtkdError: those of torchrun are not whole; a launcher has started several processes, and
+            each of them would start several.
     """
     if variables.get(STARTED_BY) == str(os.getppid()):
         return Launch(devices, is_first=False)
@@ -77,7 +78,8 @@ def _of_torchrun(variables: Mapping[str, str]) -> Launch:
     missing = [name for name in TORCHRUN if not variables.get(name)]
     if missing:
         raise MtkdError(
-            f"TORCHELASTIC_RUN_ID says that torchrun started this process, but {', '.join(missing)} is not set: "
+            "TORCHELASTIC_RUN_ID says that torchrun started this process, but "
+            f"{', '.join(missing)} is not set: "
             "unset TORCHELASTIC_RUN_ID, or start with torchrun"
         )
     local, world = int(variables["LOCAL_WORLD_SIZE"]), int(variables["WORLD_SIZE"])
@@ -92,13 +94,18 @@ def _note(devices: int, variables: Mapping[str, str]) -> str:
         found = f"{launcher} started {started} processes ({name}={started})"
         if devices > 1:
             raise MtkdError(
-                f"{found}, and each would start --devices {devices} of its own: start one process on each machine, "
+                f"{found}, and each would start --devices {devices} of its own: start one process "
+                "on each machine, "
                 "by itself or by torchrun (docs/scale.md, On a SLURM cluster)"
             )
         return f"{found}; this one trains alone, they share no batch (docs/scale.md, On a SLURM cluster)"
     tasks = variables.get("SLURM_NTASKS", "1")
     if tasks != "1":
-        share = f"starts {devices} processes for --devices {devices}" if devices > 1 else "is one process"
+        share = (
+            f"starts {devices} processes for --devices {devices}"
+            if devices > 1
+            else "is one process"
+        )
         return f"the SLURM job has {tasks} tasks (SLURM_NTASKS={tasks}), which are not used: this training {share}"
     stray = [f"{name}={variables[name]}" for name in _ignored(variables)]
     return f"{', '.join(stray)}: ignored, as torchrun did not start this process" if stray else ""
@@ -146,7 +153,11 @@ class Processes(DDPStrategy):
         assert environment is not None
         try:
             self._store = meet(
-                environment.local_rank(), self.num_processes, environment.main_address, environment.main_port, started
+                environment.local_rank(),
+                self.num_processes,
+                environment.main_address,
+                environment.main_port,
+                started,
             )
             super().setup_environment()
         except BaseException:
@@ -156,7 +167,12 @@ class Processes(DDPStrategy):
 
 
 def meet(
-    rank: int, processes: int, address: str, port: int, started: Sequence[Popen[Any]] = (), patience: float = PATIENCE
+    rank: int,
+    processes: int,
+    address: str,
+    port: int,
+    started: Sequence[Popen[Any]] = (),
+    patience: float = PATIENCE,
 ) -> TCPStore:
     """Wait until all processes of a training are there; the first one waits, the others say that they have come.
 
@@ -169,7 +185,8 @@ def meet(
         patience: seconds.
 
     Returns:
-        The store in which they met; of the first process torch's own will use it, as long as it is kept.
+        The store in which they met; of the first process torch's own will use it, as long as it is
+        kept.
 
     Raises:
         MtkdError: one of them ended, or did not come in time.
@@ -189,14 +206,18 @@ def meet(
             _require_running(started)
             if time.monotonic() - begin > patience:
                 raise MtkdError(
-                    f"only {come} of {processes} processes came to {address}:{port} within {patience:.0f} s: their "
-                    "lines above may say why; is the machine busy? Start again, with fewer --devices"
+                    f"only {come} of {processes} processes came to {address}:{port} within "
+                    f"{patience:.0f} s: their "
+                    "lines above may say why; is the machine busy? Start again, with fewer "
+                    "--devices"
                 )
             time.sleep(0.05)
             come = store.add("mtkd/come", 0)
     except RuntimeError as error:  # of torch, with the lines of its C++
         problem = str(error).splitlines()[0]
-        raise MtkdError(f"the processes of this training can't meet at {address}:{port}: {problem}") from error
+        raise MtkdError(
+            f"the processes of this training can't meet at {address}:{port}: {problem}"
+        ) from error
     return store
 
 
@@ -204,6 +225,7 @@ def _require_running(started: Sequence[Popen[Any]]) -> None:
     for process in started:
         if process.poll() is not None:
             raise MtkdError(
-                f"a process of this training ended (exit status {process.returncode}) before it began: its own lines "
+                f"a process of this training ended (exit status {process.returncode}) before it "
+                "began: its own lines "
                 "above say why, if it was not killed"
             )

@@ -1,7 +1,7 @@
 """Where to compute: settings that change the time a result takes and not what it means.
 
-Sharing a batch changes the last digits of sums, and what batch norm sees: a piece at a time, except on CUDA, where the
-processes compute its statistics together.
+Sharing a batch changes the last digits of sums, and what batch norm sees: a piece at a time, except
+on CUDA, where the processes compute its statistics together.
 """
 
 import ctypes
@@ -35,10 +35,12 @@ class Machine:
     """The devices and their feeders.
 
     Attributes:
-        device: a Fabric accelerator: auto, cpu, cuda, mps; for inference also one of several, cuda:1.
+        device: a Fabric accelerator: auto, cpu, cuda, mps; for inference also one of several,
+            cuda:1.
         workers: loader processes of each device; 0 loads in the computing process.
         devices: training processes, one per device, that share every batch.
-        accumulate: pieces in which each of them computes its share, one after another, to need less memory.
+        accumulate: pieces in which each of them computes its share, one after another, to need less
+            memory.
         compile: whether networks are compiled for training.
     """
 
@@ -59,9 +61,15 @@ class Machine:
         if name == "auto":
             mps = "mps" if torch.backends.mps.is_available() else "cpu"
             name = "cuda" if torch.cuda.is_available() else mps
-        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        there = {
+            "cpu": True,
+            "cuda": torch.cuda.is_available(),
+            "mps": torch.backends.mps.is_available(),
+        }
         if not there[name.partition(":")[0]]:
-            raise MtkdError(f"--device {name}: torch {torch.__version__} sees none here; choose cpu or auto")
+            raise MtkdError(
+                f"--device {name}: torch {torch.__version__} sees none here; choose cpu or auto"
+            )
         return torch.device(name)
 
 
@@ -69,12 +77,14 @@ class Machine:
 def float32_products(device: torch.device, precision: str) -> Iterator[None]:
     """Convolutions and products of matrices in float32 meanwhile: as IEEE 754 has it, or with TF32 if asked for.
 
-    TF32 keeps ten of the 23 bits of each factor. Left to itself PyTorch uses it on CUDA in convolutions and nowhere
-    else: logits then differ from the CPU's by 1e-2, and by 1e-5 without it (relative, on an H100).
+    TF32 keeps ten of the 23 bits of each factor. Left to itself PyTorch uses it on CUDA in
+    convolutions and nowhere else: logits then differ from the CPU's by 1e-2, and by 1e-5 without it
+    (relative, on an H100).
 
     Args:
         device: where it is computed; others than CUDA have no TF32.
-        precision: 32-true, tf32, bf16-mixed or 16-mixed. The last two concern what they leave in float32.
+        precision: 32-true, tf32, bf16-mixed or 16-mixed. The last two concern what they leave in
+            float32.
     """
     if device.type != "cuda":
         yield
@@ -120,9 +130,10 @@ def to_host(tensor: Tensor) -> Callable[[], NDArray[Any]]:
 def weights_format(device: torch.device, precision: str) -> torch.memory_format:
     """How the weights of a network that is trained lie in memory; frames are channels last everywhere.
 
-    Milliseconds of a training step under bf16-mixed on an H100, eight frames of 640x512, channels last and contiguous:
-    SegFormer-B3 154 and 127, MiniNetv2 with eleven decoders 86 and 72, SegFormer-B0 with eleven 92 and 90. In float32
-    they are the same there, and on a CPU channels last is faster.
+    Milliseconds of a training step under bf16-mixed on an H100, eight frames of 640x512, channels
+    last and contiguous: SegFormer-B3 154 and 127, MiniNetv2 with eleven decoders 86 and 72,
+    SegFormer-B0 with eleven 92 and 90. In float32 they are the same there, and on a CPU channels
+    last is faster.
     """
     mixed_on_gpu = device.type == "cuda" and precision in AUTOCAST
     return torch.contiguous_format if mixed_on_gpu else torch.channels_last
@@ -136,19 +147,20 @@ def require_trainable(device: torch.device, precision: str) -> None:
     """
     if precision == "16-mixed" and device.type == "cpu":
         raise MtkdError(
-            "precision 16-mixed trains on a GPU alone, and this is a CPU: use 32-true or bf16-mixed, or --device cuda"
+            "precision 16-mixed trains on a GPU alone, and this is a CPU: use 32-true or "
+            "bf16-mixed, or --device cuda"
         )
 
 
 def make_fabric(machine: Machine, precision: str) -> "Fabric":
     """Devices and precision of a training run; with several devices, from here on this code runs once on each.
 
-    Under torchrun the processes are there already and their number holds. No other launcher is asked
-    (:mod:`pipeline.launch`).
+    Under torchrun the processes are there already and their number holds. No other launcher is
+    asked (:mod:`pipeline.launch`).
 
     Raises:
-        MtkdError: there are not so many devices; they can't train in this precision; another launcher started several
-            processes; not all of them came.
+        MtkdError: there are not so many devices; they can't train in this precision; another
+            launcher started several processes; not all of them came.
     """
     require_trainable(machine.torch_device, precision)
     from lightning_fabric import Fabric  # takes seconds, which inference does not need to spend
@@ -195,9 +207,11 @@ def make_loader(
     """
     if workers:
         require_semaphores(workers)
-    processes = workers * (torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
-    # OpenCV's pool of threads would compete with the computation, and a forked worker waits forever for the threads
-    # that its parent had.
+    processes = workers * (
+        torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    )
+    # OpenCV's pool of threads would compete with the computation, and a forked worker waits forever
+    # for the threads that its parent had.
     cv2.setNumThreads(1)
     return DataLoader(
         dataset,
@@ -213,8 +227,8 @@ def make_loader(
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks instead of giving each large one back to the kernel.
 
-    Activations are large blocks that come and go with every layer: on the CPU, mapping them anew each time costs more
-    than some of the layers.
+    Activations are large blocks that come and go with every layer: on the CPU, mapping them anew
+    each time costs more than some of the layers.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,8 +1,9 @@
 """The prepared data set: checked frames and labels at one size, apart, by split and anatomy.
 
-``<frames>/<split>/<anatomy>/<surgery>/<name>.png`` holds RGB frames, ``<labels>/...`` the masks of 0 and 255. Every
-``<split>/<anatomy>`` folder of both holds an ``index.csv``, with or without frames, so that a stage can depend on it.
-Frames without a label lie in ``<frames>/unlabelled/<surgery>/<name>.png``, with an index of their own.
+``<frames>/<split>/<anatomy>/<surgery>/<name>.png`` holds RGB frames, ``<labels>/...`` the masks of
+0 and 255. Every ``<split>/<anatomy>`` folder of both holds an ``index.csv``, with or without
+frames, so that a stage can depend on it. Frames without a label lie in
+``<frames>/unlabelled/<surgery>/<name>.png``, with an index of their own.
 """
 
 import csv
@@ -41,14 +42,16 @@ from pipeline.dsad import (
 from pipeline.errors import MtkdError
 from pipeline.files import require_writable
 
-# Low effort: prepared frames are read far more often than written, and the size hardly changes above.
+# Low effort: prepared frames are read far more often than written, and the size hardly changes
+# above.
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
 # A frame without a brighter pixel is suspicious (of 255): 12 bits kept in 16 reach 16.
 DARK = 32
 # The masks of an anatomy are suspicious if each covers more of its frame.
 COVERED = 0.5
-# Some are suspicious if more of them cover above this share than between the two shares: a large anatomy covers half of
-# a frame more often than nearly all of it. The largest share in CamVid and CholecSeg8k is 60 %.
+# Some are suspicious if more of them cover above this share than between the two shares: a large
+# anatomy covers half of a frame more often than nearly all of it. The largest share in CamVid and
+# CholecSeg8k is 60 %.
 NEARLY_FULL = 0.8
 LISTED = 20  # files that a warning names
 
@@ -130,14 +133,17 @@ def prepare(
         root: folder in DSAD's layout.
         anatomies: its sub-data sets, in the order of the decoders.
         splits: surgery ids of validation and test.
-        image_size: (height, width). Frames are resized bilinearly, labels by nearest-exact; the aspect is not kept.
+        image_size: (height, width). Frames are resized bilinearly, labels by nearest-exact; the
+            aspect is not kept.
         output_frames: folder of the frames; is replaced.
         output_labels: folder of the labels; is replaced.
         workers: threads that read, check and resize.
         progress: called with (done, total).
-        unlabelled_root: folder ``<surgery>/*.png`` of frames without masks, of training surgeries, or None.
+        unlabelled_root: folder ``<surgery>/*.png`` of frames without masks, of training surgeries,
+            or None.
         least_training: training frames that every anatomy needs: batch norm needs two.
-        linked: whether folders of anatomies and surgeries may be links; what is behind them can change unnoticed.
+        linked: whether folders of anatomies and surgeries may be links; what is behind them can
+            change unnoticed.
 
     Returns:
         Counts and warnings.
@@ -153,10 +159,14 @@ def prepare(
     if not linked:
         problems += _link_problems(sources)
     with _scratch(output_frames) as frames, _scratch(output_labels) as labels:
-        work = partial(_check_and_write, splits=splits, image_size=image_size, frames=frames, labels=labels)
+        work = partial(
+            _check_and_write, splits=splits, image_size=image_size, frames=frames, labels=labels
+        )
         checked = _in_threads(work, sources, workers, progress)
         problems += [problem for c in checked for problem in c.problems]
-        problems += _leaks(checked) + _too_few(checked, [a for a in anatomies if (root / a).is_dir()], least_training)
+        problems += _leaks(checked) + _too_few(
+            checked, [a for a in anatomies if (root / a).is_dir()], least_training
+        )
         if problems:
             raise DataError(problems)
         for split in SPLITS:
@@ -166,7 +176,9 @@ def prepare(
         beside = [
             warning
             for anatomy in anatomies
-            for warning in write_beside(_sources(checked, "test", anatomy), labels / "test" / anatomy, image_size)
+            for warning in write_beside(
+                _sources(checked, "test", anatomy), labels / "test" / anatomy, image_size
+            )
         ]
         unlabelled = [c for c in checked if c.source.mask is None]
         _write_frame_index(unlabelled, frames / UNLABELLED)
@@ -188,7 +200,10 @@ def _scratch(output: Path) -> Iterator[Path]:
     """An empty folder in the output, which may be a link or a mount point: what is beside may be on another disk."""
     require_writable(output)
     folder = output / ".partial"
-    for left in (folder, output.with_name(f".{output.name}.partial")):  # by a killed run, also of an earlier version
+    for left in (
+        folder,
+        output.with_name(f".{output.name}.partial"),
+    ):  # by a killed run, also of an earlier version
         shutil.rmtree(left, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -230,11 +245,20 @@ def _check_and_write(
 ) -> _Checked:
     split = splits.of(source.surgery)
     frame, no_frame = _try(read_frame, source.image)
-    digest = "" if frame is None else hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()
+    digest = (
+        ""
+        if frame is None
+        else hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()
+    )
     height, width = image_size
     if source.mask is None:
         if frame is None:
-            return _Checked(source, split, digest, problems=tuple(f"data.unlabelled_root: {p}" for p in no_frame))
+            return _Checked(
+                source,
+                split,
+                digest,
+                problems=tuple(f"data.unlabelled_root: {p}" for p in no_frame),
+            )
         _write_frame(frames / UNLABELLED / source.surgery / f"{source.name}.png", frame, image_size)
         return _Checked(source, split, digest, frame.shape[:2], _is_dark(frame))
     read, no_mask = _try(read_mask, source.mask)
@@ -246,11 +270,20 @@ def _check_and_write(
         problem = f"{source.image}: frame and mask have different sizes, {sizes}"
         return _Checked(source, split, digest, problems=(problem,))
     place = Path(split) / source.anatomy / source.surgery / f"{source.name}.png"
-    small = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    small = cv2.resize(
+        mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT
+    )
     _write_frame(frames / place, frame, image_size)
     _write_png(labels / place, small * 255)
     return _Checked(
-        source, split, digest, frame.shape[:2], _is_dark(frame), int(small.sum()), float(mask.mean()), odd=odd
+        source,
+        split,
+        digest,
+        frame.shape[:2],
+        _is_dark(frame),
+        int(small.sum()),
+        float(mask.mean()),
+        odd=odd,
     )
 
 
@@ -282,13 +315,17 @@ def _split_problems(splits: Splits, surgeries: Mapping[str | int, str]) -> list[
     there = ", ".join(surgeries.values())
     for part, ids in (("val", splits.val), ("test", splits.test)):
         absent = [str(s) for s in ids if surgery_id(s) not in surgeries]
-        problems += [f"data.splits.{part}: no anatomy has a folder of surgery {s}; there: {there}" for s in absent]
+        problems += [
+            f"data.splits.{part}: no anatomy has a folder of surgery {s}; there: {there}"
+            for s in absent
+        ]
     return problems
 
 
 def _link_problems(sources: Sequence[Source]) -> list[str]:
     return [
-        f"{folder} is a link to a folder, so that changes behind it would not be seen: put the folder itself there, or "
+        f"{folder} is a link to a folder, so that changes behind it would not be seen: put the "
+        "folder itself there, or "
         f"one of links to its files (cp -rs {folder.resolve()} FOLDER), or mount it (mount --bind)"
         for folder in linked_folders(sources)
     ]
@@ -315,7 +352,8 @@ def _too_few(checked: Sequence[_Checked], anatomies: Sequence[str], least: int) 
         train = sum(c.split == "train" and c.source.anatomy == anatomy for c in checked)
         if train < least:
             problems.append(
-                f"{anatomy}: {train or 'no'} training frame{'s' * (train != 1)}, at least {least} are needed"
+                f"{anatomy}: {train or 'no'} training frame{'s' * (train != 1)}, at least {least} "
+                "are needed"
             )
     return problems
 
@@ -342,8 +380,13 @@ def _write_csv(folder: Path, header: tuple[str, ...], rows: Sequence[tuple[objec
 def _summary(checked: Sequence[_Checked], anatomies: Sequence[str]) -> Summary:
     summary = Summary()
     for split in SPLITS:
-        summary.counts[split] = {a: sum(c.split == split and c.source.anatomy == a for c in checked) for a in anatomies}
-    consequence = {"val": "its last epoch is kept", "test": "it has no result and is left out of the mean"}
+        summary.counts[split] = {
+            a: sum(c.split == split and c.source.anatomy == a for c in checked) for a in anatomies
+        }
+    consequence = {
+        "val": "its last epoch is kept",
+        "test": "it has no result and is left out of the mean",
+    }
     for part, what in consequence.items():
         missing = [a for a, n in summary.counts[part].items() if not n]
         summary.warnings += [f"{anatomy}: no {part} frames, {what}" for anatomy in missing]
@@ -351,8 +394,12 @@ def _summary(checked: Sequence[_Checked], anatomies: Sequence[str]) -> Summary:
     empty = [c for c in labelled if not c.covered]
     summary.warnings += _masks_that(empty, "empty, so that the frame teaches only background")
     vanished = [c for c in labelled if c.covered and not c.foreground]
-    summary.warnings += _masks_that(vanished, "too thin for data.image_size: nothing of the anatomy is left in it")
-    summary.files = _masks_that([c for c in checked if c.odd], "not only 0 and 255; all above 0 is foreground")
+    summary.warnings += _masks_that(
+        vanished, "too thin for data.image_size: nothing of the anatomy is left in it"
+    )
+    summary.files = _masks_that(
+        [c for c in checked if c.odd], "not only 0 and 255; all above 0 is foreground"
+    )
     summary.files += _full_or_turned(labelled, anatomies)
     summary.files += _dark([c for c in checked if c.dark])
     return summary
@@ -370,20 +417,26 @@ def _masks_that(checked: Sequence[_Checked], are: str) -> list[str]:
 
 def _full_or_turned(labelled: Sequence[_Checked], anatomies: Sequence[str]) -> list[str]:
     """Masks that cover the whole frame; and all or some of an anatomy that cover most of it, as if black meant it."""
-    warnings = _masks_that([c for c in labelled if c.covered == 1], "full: the anatomy covers the whole frame")
+    warnings = _masks_that(
+        [c for c in labelled if c.covered == 1], "full: the anatomy covers the whole frame"
+    )
     some_turned: list[_Checked] = []
     for anatomy in anatomies:
         masks = [c for c in labelled if c.source.anatomy == anatomy]
         least = min((c.covered for c in masks), default=1)
         if COVERED < least < 1:
             warnings.append(
-                f"{anatomy}: it covers {least:.0%} of the frame or more in each of {len(masks)} masks "
-                f"(suspicious above {COVERED:.0%}): are black and white exchanged? The anatomy must be white"
+                f"{anatomy}: it covers {least:.0%} of the frame or more in each of {len(masks)} "
+                "masks "
+                f"(suspicious above {COVERED:.0%}): are black and white exchanged? The anatomy "
+                "must be white"
             )
         elif least <= COVERED:
             some_turned += _nearly_full(masks)
     unlike = f"more than {NEARLY_FULL:.0%} white, unlike other masks of the anatomy"
-    return warnings + _masks_that(some_turned, f"{unlike}: are black and white exchanged? The anatomy must be white")
+    return warnings + _masks_that(
+        some_turned, f"{unlike}: are black and white exchanged? The anatomy must be white"
+    )
 
 
 def _nearly_full(masks: Sequence[_Checked]) -> list[_Checked]:
@@ -398,19 +451,26 @@ def _dark(checked: Sequence[_Checked]) -> list[str]:
         return []
     frames = f"{len(checked)} frame{'s are' if len(checked) > 1 else ' is'} nearly black"
     return [
-        f"{frames}, without a pixel of {DARK} or more of 255 ({checked[0].source.image} first): a file of 16 bits may "
+        f"{frames}, without a pixel of {DARK} or more of 255 ({checked[0].source.image} first): a "
+        "file of 16 bits may "
         "hold values of 10 or 12 bits, which must be scaled to 16"
     ]
 
 
-def list_frames(frames_root: Path, labels_root: Path, split: str, anatomies: Sequence[str]) -> list[Frame]:
+def list_frames(
+    frames_root: Path, labels_root: Path, split: str, anatomies: Sequence[str]
+) -> list[Frame]:
     """The prepared frames of a split, anatomy by anatomy in the given order.
 
     Raises:
         MtkdError: an index, or a frame that it lists, is missing.
     """
     folders = [(anatomy, Path(split) / anatomy) for anatomy in anatomies]
-    return [f for anatomy, folder in folders for f in _listed(frames_root / folder, labels_root / folder, anatomy)]
+    return [
+        f
+        for anatomy, folder in folders
+        for f in _listed(frames_root / folder, labels_root / folder, anatomy)
+    ]
 
 
 def list_unlabelled(frames_root: Path) -> list[Frame]:
@@ -428,7 +488,9 @@ def _listed(frames: Path, labels: Path, anatomy: str) -> list[Frame]:
         image = frames / f"{name}.png"
         if not image.is_file():
             raise MtkdError(f"{image} is missing: run `dvc repro prepare`")
-        found.append(Frame(f"{anatomy}/{name}", anatomy, name.split("/")[0], image, labels / f"{name}.png"))
+        found.append(
+            Frame(f"{anatomy}/{name}", anatomy, name.split("/")[0], image, labels / f"{name}.png")
+        )
     return found
 
 

@@ -42,7 +42,16 @@ class Resume:
             # weights_only: tensors and plain values, no code.
             state = torch.load(BytesIO(content[DIGEST:]), map_location="cpu", weights_only=True)
             known = state.pop("identity")
-        except (OSError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, ValueError, pickle.PickleError):
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            KeyError,
+            AttributeError,
+            TypeError,
+            ValueError,
+            pickle.PickleError,
+        ):
             return None, f"{self.path} is damaged"
         if known != self.identity:
             return None, f"{self.path} is of other settings, frames or code"

@@ -1,9 +1,9 @@
 """The typed settings of every stage, as they stand in params.yaml.
 
-Every key is required, but for the few that came later and mean what was before where they lack (``cache.keep_bits``,
-``distill.grid``), and no other is known: what trained a network can be read off params.yaml alone, and a misspelt key
-is refused instead of ignored. Settings of the machine (device, workers) are not here: they change how
-fast a result is there, never which.
+Every key is required, but for the few that came later and mean what was before where they lack
+(``cache.keep_bits``, ``distill.grid``), and no other is known: what trained a network can be read
+off params.yaml alone, and a misspelt key is refused instead of ignored. Settings of the machine
+(device, workers) are not here: they change how fast a result is there, never which.
 """
 
 import re
@@ -46,7 +46,8 @@ Architecture = Annotated[
     ],
     WrapValidator(_own_network),
 ]
-# IEEE float32; float32 whose products may be TF32 on CUDA; autocast to bfloat16; to float16, with a gradient scaler.
+# IEEE float32; float32 whose products may be TF32 on CUDA; autocast to bfloat16; to float16, with a
+# gradient scaler.
 Precision = Literal["32-true", "tf32", "bf16-mixed", "16-mixed"]
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Side = Annotated[int, Field(strict=True, ge=1, le=8192)]  # of a frame, in pixels
@@ -125,7 +126,9 @@ def _can_name_an_anatomy(name: str) -> bool:
 
 def _whole_path(value: str) -> str:
     if value.startswith("~") or "$" in value:
-        raise ValueError(f"{value} is taken as it is written, ~ and $ are not replaced: write the whole path")
+        raise ValueError(
+            f"{value} is taken as it is written, ~ and $ are not replaced: write the whole path"
+        )
     return value
 
 
@@ -144,18 +147,23 @@ class Data(Settings):
 
     @model_validator(mode="after")
     def _names(self) -> "Data":
-        times = Counter(name.casefold() for name in self.anatomies)  # as disks of macOS and Windows compare names
+        times = Counter(
+            name.casefold() for name in self.anatomies
+        )  # as disks of macOS and Windows compare names
         twice = dict.fromkeys(name for name in self.anatomies if times[name.casefold()] > 1)
         if twice:
             raise ValueError(f"anatomies are listed twice: {', '.join(twice)}")
         if UNLABELLED in self.anatomies:
-            raise ValueError(f"'{UNLABELLED}' cannot name an anatomy: frames without a label are kept under it")
+            raise ValueError(
+                f"'{UNLABELLED}' cannot name an anatomy: frames without a label are kept under it"
+            )
         if "mean" in self.anatomies:
             raise ValueError("'mean' cannot name an anatomy: means stand under it in the metrics")
         for anatomy in self.anatomies:
             if not _can_name_an_anatomy(anatomy):
                 raise ValueError(
-                    f"{anatomy!r} cannot name an anatomy: / \\ @ : $ ` quotes, control characters, a leading dot or "
+                    f"{anatomy!r} cannot name an anatomy: / \\ @ : $ ` quotes, control "
+                    "characters, a leading dot or "
                     "dash, spaces around it and more than 100 characters are refused"
                 )
         return self
@@ -167,7 +175,9 @@ class Training(Settings):
     arch: Architecture
     pretrained: str  # none | imagenet | a hub id | a path
     epochs: PositiveInt
-    batch_size: Annotated[int, Field(strict=True, ge=2)]  # batch norm after global pooling needs two frames
+    batch_size: Annotated[
+        int, Field(strict=True, ge=2)
+    ]  # batch norm after global pooling needs two frames
     learning_rate: Rate
     final_learning_rate: Rate
     class_weights: bool  # Kolbinger's n / (2 count); the paper's "standard" cross-entropy has none
@@ -178,12 +188,15 @@ class Training(Settings):
 class Cache(Settings):
     """Section ``cache``: what the teachers are asked and how their answers are stored."""
 
-    views: Annotated[int, Field(strict=True, ge=0)]  # 0: the clean frame, warped by the student's loader
+    views: Annotated[
+        int, Field(strict=True, ge=0)
+    ]  # 0: the clean frame, warped by the student's loader
     seed: Seed  # of the views
     batch_size: PositiveInt
     precision: Precision
     shard_frames: PositiveInt
-    # Bits of the mantissa that are kept, of float16's ten; None: all. Fewer compress better and are less exact.
+    # Bits of the mantissa that are kept, of float16's ten; None: all. Fewer compress better and are
+    # less exact.
     keep_bits: Annotated[int, Field(strict=True, ge=1, le=9)] | None = None
 
 
@@ -201,7 +214,9 @@ class Evaluate(Settings):
     """Section ``evaluate``."""
 
     batch_size: PositiveInt
-    tolerance: Annotated[Number, Field(ge=0)]  # of the normalised surface Dice, in pixels of data.image_size
+    tolerance: Annotated[
+        Number, Field(ge=0)
+    ]  # of the normalised surface Dice, in pixels of data.image_size
 
 
 class Benchmark(Settings):

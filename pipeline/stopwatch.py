@@ -9,14 +9,17 @@ from typing import TypeVar, cast
 import torch
 
 T = TypeVar("T")
-Mark = float | torch.cuda.Event  # a moment on the host's clock in seconds, or in what a GPU has to do
+Mark = (
+    float | torch.cuda.Event
+)  # a moment on the host's clock in seconds, or in what a GPU has to do
 
 
 class Stopwatch:
     """Seconds that went into each of several steps.
 
-    On the host's clock, or on a GPU's: there, the time of a step is that of the work which it gave to the GPU. The GPU
-    lags behind the host, so time that the host spends in a step counts only as far as the GPU has nothing to do.
+    On the host's clock, or on a GPU's: there, the time of a step is that of the work which it gave
+    to the GPU. The GPU lags behind the host, so time that the host spends in a step counts only as
+    far as the GPU has nothing to do.
 
     Args:
         device: whose clock; the host's, unless it is a CUDA device.

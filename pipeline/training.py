@@ -1,10 +1,12 @@
 """The training loop of both stages: a teacher is a network with one decoder, a student one with N.
 
-An ``Objective`` says what the loss of a batch is; :func:`fit` does the rest: Adam with an exponential schedule,
-validation after each epoch, and the weights of the epoch with the best mean Dice on the validation surgeries.
+An ``Objective`` says what the loss of a batch is; :func:`fit` does the rest: Adam with an
+exponential schedule, validation after each epoch, and the weights of the epoch with the best mean
+Dice on the validation surgeries.
 
-A batch may be computed in pieces, by several processes (DDP) and one after another (accumulation). Every term is a mean
-over frames, so the pieces' gradients, each weighted with its share of the frames, add up to those of the whole batch.
+A batch may be computed in pieces, by several processes (DDP) and one after another (accumulation).
+Every term is a mean over frames, so the pieces' gradients, each weighted with its share of the
+frames, add up to those of the whole batch.
 """
 
 import math
@@ -38,11 +40,12 @@ class Objective:
     """What is minimised: the weighted sum over terms and decoders.
 
     Attributes:
-        terms: from logits (B, N, 2, h, w) and their batch to named terms, each (N,): one value per decoder.
-        weights: the weight of each term of the loss, which is a mean over frames; terms without one are counts, and
-            only logged.
-        frames: from a batch to the number of frames, () int64, that a weighted term is a mean over; terms that are not
-            there are means over all frames.
+        terms: from logits (B, N, 2, h, w) and their batch to named terms, each (N,): one value per
+            decoder.
+        weights: the weight of each term of the loss, which is a mean over frames; terms without one
+            are counts, and only logged.
+        frames: from a batch to the number of frames, () int64, that a weighted term is a mean over;
+            terms that are not there are means over all frames.
     """
 
     terms: Callable[[Tensor, Sample], Terms]
@@ -58,8 +61,10 @@ class Epoch:
         epoch: 0, 1, ...
         learning_rate: of this epoch.
         terms: mean over batches of each term per decoder, unweighted, (N,) floats.
-        gradient_norms: of each weighted term, its gradient's norm at the logits of the epoch's first batch.
-        dice: validation Dice in 0..1 per anatomy, None without a frame; empty without validation frames.
+        gradient_norms: of each weighted term, its gradient's norm at the logits of the epoch's
+            first batch.
+        dice: validation Dice in 0..1 per anatomy, None without a frame; empty without validation
+            frames.
     """
 
     epoch: int
@@ -125,20 +130,23 @@ def fit(
         val: validation frames, clean; may be empty.
         objective: the loss terms of a batch.
         settings: epochs, batch size, learning rates, seed.
-        machine: loader workers, the pieces in which each device computes its share of a batch, and whether the network
-            is compiled.
-        done: called after each epoch, on every process; of a resumed run, for the epochs before as well.
+        machine: loader workers, the pieces in which each device computes its share of a batch, and
+            whether the network is compiled.
+        done: called after each epoch, on every process; of a resumed run, for the epochs before as
+            well.
         step: called after each batch with (epoch, batches done, batches in all).
-        check: called after each epoch, before anything of it is kept, on one process; raises if it must not be.
+        check: called after each epoch, before anything of it is kept, on one process; raises if it
+            must not be.
         resume: where the run stands; None to begin anew and keep nothing.
-        stopwatch: counts the time of ``data`` (nothing to compute, as no batch is there) and of ``network``.
+        stopwatch: counts the time of ``data`` (nothing to compute, as no batch is there) and of
+            ``network``.
 
     Returns:
         One entry per epoch.
 
     Raises:
-        MtkdError: a loss term is not finite; too little memory for a batch; a process ended; a frame or a stored
-            answer can't be read.
+        MtkdError: a loss term is not finite; too little memory for a batch; a process ended; a
+            frame or a stored answer can't be read.
     """
     synchronised = synchronises(fabric.device.type, fabric.world_size)
     if synchronised:
@@ -147,13 +155,26 @@ def fit(
     network.to(memory_format=weights_format(fabric.device, settings.precision))
     module = cast(nn.Module, torch.compile(network, dynamic=False)) if machine.compile else network
     model, optimizer = fabric.setup(module, optimizer)
-    share = Share(fabric.global_rank, fabric.world_size, machine.accumulate, least=1 if synchronised else 2)
+    share = Share(
+        fabric.global_rank, fabric.world_size, machine.accumulate, least=1 if synchronised else 2
+    )
     sampler = EpochBatches(len(train), settings.batch_size, settings.seed, share)
     clean = clean_batches(len(val), settings.batch_size, share)
     pin = fabric.device.type == "cuda"
-    loaders = [make_loader(data, order, machine.workers, pin=pin) for data, order in ((train, sampler), (val, clean))]
+    loaders = [
+        make_loader(data, order, machine.workers, pin=pin)
+        for data, order in ((train, sampler), (val, clean))
+    ]
     train_loader, val_loader = fabric.setup_dataloaders(*loaders, use_distributed_sampler=False)
-    loop = _Loop(fabric, model, network, optimizer, objective, stopwatch or Stopwatch(fabric.device), machine.compile)
+    loop = _Loop(
+        fabric,
+        model,
+        network,
+        optimizer,
+        objective,
+        stopwatch or Stopwatch(fabric.device),
+        machine.compile,
+    )
 
     history, best = _resumed(resume, fabric, network, optimizer)
     for epoch in history:
@@ -166,7 +187,9 @@ def fit(
         torch.manual_seed(settings.seed * 100_003 + number + fabric.global_rank * 1_000_003)
         sampler.epoch = number
         with mendable(), float32_products(fabric.device, settings.precision):
-            finite = FiniteTerms(objective.weights, train.anatomies, number, speaks=fabric.is_global_zero)
+            finite = FiniteTerms(
+                objective.weights, train.anatomies, number, speaks=fabric.is_global_zero
+            )
             batches = _batches(loop.stopwatch.waiting("data", train_loader), sampler)
             terms, norms = _train_epoch(loop, batches, sampler.steps, finite, partial(step, number))
             counts = _validate(fabric, network, val_loader, len(val))
@@ -176,7 +199,11 @@ def fit(
             best = {k: v.detach().clone() for k, v in network.state_dict().items()}
         if fabric.is_global_zero:
             check()
-        if resume is not None and fabric.is_global_zero and (resume.is_due or number + 1 == settings.epochs):
+        if (
+            resume is not None
+            and fabric.is_global_zero
+            and (resume.is_due or number + 1 == settings.epochs)
+        ):
             resume.save(_state(history, best, fabric, network, optimizer))
         done(history[-1])
     network.load_state_dict(best)
@@ -190,7 +217,9 @@ def synchronises(kind: str, processes: int) -> bool:
 
 def synchronise(network: Network) -> None:
     """Replace batch norm by one that computes its statistics over all processes; names and parameters stay."""
-    from timm.layers.norm_act import convert_sync_batchnorm  # torch's own drops the activations of BatchNormAct2d
+    from timm.layers.norm_act import (
+        convert_sync_batchnorm,
+    )  # torch's own drops the activations of BatchNormAct2d
 
     convert_sync_batchnorm(network)
 
@@ -278,7 +307,11 @@ class _Loop:
 
 
 def _train_epoch(
-    loop: _Loop, batches: Iterator[_Batch], steps: int, finite: FiniteTerms, step: Callable[[int, int], None]
+    loop: _Loop,
+    batches: Iterator[_Batch],
+    steps: int,
+    finite: FiniteTerms,
+    step: Callable[[int, int], None],
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """One pass over the training frames; the mean of each term over batches, and the first batch's gradient norms.
 
@@ -290,7 +323,8 @@ def _train_epoch(
     for number, batch in enumerate(batches, start=1):
         with loop.stopwatch.step("network"):
             loop.optimizer.zero_grad(set_to_none=True)
-            # Transformers installs hooks in its first call, and another size of batch would be compiled anew.
+            # Transformers installs hooks in its first call, and another size of batch would be
+            # compiled anew.
             with loop.uncompiled(when=number == 1 or not batch.full):
                 terms, squares = _backward(loop, batch, measured=number == 1)
             finite.add(number, terms)
@@ -312,20 +346,29 @@ def _backward(loop: _Loop, batch: _Batch, *, measured: bool) -> tuple[Terms, Ter
     shares = _shares(loop, batch, own)
     sums: Terms = {}
     squares = {name: torch.zeros((), device=fabric.device) for name in weights if measured}
-    for number, (piece, kept, share) in enumerate(zip(batch.pieces, own, shares, strict=True), start=1):
+    for number, (piece, kept, share) in enumerate(
+        zip(batch.pieces, own, shares, strict=True), start=1
+    ):
         # Processes exchange gradients once per batch, with its last piece.
         with fabric.no_backward_sync(loop.model, enabled=number < len(own)):
             with exact_depthwise(fabric.device):
                 logits = loop.model(normalise(piece["frame"], loop.network))[: len(kept["anatomy"])]
             found = loop.objective.terms(logits, kept)
-            terms = {name: term * share.get(name, bool(batch.sizes[number - 1])) for name, term in found.items()}
+            terms = {
+                name: term * share.get(name, bool(batch.sizes[number - 1]))
+                for name, term in found.items()
+            }
             weighted = {name: weight * terms[name].sum() for name, weight in weights.items()}
-            squares = {name: square + _squared(weighted[name], logits) for name, square in squares.items()}
+            squares = {
+                name: square + _squared(weighted[name], logits) for name, square in squares.items()
+            }
             # DDP takes the mean over processes; the sum is wanted.
             fabric.backward(torch.stack(list(weighted.values())).sum() * fabric.world_size)
         sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
     summed = _over_all(fabric, [*sums.values(), *squares.values()])
-    return dict(zip(sums, summed[: len(sums)], strict=True)), dict(zip(squares, summed[len(sums) :], strict=True))
+    return dict(zip(sums, summed[: len(sums)], strict=True)), dict(
+        zip(squares, summed[len(sums) :], strict=True)
+    )
 
 
 def _shares(loop: _Loop, batch: _Batch, own: Sequence[Sample]) -> list[dict[str, Tensor | float]]:
@@ -368,7 +411,8 @@ def _squared(term: Tensor, logits: Tensor) -> Tensor:
 def _validate(fabric: Fabric, network: Network, loader: Any, frames: int) -> list[Counts]:
     """Counts of clean frames at their full size, as in evaluation; every process sees its own frames, and all counts.
 
-    The network is asked without DDP around it, which would wait for processes that have no frames left.
+    The network is asked without DDP around it, which would wait for processes that have no frames
+    left.
     """
     network.eval()
     table = torch.zeros((frames, 4), dtype=torch.int64, device=fabric.device)

@@ -17,22 +17,24 @@ from pipeline.errors import MtkdError
 from pipeline.machine import to_host
 
 NO_MEMORY = re.compile(
-    r"out of memory|OutOfMemoryError|can't allocate memory|cannot allocate memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED",
+    r"out of memory|OutOfMemoryError|can't allocate memory|cannot allocate "
+    r"memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
 WORKER_DIED = re.compile(r"DataLoader worker .*(exited|killed)", re.DOTALL)
 NO_SHARED_MEMORY = re.compile(
-    r"shared memory ?\(shm\)|out of shared memory|shared memory segment|bus error|/dev/shm", re.IGNORECASE
+    r"shared memory ?\(shm\)|out of shared memory|shared memory segment|bus error|/dev/shm",
+    re.IGNORECASE,
 )
-# gloo's words, the store's where processes meet, and NCCL's: of the call that failed, and of its watchdog.
+# gloo's words, the store's where processes meet, and NCCL's: of the call that failed, and of its
+# watchdog.
 PEER_GONE = re.compile(
-    r"closed by (remote )?peer|reset by peer|timed out waiting|remote process exit|connection was likely closed"
+    r"closed by (remote )?peer|reset by peer|timed out waiting|remote process exit|connection was "
+    r"likely closed"
     r"|ncclRemoteError|NCCL communicator was aborted|collective operation timeout",
     re.IGNORECASE,
 )
-TRAINING = (
-    "--accumulate 2 computes a batch in two pieces; or lower batch_size, data.image_size, or use precision bf16-mixed"
-)
+TRAINING = "--accumulate 2 computes a batch in two pieces; or lower batch_size, data.image_size, or use precision bf16-mixed"
 SMALL = 2**30  # bytes of shared memory that a few loader processes may fill
 
 
@@ -49,9 +51,9 @@ def mendable(remedy: str = TRAINING) -> Iterator[None]:
 
     Raises:
         TooLittleMemoryError: no memory for the batch.
-        MtkdError: no memory in /dev/shm for what processes share; a loader process, one of a pool, or another training
-            process that ended; a network that can't be compiled here; what a loader process refused, without that
-            process's traceback.
+        MtkdError: no memory in /dev/shm for what processes share; a loader process, one of a pool,
+            or another training process that ended; a network that can't be compiled here; what a
+            loader process refused, without that process's traceback.
     """
     try:
         yield
@@ -59,7 +61,8 @@ def mendable(remedy: str = TRAINING) -> Iterator[None]:
         raise TooLittleMemoryError(f"too little memory: {remedy}") from error
     except BrokenProcessPool as error:
         raise MtkdError(
-            "a process of this work ended by itself, as when the kernel needs its memory: make room (fewer --workers "
+            "a process of this work ended by itself, as when the kernel needs its memory: make "
+            "room (fewer --workers "
             "need less), and start again"
         ) from error
     except RuntimeError as error:
@@ -81,16 +84,21 @@ def _explained(error: RuntimeError, remedy: str) -> MtkdError | None:
         return TooLittleMemoryError(f"too little memory: {remedy}")
     if NO_SHARED_MEMORY.search(text):
         return MtkdError(
-            "/dev/shm has too little room for what processes share: start Docker with --shm-size=1g, or use --workers 0"
+            "/dev/shm has too little room for what processes share: start Docker with "
+            "--shm-size=1g, or use --workers 0"
         )
     if WORKER_DIED.search(text):
         reason = "a loader process ended by itself, as when the kernel needs its memory"
-        return MtkdError(f"{reason}: start again, with fewer --workers if it happens again{_shared()}")
+        return MtkdError(
+            f"{reason}: start again, with fewer --workers if it happens again{_shared()}"
+        )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = shorten(text, 200, placeholder=" ...")
         return MtkdError(f"torch.compile failed ({reason}): train without --compile (MTKD_COMPILE)")
     if PEER_GONE.search(text):
-        return MtkdError("another process of this run ended first: its own line says why, if it was not killed")
+        return MtkdError(
+            "another process of this run ended first: its own line says why, if it was not killed"
+        )
     return None
 
 
@@ -105,7 +113,8 @@ def _shared() -> str:
 class FiniteTerms:
     """Refuses terms of the loss that are not finite, one step late: to see them at once, the host would have to wait.
 
-    Nothing is lost by that: a run is kept at the end of an epoch, when all its steps have been judged.
+    Nothing is lost by that: a run is kept at the end of an epoch, when all its steps have been
+    judged.
 
     Args:
         names: of the terms to judge.
@@ -114,7 +123,9 @@ class FiniteTerms:
         speaks: whether this process says what is wrong; the others only end.
     """
 
-    def __init__(self, names: Iterable[str], anatomies: Sequence[str], epoch: int, *, speaks: bool) -> None:
+    def __init__(
+        self, names: Iterable[str], anatomies: Sequence[str], epoch: int, *, speaks: bool
+    ) -> None:
         self.names, self.anatomies, self.epoch, self.speaks = list(names), anatomies, epoch, speaks
         self._waiting: tuple[int, Callable[[], NDArray[Any]]] | None = None
 
@@ -138,15 +149,25 @@ class FiniteTerms:
             return
         (step, arrived), self._waiting = self._waiting, None
         lost = {
-            name: [a for a, value in zip(self.anatomies, values, strict=True) if not math.isfinite(value)]
+            name: [
+                a
+                for a, value in zip(self.anatomies, values, strict=True)
+                if not math.isfinite(value)
+            ]
             for name, values in zip(self.names, arrived().tolist(), strict=True)
         }
-        which = " and the ".join(f"{name} is not finite ({', '.join(whose)})" for name, whose in lost.items() if whose)
+        which = " and the ".join(
+            f"{name} is not finite ({', '.join(whose)})" for name, whose in lost.items() if whose
+        )
         if which and not self.speaks:
             raise SystemExit(1)
         if which:
             stores = (
-                "" if lost.get("cross_entropy") else "; `mtkd cache verify` says whether the stored logits are whole"
+                ""
+                if lost.get("cross_entropy")
+                else "; `mtkd cache verify` says whether the stored logits are whole"
             )
             where = f"in epoch {self.epoch + 1}, step {step}"
-            raise MtkdError(f"the {which} {where}: lower learning_rate, or use precision 32-true{stores}")
+            raise MtkdError(
+                f"the {which} {where}: lower learning_rate, or use precision 32-true{stores}"
+            )

@@ -31,8 +31,14 @@ def run(machine: Machine) -> None:
         count = networks * parameters(create_model(arch, n))
         counts[name] = {"parameters": count}
         with progress(f"{name}: frames measured") as bar:
-            times[name] = {"arch": arch, **_measured(arch, n, networks, params.benchmark, machine, bar)}
-        say(f"{name}: {count / 1e6:.2f} M parameters, {times[name]['milliseconds']:.0f} ms per frame")
+            times[name] = {
+                "arch": arch,
+                **_measured(arch, n, networks, params.benchmark, machine, bar),
+            }
+        say(
+            f"{name}: {count / 1e6:.2f} M parameters, {times[name]['milliseconds']:.0f} ms per "
+            "frame"
+        )
     write_json(METRICS / "benchmark.json", counts)
     host, size = machine_record(machine), list(params.benchmark.image_size)
     write_json(RESULTS / "benchmark.json", {"image_size": size, "machine": host, **times})
@@ -44,7 +50,9 @@ def _measured(
     """With pre- and post-processing and without, in turns."""
     size = settings.image_size
     way = Candidate(arch, decoders, size, machine, networks)
-    whole, network = take_turns([way, replace(way, part="network")], settings.warmup, settings.repeats, bar)
+    whole, network = take_turns(
+        [way, replace(way, part="network")], settings.warmup, settings.repeats, bar
+    )
     return {
         "multiply_adds": networks * multiply_adds(arch, decoders, size),
         **figures(whole),

@@ -12,14 +12,24 @@ from stages.shared.console import progress, readable, say
 from stages.shared.environment import say_environment, say_handover
 from stages.shared.params import load_params
 from stages.shared.paths import STORES, store
-from stages.stores.plan import StorePlan, finish, free_space, make_batches, make_plans, require_space, was_imported
+from stages.stores.plan import (
+    StorePlan,
+    finish,
+    free_space,
+    make_batches,
+    make_plans,
+    require_space,
+    was_imported,
+)
 from stages.stores.quality import ask
 
 SAMPLE_BATCHES = 3
 
 
 @mendable("lower cache.batch_size, or choose another --device")
-def run(anatomies: list[str], machine: Machine, *, estimate: bool = False, scheduler: str | None = None) -> None:
+def run(
+    anatomies: list[str], machine: Machine, *, estimate: bool = False, scheduler: str | None = None
+) -> None:
     """Write the stores of some anatomies' teachers, of all that are here if none is named.
 
     Args:
@@ -56,7 +66,9 @@ def _write_store(plan: StorePlan, machine: Machine) -> None:
     with plan.writer(grid) as writer, progress(f"{plan.anatomy}: frames asked") as bar:
         done = writer.next
         require_space(plan.raw_bytes(grid), done / len(questions), writer.bytes_written)
-        batches = make_batches(len(plan.frames), len(questions), settings.shard_frames, settings.batch_size, done)
+        batches = make_batches(
+            len(plan.frames), len(questions), settings.shard_frames, settings.batch_size, done
+        )
         answered = answers(teacher, questions, batches, settings.precision, machine, stopwatch)
         # Compressing and writing are another thread's, at most one batch behind.
         with ThreadPoolExecutor(1) as writing:
@@ -82,7 +94,9 @@ def _estimate(plans: Sequence[StorePlan], machine: Machine) -> None:
     for plan in plans:
         teacher = plan.teacher()
         questions = plan.questions()[: SAMPLE_BATCHES * plan.params.cache.batch_size]
-        ask(teacher, questions[: plan.params.cache.batch_size], plan.params.cache, machine)  # a first call is slow
+        ask(
+            teacher, questions[: plan.params.cache.batch_size], plan.params.cache, machine
+        )  # a first call is slow
         start = perf_counter()
         ask(teacher, questions, plan.params.cache, machine)
         rate = len(questions) / (perf_counter() - start)

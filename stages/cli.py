@@ -37,7 +37,10 @@ class _Group(TyperGroup):
         except Exception as error:
             if ctx.params.get("debug") or not _can_be_mended(error):
                 raise
-            typer.echo(f"error: {error}{_advice(error, ctx.invoked_subcommand)}", err=True)
+            from stages.shared.remedies import explained
+
+            advice = _advice(error, ctx.invoked_subcommand)
+            typer.echo(f"error: {explained(error)}{advice}", err=True)
             raise typer.Exit(1) from None
 
 
@@ -56,7 +59,9 @@ def _can_be_mended(error: Exception) -> bool:
     from cache import StoreError
 
     # A reader such as `head` that has gone is no error; click ends quietly.
-    return isinstance(error, MtkdError | StoreError | OSError) and not isinstance(error, BrokenPipeError)
+    return isinstance(error, MtkdError | StoreError | OSError) and not isinstance(
+        error, BrokenPipeError
+    )
 
 
 def _is_full(error: Exception) -> bool:
@@ -65,11 +70,16 @@ def _is_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
-app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(
+    cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
 
 Device = Annotated[
     str,
-    typer.Option(envvar="MTKD_DEVICE", help="Where to compute: auto, cpu, cuda or mps. Changes no result's meaning."),
+    typer.Option(
+        envvar="MTKD_DEVICE",
+        help="Where to compute: auto, cpu, cuda or mps. Changes no result's meaning.",
+    ),
 ]
 Workers = Annotated[
     int | None,
@@ -80,15 +90,23 @@ Workers = Annotated[
         show_default="0 on a CPU, else its share of the processor's cores, at most 8",
     ),
 ]
-Threads = Annotated[int, typer.Option(envvar="MTKD_WORKERS", min=0, help="How many work side by side; 0 is one.")]
+Threads = Annotated[
+    int, typer.Option(envvar="MTKD_WORKERS", min=0, help="How many work side by side; 0 is one.")
+]
 Devices = Annotated[
     int,
-    typer.Option(envvar="MTKD_DEVICES", min=1, help="Train on so many devices, which share every batch (DDP)."),
+    typer.Option(
+        envvar="MTKD_DEVICES",
+        min=1,
+        help="Train on so many devices, which share every batch (DDP).",
+    ),
 ]
 Accumulate = Annotated[
     int,
     typer.Option(
-        envvar="MTKD_ACCUMULATE", min=1, help="Compute a batch in so many pieces, one after another, to save memory."
+        envvar="MTKD_ACCUMULATE",
+        min=1,
+        help="Compute a batch in so many pieces, one after another, to save memory.",
     ),
 ]
 
@@ -98,19 +116,22 @@ Compile = Annotated[
         "--compile",
         envvar="MTKD_COMPILE",
         help="Compile the network with torch.compile. It pays for SegFormer-B3 teachers: 154 -> 84 ms a step on an "
-        "H100 in bf16-mixed, and 100 s at the start. The small students got slower: MiniNetv2 86 -> 101 ms, "
+        "H100 in bf16-mixed, and 100 s at the start. The small students got slower: MiniNetv2 86 "
+        "-> 101 ms, "
         "SegFormer-B0 92 -> 121 ms. The last digits of a result change.",
     ),
 ]
 
 
 @app.callback()
-def _main(debug: Annotated[bool, typer.Option(help="Show a traceback with every error.")] = False) -> None:
+def _main(
+    debug: Annotated[bool, typer.Option(help="Show a traceback with every error.")] = False,
+) -> None:
     """Multi-teacher knowledge distillation for real-time anatomy segmentation, offline.
 
-    The stages read params.yaml in the current folder and are usually run by `dvc repro`, which knows what has to run
-    again. Their order: prepare, train-teacher (each anatomy), cache-logits (each anatomy), train-student (baseline and
-    mtkd), evaluate, benchmark, report.
+    The stages read params.yaml in the current folder and are usually run by `dvc repro`, which
+    knows what has to run again. Their order: prepare, train-teacher (each anatomy), cache-logits
+    (each anatomy), train-student (baseline and mtkd), evaluate, benchmark, report.
     """
     from pipeline.environment import name_user
 
@@ -118,16 +139,25 @@ def _main(debug: Annotated[bool, typer.Option(help="Show a traceback with every 
 
 
 def _machine(
-    device: str, workers: int | None, devices: int = 1, accumulate: int = 1, jobs: int = 1, *, compiled: bool = False
+    device: str,
+    workers: int | None,
+    devices: int = 1,
+    accumulate: int = 1,
+    jobs: int = 1,
+    *,
+    compiled: bool = False,
 ) -> Any:
     """Where a verb computes; ``jobs`` of it run side by side."""
     from pipeline.environment import loaders
     from pipeline.machine import Machine, keep_freed_memory
 
     if device not in ("auto", "cpu", "cuda", "mps"):
-        raise typer.BadParameter(f"'{device}' is none of auto, cpu, cuda, mps", param_hint="--device")
+        raise typer.BadParameter(
+            f"'{device}' is none of auto, cpu, cuda, mps", param_hint="--device"
+        )
     if device == "cpu":
-        # PyTorch's Adam asks for a GPU's stream in each step, wherever it computes: a broken one would end the run.
+        # PyTorch's Adam asks for a GPU's stream in each step, wherever it computes: a broken one
+        # would end the run.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     keep_freed_memory()
     if workers is None:
@@ -169,7 +199,8 @@ def train_teacher(
 ) -> None:
     """Train the teacher of one anatomy: one encoder, one decoder (stage 1 of the paper).
 
-    A run that was stopped goes on after the last epoch that it kept: each, where that takes little time.
+    A run that was stopped goes on after the last epoch that it kept: each, where that takes little
+    time.
     """
     from stages import train_teacher
 
@@ -178,9 +209,12 @@ def train_teacher(
 
 @app.command()
 def train_teachers(
-    anatomies: Annotated[list[str] | None, typer.Argument(help="Whose teachers; all if none is named.")] = None,
+    anatomies: Annotated[
+        list[str] | None, typer.Argument(help="Whose teachers; all if none is named.")
+    ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="How many at the same time.", show_default="one per GPU")
+        int | None,
+        typer.Option(min=1, help="How many at the same time.", show_default="one per GPU"),
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -192,12 +226,16 @@ def train_teachers(
 
 @app.command()
 def cache_logits(
-    anatomies: Annotated[list[str] | None, typer.Argument(help="Whose teachers; all if none is named.")] = None,
+    anatomies: Annotated[
+        list[str] | None, typer.Argument(help="Whose teachers; all if none is named.")
+    ] = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only say how long it will take and how large it will be.")
+        bool,
+        typer.Option("--estimate", help="Only say how long it will take and how large it will be."),
     ] = False,
     scheduler: Annotated[
-        str | None, typer.Option(help="Ask on the workers of a dask.distributed cluster: tcp://HOST:8786.")
+        str | None,
+        typer.Option(help="Ask on the workers of a dask.distributed cluster: tcp://HOST:8786."),
     ] = None,
     device: Device = "auto",
     workers: Workers = None,
@@ -207,12 +245,16 @@ def cache_logits(
     A run that was stopped goes on after its last whole shard.
     """
     if estimate and scheduler is not None:
-        raise typer.BadParameter("--estimate measures this machine: it does not go together with --scheduler")
+        raise typer.BadParameter(
+            "--estimate measures this machine: it does not go together with --scheduler"
+        )
     if scheduler is not None:
         _require_address(scheduler)
     from stages import cache_logits
 
-    cache_logits.run(anatomies or [], _machine(device, workers), estimate=estimate, scheduler=scheduler)
+    cache_logits.run(
+        anatomies or [], _machine(device, workers), estimate=estimate, scheduler=scheduler
+    )
 
 
 def _require_address(scheduler: str) -> None:
@@ -224,7 +266,9 @@ def _require_address(scheduler: str) -> None:
     except ValueError:
         sound = False
     if not sound:
-        raise typer.BadParameter(f"'{scheduler}' is no address such as tcp://HOST:8786", param_hint="--scheduler")
+        raise typer.BadParameter(
+            f"'{scheduler}' is no address such as tcp://HOST:8786", param_hint="--scheduler"
+        )
 
 
 @app.command()
@@ -232,7 +276,9 @@ def import_teacher(
     anatomy: Annotated[str, typer.Argument(help="One of data.anatomies.")],
     source: Annotated[
         Path,
-        typer.Argument(help="A checkpoint (.safetensors) with one decoder, or a store (.zarr) of any model's logits."),
+        typer.Argument(
+            help="A checkpoint (.safetensors) with one decoder, or a store (.zarr) of any model's logits."
+        ),
     ],
 ) -> None:
     """Use a teacher that was trained elsewhere, or its answers; `dvc repro` then leaves it alone.
@@ -244,11 +290,15 @@ def import_teacher(
     import_teacher.run(anatomy, source)
 
 
-stores = typer.Typer(cls=TyperGroup, no_args_is_help=True, help="Look at the logit stores, check and clear them.")
+stores = typer.Typer(
+    cls=TyperGroup, no_args_is_help=True, help="Look at the logit stores, check and clear them."
+)
 app.add_typer(stores, name="cache")
 Whose = Annotated[
     list[str] | None,
-    typer.Argument(help="Anatomies, or any store's path, which ends in .zarr; all anatomies if none is named."),
+    typer.Argument(
+        help="Anatomies, or any store's path, which ends in .zarr; all anatomies if none is named."
+    ),
 ]
 
 
@@ -271,7 +321,9 @@ def stores_stats(anatomies: Whose = None) -> None:
 @stores.command("verify")
 def stores_verify(
     anatomies: Whose = None,
-    recompute: Annotated[int, typer.Option(min=0, help="Ask the teacher again on so many random frames.")] = 0,
+    recompute: Annotated[
+        int, typer.Option(min=0, help="Ask the teacher again on so many random frames.")
+    ] = 0,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -296,7 +348,9 @@ def stores_verify(
 
 @stores.command("prune")
 def stores_prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
 ) -> None:
     """Remove stores, whole or begun, that no run with the current params.yaml, frames and teachers can use."""
     from stages.stores import commands
@@ -306,7 +360,9 @@ def stores_prune(
 
 @app.command()
 def train_student(
-    name: Annotated[str, typer.Argument(help="baseline (partial labels only) or mtkd (with the stored logits).")],
+    name: Annotated[
+        str, typer.Argument(help="baseline (partial labels only) or mtkd (with the stored logits).")
+    ],
     device: Device = "auto",
     workers: Workers = None,
     devices: Devices = 1,
@@ -315,7 +371,8 @@ def train_student(
 ) -> None:
     """Train one encoder with N decoders, from partial labels and, for mtkd, from the stores (stage 2 of the paper).
 
-    A run that was stopped goes on after the last epoch that it kept: each, where that takes little time.
+    A run that was stopped goes on after the last epoch that it kept: each, where that takes little
+    time.
     """
     if name not in ("baseline", "mtkd"):
         raise typer.BadParameter(f"'{name}' is neither baseline nor mtkd", param_hint="NAME")
@@ -327,11 +384,14 @@ def train_student(
 @app.command()
 def evaluate(
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Only this teacher or student, on --data, without params.yaml.")
+        Path | None,
+        typer.Option(help="Only this teacher or student, on --data, without params.yaml."),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="A folder in DSAD's layout, or <surgery>/imageMM.png with complete labelMM.png."),
+        typer.Option(
+            help="A folder in DSAD's layout, or <surgery>/imageMM.png with complete labelMM.png."
+        ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Of --checkpoint: folder for the tables.")] = Path(
         "results/evaluate_checkpoint"
@@ -341,8 +401,8 @@ def evaluate(
 ) -> None:
     """Measure on the test surgeries: Dice, IoU, surface distances, intervals, false alarms, confusion, calibration.
 
-    Without options it is the stage, on teachers and students. With --checkpoint and --data, any checkpoint on all
-    frames of any data set.
+    Without options it is the stage, on teachers and students. With --checkpoint and --data, any
+    checkpoint on all frames of any data set.
     """
     if (checkpoint is None) != (data is None):
         raise typer.BadParameter("--checkpoint and --data go together")
@@ -362,48 +422,67 @@ def benchmark(
         str, typer.Argument(help="run: this run's teachers and student; networks; store; loading.")
     ] = "run",
     everything: Annotated[
-        bool, typer.Option("--all", help="Every architecture in both forms and every runtime, instead of WHAT.")
+        bool,
+        typer.Option(
+            "--all", help="Every architecture in both forms and every runtime, instead of WHAT."
+        ),
     ] = False,
     architectures: Annotated[
         list[str] | None,
-        typer.Option("--arch", help="--all, networks: which; by default all, and one of each family."),
+        typer.Option(
+            "--arch", help="--all, networks: which; by default all, and one of each family."
+        ),
     ] = None,
     runtimes: Annotated[
-        list[str] | None, typer.Option("--runtime", help="--all: which of PyTorch, ONNX Runtime, OpenVINO.")
+        list[str] | None,
+        typer.Option("--runtime", help="--all: which of PyTorch, ONNX Runtime, OpenVINO."),
     ] = None,
     forms: Annotated[
         list[str] | None,
-        typer.Option("--form", help="--all: which of joined, looped, frozen and, on CUDA, graph and compiled."),
+        typer.Option(
+            "--form",
+            help="--all: which of joined, looped, frozen and, on CUDA, graph and compiled.",
+        ),
     ] = None,
     decoders: Annotated[int, typer.Option(min=1, help="How many decoders.")] = 11,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Calls per measurement; on CUDA half a second of them at least.")
+        int,
+        typer.Option(min=1, help="Calls per measurement; on CUDA half a second of them at least."),
     ] = 5,
-    frames: Annotated[int, typer.Option(min=16, help="store: how many each measurement sees.")] = 100,
+    frames: Annotated[
+        int, typer.Option(min=16, help="store: how many each measurement sees.")
+    ] = 100,
     output: Annotated[
-        Path | None, typer.Option(help="The JSON, of all but run; by default results/benchmark_<WHAT>.json.")
+        Path | None,
+        typer.Option(help="The JSON, of all but run; by default results/benchmark_<WHAT>.json."),
     ] = None,
     device: Device = "auto",
 ) -> None:
     """Measure what networks cost.
 
-    run (the stage): parameters, and the time of one frame of the operating room's size, of teachers and student.
-    networks: decoders computed together against one after another, training and inference, time and peak memory.
-    store: writing beside the bare forward passes, reading beside asking the teachers, an epoch with and without.
-    loading: frames per second and core from disk to augmented tensor, at 640x512.
-    --all: a 1280x720 frame to all its masks, by every network in PyTorch, ONNX Runtime and OpenVINO, beside the paper's
-    time; for this run's student also its Dice in each of them.
+    run (the stage): parameters, and the time of one frame of the operating room's size, of teachers
+    and student. networks: decoders computed together against one after another, training and
+    inference, time and peak memory. store: writing beside the bare forward passes, reading beside
+    asking the teachers, an epoch with and without. loading: frames per second and core from disk to
+    augmented tensor, at 640x512. --all: a 1280x720 frame to all its masks, by every network in
+    PyTorch, ONNX Runtime and OpenVINO, beside the paper's time; for this run's student also its
+    Dice in each of them.
     """
     if not everything and (runtimes or forms or (architectures and what != "networks")):
         option = "--runtime" if runtimes else "--form" if forms else "--arch"
-        raise typer.BadParameter(f"it needs --all{' or networks' if option == '--arch' else ''}", param_hint=option)
+        raise typer.BadParameter(
+            f"it needs --all{' or networks' if option == '--arch' else ''}", param_hint=option
+        )
     if everything:
         _benchmark_all(architectures, runtimes, forms, decoders, repeats, output, device)
     elif what == "networks":
         from stages.benchmarks import networks
 
         chosen = _known(
-            "--arch", architectures, _architectures(), ["segformer_b0", "mininetv2", "deeplabv3_efficientnet_lite0"]
+            "--arch",
+            architectures,
+            _architectures(),
+            ["segformer_b0", "mininetv2", "deeplabv3_efficientnet_lite0"],
         )
         networks.run(chosen, decoders, repeats, output or networks.OUTPUT, _machine(device, 0))
     elif what == "store":
@@ -419,7 +498,9 @@ def benchmark(
 
         benchmark.run(_machine(device, 0))
     else:
-        raise typer.BadParameter(f"'{what}' is none of run, networks, store, loading", param_hint="WHAT")
+        raise typer.BadParameter(
+            f"'{what}' is none of run, networks, store, loading", param_hint="WHAT"
+        )
 
 
 def _benchmark_all(
@@ -452,7 +533,9 @@ def _architectures() -> list[str]:
     return list(ARCHITECTURES)
 
 
-def _known(option: str, chosen: list[str] | None, known: list[str], default: list[str] | None = None) -> list[str]:
+def _known(
+    option: str, chosen: list[str] | None, known: list[str], default: list[str] | None = None
+) -> list[str]:
     """What was chosen, or the default, or all there is; refuses what is not known."""
     for name in chosen or []:
         if name not in known:
@@ -463,11 +546,20 @@ def _known(option: str, chosen: list[str] | None, known: list[str], default: lis
 @app.command()
 def plan(
     what: Annotated[
-        str, typer.Argument(help="dsad: the paper's recipe on DSAD; here: params.yaml on the prepared frames.")
+        str,
+        typer.Argument(
+            help="dsad: the paper's recipe on DSAD; here: params.yaml on the prepared frames."
+        ),
     ] = "dsad",
-    devices: Annotated[list[int] | None, typer.Option(min=1, help="For how many devices; by default 1 and 8.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Calls per measurement; more, if they are short.")] = 2,
-    output: Annotated[Path, typer.Option(help="JSON with the measurements and the plan.")] = Path("results/plan.json"),
+    devices: Annotated[
+        list[int] | None, typer.Option(min=1, help="For how many devices; by default 1 and 8.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Calls per measurement; more, if they are short.")
+    ] = 2,
+    output: Annotated[Path, typer.Option(help="JSON with the measurements and the plan.")] = Path(
+        "results/plan.json"
+    ),
     device: Device = "auto",
 ) -> None:
     """Say what a run will take: hours per stage, disk and memory, from rates that are measured here.
@@ -491,13 +583,23 @@ app.add_typer(studies, name="study")
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds of each student.")]
 Jobs = Annotated[
     int,
-    typer.Option(min=1, help="Runs at the same time, each with an equal share of torch's threads (OMP_NUM_THREADS)."),
+    typer.Option(
+        min=1,
+        help="Runs at the same time, each with an equal share of torch's threads (OMP_NUM_THREADS).",
+    ),
 ]
-Page = Annotated[Path | None, typer.Option(help="Markdown with the table; by default results/study_<NAME>.md.")]
+Page = Annotated[
+    Path | None, typer.Option(help="Markdown with the table; by default results/study_<NAME>.md.")
+]
 
 
-Students = Annotated[list[str] | None, typer.Option("--student", help="Which students; by default one of each family.")]
-Ways = Annotated[list[str] | None, typer.Option("--way", help="Which columns of the table; by default all.")]
+Students = Annotated[
+    list[str] | None,
+    typer.Option("--student", help="Which students; by default one of each family."),
+]
+Ways = Annotated[
+    list[str] | None, typer.Option("--way", help="Which columns of the table; by default all.")
+]
 StudentEpochs = Annotated[int, typer.Option("--epochs", min=1, help="Of each student.")]
 
 
@@ -517,17 +619,25 @@ def _comparison(name: str) -> Callable[..., None]:
 
         chosen = students or list(STUDENTS)
         page = output or RESULTS / f"study_{name}.md"
-        run(name, chosen, ways or [], seeds, epochs, jobs, page, _machine(device, workers, jobs=jobs))
+        run(
+            name,
+            chosen,
+            ways or [],
+            seeds,
+            epochs,
+            jobs,
+            page,
+            _machine(device, workers, jobs=jobs),
+        )
 
     return command
 
 
-SHARED_RUNS = (
-    "\n\nRuns that another study has already trained are taken from there. Needs `dvc repro cache_logits` first."
-)
+SHARED_RUNS = "\n\nRuns that another study has already trained are taken from there. Needs `dvc repro cache_logits` first."
 for _name, _help in {
     "gain": "How much of the way from the baseline to the teachers each way of distilling goes, and hard pseudo-labels."
-    "\n\nWithout --way also baselines with class weights, and runs that are two and four times as long.",
+    "\n\nWithout --way also baselines with class weights, and runs that are two and four times as "
+    "long.",
     "settings": "classes_balanced with one setting at a time changed: temperature, weight, grid.",
     "beyond": "What the paper does not do, in the same tables: teachers trusted by their Dice, and more.",
 }.items():
@@ -537,7 +647,9 @@ for _name, _help in {
 @studies.command("parity")
 def study_parity(
     seeds: Seeds = 5,
-    views: Annotated[int, typer.Option(min=1, help="Stored views of the arm that replays them.")] = 3,
+    views: Annotated[
+        int, typer.Option(min=1, help="Stored views of the arm that replays them.")
+    ] = 3,
     jobs: Jobs = 1,
     output: Page = None,
     device: Device = "auto",
@@ -555,7 +667,9 @@ def study_parity(
 @app.command()
 def models(
     decoders: Annotated[int, typer.Option(min=1, help="How many anatomies.")] = 11,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects instead of the table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON list of objects instead of the table.")
+    ] = False,
 ) -> None:
     """List every architecture in both forms: parameters beside the paper's, multiply-adds, output stride, licence."""
     from stages import models
@@ -572,8 +686,8 @@ def selfcheck(
 ) -> None:
     r"""Check this machine's device against its CPU: networks, training, resume, stores, export. About five minutes.
 
-    Run it once on a new machine with a GPU. Everything is small and made up, in a temporary folder. It ends with a
-    table, and with what to do about what failed.
+    Run it once on a new machine with a GPU. Everything is small and made up, in a temporary folder.
+    It ends with a table, and with what to do about what failed.
     """
     from stages import selfcheck
 
@@ -586,27 +700,37 @@ def export(
         "checkpoints/students/mtkd.safetensors"
     ),
     output: Annotated[Path, typer.Option(help="Folder of the files.")] = Path("exported"),
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the frames that the files take.")] = "1280x720",
+    size: Annotated[
+        str, typer.Option(help="WIDTHxHEIGHT of the frames that the files take.")
+    ] = "1280x720",
     frames: Annotated[
         Path | None,
-        typer.Option(help="PNG frames on which runtimes are compared; by default the prepared test frames."),
+        typer.Option(
+            help="PNG frames on which runtimes are compared; by default the prepared test frames."
+        ),
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Also quantise for OpenVINO; calibrates on training frames.")
+        bool,
+        typer.Option("--int8", help="Also quantise for OpenVINO; calibrates on training frames."),
     ] = False,
 ) -> None:
     r"""Write a checkpoint as ONNX and OpenVINO files: from a frame in memory to all its masks in memory.
 
-    Each file is run and compared with the checkpoint before it is delivered. Needs `pip install -e '.\[deploy]'`.
+    Each file is run and compared with the checkpoint before it is delivered. Needs `pip install -e
+    '.\[deploy]'`.
     """
     import re
 
     match = re.fullmatch(r"(\d+)x(\d+)", size, re.ASCII)
     if match is None:
-        raise typer.BadParameter(f"'{size}' is not WIDTHxHEIGHT, such as 1280x720", param_hint="--size")
+        raise typer.BadParameter(
+            f"'{size}' is not WIDTHxHEIGHT, such as 1280x720", param_hint="--size"
+        )
     width, height = int(match[1]), int(match[2])
     if not (32 <= width <= 8192 and 32 <= height <= 8192):
-        raise typer.BadParameter(f"'{size}': each side must be within 32 .. 8192 pixels", param_hint="--size")
+        raise typer.BadParameter(
+            f"'{size}': each side must be within 32 .. 8192 pixels", param_hint="--size"
+        )
     _require("deploy", "onnx", "onnxruntime", "openvino")
     if int8:
         _require("int8", "nncf")
@@ -619,11 +743,15 @@ def export(
 def predict(
     source: Annotated[Path, typer.Argument(help="A frame, a folder of frames, or a video.")],
     output: Annotated[Path, typer.Option(help="A folder; for overlays of a video an .mp4 file.")],
-    model: Annotated[Path, typer.Option(help="A checkpoint, or a file that `mtkd export` wrote.")] = Path(
-        "checkpoints/students/mtkd.safetensors"
-    ),
-    anatomies: Annotated[list[str] | None, typer.Option("--anatomy", help="Which; all if none is named.")] = None,
-    kind: Annotated[str, typer.Option("--as", help="overlay, labels (one map), or masks (one PNG each).")] = "overlay",
+    model: Annotated[
+        Path, typer.Option(help="A checkpoint, or a file that `mtkd export` wrote.")
+    ] = Path("checkpoints/students/mtkd.safetensors"),
+    anatomies: Annotated[
+        list[str] | None, typer.Option("--anatomy", help="Which; all if none is named.")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--as", help="overlay, labels (one map), or masks (one PNG each).")
+    ] = "overlay",
     opacity: Annotated[float, typer.Option(min=0, max=1, help="Of overlays.")] = 0.45,
     device: Device = "auto",
 ) -> None:
@@ -657,7 +785,9 @@ def _require(extra: str, *packages: str) -> None:
         except Exception as error:  # a damaged package raises anything
             reason = " ".join(str(error).split())[:200]
             remedy = f"pip install --force-reinstall {package}"
-            raise MtkdError(f"{package} is installed but cannot be imported ({reason}). Run: {remedy}") from error
+            raise MtkdError(
+                f"{package} is installed but cannot be imported ({reason}). Run: {remedy}"
+            ) from error
 
 
 @app.command()
@@ -671,13 +801,16 @@ def report() -> None:
 @app.command()
 def summary(
     check: Annotated[
-        bool, typer.Option("--check", help="Fail if it differs from the last commit by more than rounding makes.")
+        bool,
+        typer.Option(
+            "--check", help="Fail if it differs from the last commit by more than rounding makes."
+        ),
     ] = False,
 ) -> None:
     """Print the table of results of the last run, where its report is, and how it compares with the last commit.
 
-    On another processor sums are rounded otherwise, and short runs of students differ by some Dice: the last line says
-    whether a difference is of that size.
+    On another processor sums are rounded otherwise, and short runs of students differ by some Dice:
+    the last line says whether a difference is of that size.
     """
     from stages import summary
     from stages.reporting import recorded
@@ -689,12 +822,17 @@ def summary(
 @app.command()
 def init(
     preset: Annotated[
-        str, typer.Option(help="paper: the recipe of Maack et al., section 3.2; demo: the embedded data.")
+        str,
+        typer.Option(
+            help="paper: the recipe of Maack et al., section 3.2; demo: the embedded data."
+        ),
     ],
     data_root: Annotated[
         Path | None, typer.Option(help="The folder that holds <anatomy>/<surgery>/imageMM.png.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace params.yaml, which is kept as params.yaml.bak.")] = False,
+    force: Annotated[
+        bool, typer.Option(help="Replace params.yaml, which is kept as params.yaml.bak.")
+    ] = False,
 ) -> None:
     """Put a preset in place as params.yaml."""
     from stages import init

@@ -22,7 +22,14 @@ from pipeline.training_errors import mendable
 from stages.reporting.evaluation_tables import write_csv, write_per_frame, write_per_surgery
 from stages.shared.console import progress, say
 from stages.shared.params import load_params
-from stages.shared.paths import METRICS, PREPARED_LABELS, RESULTS, frames_of, student_checkpoint, teacher_checkpoint
+from stages.shared.paths import (
+    METRICS,
+    PREPARED_LABELS,
+    RESULTS,
+    frames_of,
+    student_checkpoint,
+    teacher_checkpoint,
+)
 from stages.shared.results import read
 from stages.stores.imported import is_imported
 
@@ -41,12 +48,16 @@ def run(machine: Machine) -> None:
     results, masks = {}, {}
     with outline_processes(machine) as processes:
         for name in STUDENTS:
-            results[name] = _evaluated(name, _student(name), frames, anatomies, params, machine, processes)
+            results[name] = _evaluated(
+                name, _student(name), frames, anatomies, params, machine, processes
+            )
         chosen = _chosen_frames(results["mtkd"])
         shown = [frame for frame, _ in chosen]
         for name in STUDENTS:
             masks[name] = own_masks(_student(name), shown, anatomies, machine)
-        results["teachers"], masks["teachers"] = _teachers(frames, shown, params, machine, processes)
+        results["teachers"], masks["teachers"] = _teachers(
+            frames, shown, params, machine, processes
+        )
 
     say("all frames are evaluated; intervals, calibration, confusion and pictures follow")
     order = ("teachers", *STUDENTS)
@@ -59,7 +70,10 @@ def run(machine: Machine) -> None:
     write_json(METRICS / "summary.json", {"val_dice": validated, "test_dice": tested})
     write_per_frame(RESULTS / "per_frame.csv", results)
     write_per_surgery(RESULTS / "per_surgery.csv", results)
-    write_json(RESULTS / "evaluation.json", {"machine": machine_record(machine), **_findings(results, params)})
+    write_json(
+        RESULTS / "evaluation.json",
+        {"machine": machine_record(machine), **_findings(results, params)},
+    )
     _write_plots(results, tables, anatomies)
     _draw(chosen, [masks[name] for name in order])
     for name, table in tables.items():
@@ -68,14 +82,19 @@ def run(machine: Machine) -> None:
 
 def _told(dice: Mapping[str, float | None], anatomies: Sequence[str]) -> str:
     counted = sum(dice[anatomy] is not None for anatomy in anatomies)
-    return f"Dice {dice['mean']} over {counted} of {len(anatomies)} anatomies" if counted else "nothing to measure"
+    return (
+        f"Dice {dice['mean']} over {counted} of {len(anatomies)} anatomies"
+        if counted
+        else "nothing to measure"
+    )
 
 
 def _require_fit(params: Params) -> None:
     """Before anything is measured: decoders are told apart by their place, and a size is not seen in the weights.
 
     Raises:
-        MtkdError: checkpoints that were trained for other anatomies, in another order, or at another size, together.
+        MtkdError: checkpoints that were trained for other anatomies, in another order, or at
+            another size, together.
     """
     anatomies = params.data.anatomies
     files = [(student_checkpoint(name), f"train_student@{name}", anatomies) for name in STUDENTS]
@@ -88,7 +107,11 @@ def _require_fit(params: Params) -> None:
         found, expected = (list(card.anatomies), card.image_size), (own, params.data.image_size)
         if found != expected:
             pairs = zip(("anatomies", "image_size"), found, expected, strict=True)
-            what = "; ".join(f"{key} {_listed(a)}, params.yaml asks for {_listed(b)}" for key, a, b in pairs if a != b)
+            what = "; ".join(
+                f"{key} {_listed(a)}, params.yaml asks for {_listed(b)}"
+                for key, a, b in pairs
+                if a != b
+            )
             problems.append(f"{path} was trained for {what}: run `dvc repro {made_by}`")
     if problems:
         raise MtkdError("\n  ".join(problems))
@@ -113,14 +136,20 @@ def _evaluated(
 ) -> list[Result]:
     batch_size, tolerance, results = params.evaluate.batch_size, params.evaluate.tolerance, []
     with progress(f"{name}: frames evaluated") as bar:
-        for result in evaluate(network, frames, anatomies, batch_size, tolerance, machine, processes):
+        for result in evaluate(
+            network, frames, anatomies, batch_size, tolerance, machine, processes
+        ):
             results.append(result)
             bar(len(results), len(frames))
     return results
 
 
 def _teachers(
-    frames: list[Frame], shown: Sequence[Frame], params: Params, machine: Machine, processes: Executor | None
+    frames: list[Frame],
+    shown: Sequence[Frame],
+    params: Params,
+    machine: Machine,
+    processes: Executor | None,
 ) -> tuple[list[Result], Masks]:
     """Every teacher that is here on its own anatomy's frames, one in memory at a time; its masks of those shown."""
     results: list[Result] = []
@@ -130,8 +159,12 @@ def _teachers(
         if not own or is_imported(teacher_checkpoint(anatomy)):
             continue
         teacher, _ = load_checkpoint(teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")
-        results += _evaluated(f"teacher {anatomy}", teacher, own, [anatomy], params, machine, processes)
-        masks |= own_masks(teacher, [frame for frame in shown if frame.anatomy == anatomy], [anatomy], machine)
+        results += _evaluated(
+            f"teacher {anatomy}", teacher, own, [anatomy], params, machine, processes
+        )
+        masks |= own_masks(
+            teacher, [frame for frame in shown if frame.anatomy == anatomy], [anatomy], machine
+        )
     return results, masks
 
 
@@ -143,17 +176,25 @@ def _gain(
     def minus(a: float | None, b: float | None) -> float | None:
         return None if a is None or b is None else round(a - b, 1)
 
-    return {metric: {key: minus(value, old[metric][key]) for key, value in new[metric].items()} for metric in new}
+    return {
+        metric: {key: minus(value, old[metric][key]) for key, value in new[metric].items()}
+        for metric in new
+    }
 
 
 def _validation_dice(name: str) -> float | None:
     """Mean Dice (%) of a student on the validation surgeries, as its training left it."""
-    dice: float | None = read(METRICS / "students" / f"{name}.json", f"train_student@{name}")["val_dice"]["mean"]
+    dice: float | None = read(METRICS / "students" / f"{name}.json", f"train_student@{name}")[
+        "val_dice"
+    ]["mean"]
     return dice
 
 
 def _findings(results: Mapping[str, list[Result]], params: Params) -> dict[str, object]:
-    anatomies, beside = params.data.anatomies, [PREPARED_LABELS / "test" / a for a in params.data.anatomies]
+    anatomies, beside = (
+        params.data.anatomies,
+        [PREPARED_LABELS / "test" / a for a in params.data.anatomies],
+    )
     frames = frames_of("test", anatomies)
     presence = {frame: shows for folder in beside for frame, shows in read_presence(folder).items()}
     students = {name: results[name] for name in STUDENTS}
@@ -164,10 +205,14 @@ def _findings(results: Mapping[str, list[Result]], params: Params) -> dict[str, 
         "tolerance": params.evaluate.tolerance,
         "intervals": {name: analysis.intervals(rows, anatomies) for name, rows in results.items()},
         "difference": analysis.difference(results["mtkd"], results["baseline"], anatomies),
-        "false_alarms": {n: analysis.false_alarms(rows, anatomies, presence) for n, rows in students.items()},
+        "false_alarms": {
+            n: analysis.false_alarms(rows, anatomies, presence) for n, rows in students.items()
+        },
         "confusion": {name: analysis.confusion(rows, anatomies) for name, rows in students.items()},
         "claimants": {name: analysis.claimants(rows) for name, rows in students.items()},
-        "calibration": {name: analysis.calibrated(rows, anatomies) for name, rows in results.items()},
+        "calibration": {
+            name: analysis.calibrated(rows, anatomies) for name, rows in results.items()
+        },
         "annotators": {
             anatomy: analysis.annotators(read_annotations(folder))
             for anatomy, folder in zip(anatomies, beside, strict=True)
@@ -182,7 +227,9 @@ def _write_plots(
 ) -> None:
     """Tables in the form that `dvc plots` draws."""
     bars = [
-        (anatomy, name, table["dice"][anatomy]) for anatomy in ("mean", *anatomies) for name, table in tables.items()
+        (anatomy, name, table["dice"][anatomy])
+        for anatomy in ("mean", *anatomies)
+        for name, table in tables.items()
     ]
     write_csv(PLOTS / "dice.csv", ("anatomy", "network", "dice"), bars)
     for name in STUDENTS:
@@ -202,7 +249,10 @@ def _chosen_frames(results: Sequence[Result]) -> list[tuple[Frame, str]]:
     chosen = []
     for anatomy in dict.fromkeys(row.frame.anatomy for row in results):
         own = [r for r in results if r.frame.anatomy == anatomy]
-        rows = sorted((r for r in own if not np.isnan(r.counts.dice)), key=lambda r: r.counts.dice) or own
+        rows = (
+            sorted((r for r in own if not np.isnan(r.counts.dice)), key=lambda r: r.counts.dice)
+            or own
+        )
         picks = {"best": rows[-1], "median": rows[len(rows) // 2], "worst": rows[0]}
         chosen += [(row.frame, rule) for rule, row in picks.items()]
     return chosen
@@ -214,4 +264,6 @@ def _draw(chosen: Sequence[tuple[Frame, str]], masks: Sequence[Masks]) -> None:
     for frame, rule in chosen:
         label = load_label(frame.label).astype(bool)
         columns = [label, *(own.get(frame.id, np.zeros_like(label)) for own in masks)]
-        write_png(QUALITATIVE / f"{frame.anatomy}-{rule}.png", strip(load_frame(frame.image), columns))
+        write_png(
+            QUALITATIVE / f"{frame.anatomy}-{rule}.png", strip(load_frame(frame.image), columns)
+        )

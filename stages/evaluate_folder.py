@@ -34,14 +34,15 @@ def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
 
     Args:
         checkpoint: a teacher or a student.
-        data: a folder in DSAD's layout; or one of complete label maps, ``<surgery>/imageMM.png`` and ``labelMM.png``
-            with 0 = none and i = the i-th line of ``anatomies.txt`` (in the folder or above it), or without such a file
-            the checkpoint's i-th anatomy.
+        data: a folder in DSAD's layout; or one of complete label maps, ``<surgery>/imageMM.png``
+            and ``labelMM.png`` with 0 = none and i = the i-th line of ``anatomies.txt`` (in the
+            folder or above it), or without such a file the checkpoint's i-th anatomy.
         output: folder for per_frame.csv, per_surgery.csv and evaluation.json.
         machine: where.
 
     Raises:
-        MtkdError: no checkpoint, nothing in the data that it could be measured on, or no place for the output.
+        MtkdError: no checkpoint, nothing in the data that it could be measured on, or no place for
+            the output.
     """
     _require_folders(data, output)
     network, card = load_given(checkpoint)
@@ -49,7 +50,9 @@ def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
         there = _prepared(data, card, Path(folder))
         results = []
         with progress("frames evaluated") as bar, outline_processes(machine) as processes:
-            for result in evaluate(network, there.frames, card.anatomies, BATCH, TOLERANCE, machine, processes):
+            for result in evaluate(
+                network, there.frames, card.anatomies, BATCH, TOLERANCE, machine, processes
+            ):
                 results.append(result)
                 bar(len(results), len(there.frames))
     name = checkpoint.stem
@@ -79,11 +82,14 @@ def _require_folders(data: Path, output: Path) -> None:
     """Before anything is measured."""
     if not data.is_dir():
         raise MtkdError(
-            f"--data {data} {'is no folder' if data.exists() else 'does not exist'}: name a folder of frames"
+            f"--data {data} {'is no folder' if data.exists() else 'does not exist'}: name a "
+            "folder of frames"
         )
     require_folder(output)
     if output.resolve() == RESULTS.resolve() and Path("dvc.yaml").is_file():
-        raise MtkdError(f"--output {output} holds the tables of the evaluate stage: name another folder")
+        raise MtkdError(
+            f"--output {output} holds the tables of the evaluate stage: name another folder"
+        )
 
 
 @dataclass(frozen=True)
@@ -106,22 +112,37 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
         if name not in own and anatomy in card.anatomies:
             say(f"warning: {root / name} is left out: the checkpoint spells it {anatomy}")
     if not own:
-        raise MtkdError(f"{data} holds none of the checkpoint's anatomies ({', '.join(card.anatomies)})")
+        raise MtkdError(
+            f"{data} holds none of the checkpoint's anatomies ({', '.join(card.anatomies)})"
+        )
     everyone = Splits(val=(), test=tuple(surgery_names(root)))
     frames, labels = folder / "frames", folder / "labels"
     with progress("frames checked and resized") as bar:
         summary = prepare(
-            root, own, everyone, card.image_size, frames, labels, workers=2, progress=bar, least_training=0
+            root,
+            own,
+            everyone,
+            card.image_size,
+            frames,
+            labels,
+            workers=2,
+            progress=bar,
+            least_training=0,
         )
     for warning in summary.files:
         say(f"warning: {warning}")
     found = list_frames(frames, labels, "test", own)
     if not found:
-        raise MtkdError(f"{data} holds no frames: expected <surgery>/imageMM.png and maskMM.png under {', '.join(own)}")
+        raise MtkdError(
+            f"{data} holds no frames: expected <surgery>/imageMM.png and maskMM.png under "
+            f"{', '.join(own)}"
+        )
     beside = {anatomy: labels / "test" / anatomy for anatomy in own}
     for place in beside.values():
         presence |= read_presence(place)
-    return _Prepared(found, presence, {anatomy: read_annotations(place) for anatomy, place in beside.items()})
+    return _Prepared(
+        found, presence, {anatomy: read_annotations(place) for anatomy, place in beside.items()}
+    )
 
 
 def _print(found: Mapping[str, Any], title: str) -> None:
@@ -131,7 +152,9 @@ def _print(found: Mapping[str, Any], title: str) -> None:
     for column in (*METRICS, *([f"dice of {' / '.join(people)} (frames)"] if people else [])):
         table.add_column(column, justify="right")
     few = False
-    counted = sum(one["surgeries"] > 0 for name, one in found["intervals"]["dice"].items() if name != "mean")
+    counted = sum(
+        one["surgeries"] > 0 for name, one in found["intervals"]["dice"].items() if name != "mean"
+    )
     for name, dice in found["intervals"]["dice"].items():
         if not dice["surgeries"] and found["intervals"]["specificity"][name]["mean"] is None:
             continue
@@ -142,11 +165,16 @@ def _print(found: Mapping[str, Any], title: str) -> None:
             cells[0], few = f"{cells[0]}*", True
         if people:
             drawn = [found["annotators"].get(name, {}).get(who) for who in people]
-            cells.append(" / ".join(f"{_number(d['dice'])} ({d['frames']})" if d else "-" for d in drawn))
+            cells.append(
+                " / ".join(f"{_number(d['dice'])} ({d['frames']})" if d else "-" for d in drawn)
+            )
         table.add_row(f"mean of {counted}" if name == "mean" else name.replace("_", " "), *cells)
     console.print(table)
     if few:
-        say(f"* too few surgeries: an interval over fewer than {FEWEST} is too narrow, and one surgery has none")
+        say(
+            f"* too few surgeries: an interval over fewer than {FEWEST} is too narrow, and one "
+            "surgery has none"
+        )
 
 
 def _number(value: float | None) -> str:

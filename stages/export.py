@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import file_sha256
-from pipeline.deployment.export import Label, Run, Segmenter, disagreement, load_exported, write_onnx, write_openvino
+from pipeline.deployment.export import (
+    Label,
+    Run,
+    Segmenter,
+    disagreement,
+    load_exported,
+    write_onnx,
+    write_openvino,
+)
 from pipeline.deployment.video import is_frame
 from pipeline.dsad import read_frame
 from pipeline.errors import MtkdError
@@ -23,7 +31,9 @@ from stages.shared.paths import PREPARED_FRAMES, frames_of, require_folder
 COMPARED, CALIBRATED, TESTED = 8, 64, 200
 
 
-def run(checkpoint: Path, output: Path, frame_size: tuple[int, int], frames: Path | None, int8: bool) -> None:
+def run(
+    checkpoint: Path, output: Path, frame_size: tuple[int, int], frames: Path | None, int8: bool
+) -> None:
     """Write ``<output>/<checkpoint>.onnx`` and ``.xml``, with ``int8`` also ``_int8.xml``.
 
     Args:
@@ -34,18 +44,26 @@ def run(checkpoint: Path, output: Path, frame_size: tuple[int, int], frames: Pat
         int8: also quantise, calibrated on prepared training frames.
 
     Raises:
-        MtkdError: no frames to compare on, a file that can't be written, or one whose masks differ. Then nothing is
-            delivered, and files of an earlier export stay.
+        MtkdError: no frames to compare on, a file that can't be written, or one whose masks differ.
+            Then nothing is delivered, and files of an earlier export stay.
     """
     require_folder(output)
     network, card = load_given(checkpoint)
     shown = _frames(frames, frame_size)
     label = Label(
-        card.architecture, card.anatomies, frame_size, card.image_size, card.mean, card.std, file_sha256(checkpoint)
+        card.architecture,
+        card.anatomies,
+        frame_size,
+        card.image_size,
+        card.mean,
+        card.std,
+        file_sha256(checkpoint),
     )
     segmenter = Segmenter(network, frame_size, card.image_size)
     with _delivery(output, checkpoint.stem) as folder:
-        onnx_file, xml_file = (folder / f"{checkpoint.stem}{suffix}" for suffix in (".onnx", ".xml"))
+        onnx_file, xml_file = (
+            folder / f"{checkpoint.stem}{suffix}" for suffix in (".onnx", ".xml")
+        )
         write_onnx(segmenter, label, onnx_file)
         _compare(onnx_file, segmenter, shown)
         write_openvino(onnx_file, label, xml_file)
@@ -73,7 +91,11 @@ def _delivery(output: Path, stem: str) -> Iterator[Path]:
 
 def _frames(folder: Path | None, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
     place = folder or PREPARED_FRAMES / "test"
-    paths = [path for path in walk(place) if path.suffix.lower() == ".png" and is_frame(path)] if place.is_dir() else []
+    paths = (
+        [path for path in walk(place) if path.suffix.lower() == ".png" and is_frame(path)]
+        if place.is_dir()
+        else []
+    )
     if not paths:
         raise MtkdError(f"{place} holds no PNG frames: name a folder that does, --frames")
     chosen = [paths[i * len(paths) // COMPARED] for i in range(min(COMPARED, len(paths)))]
@@ -91,8 +113,14 @@ def _compare(file: Path, segmenter: Segmenter, frames: Sequence[NDArray[np.uint8
     exported, _ = load_exported(file)
     wrong = disagreement(segmenter, exported, frames)
     if wrong:
-        raise MtkdError(f"{file.name} is not delivered: its masks differ from the checkpoint's in {wrong} pixels")
-    say(f"{file.name}: same masks as the checkpoint on {len(frames)} frames, {file.stat().st_size / 2**20:.1f} MiB")
+        raise MtkdError(
+            f"{file.name} is not delivered: its masks differ from the checkpoint's in {wrong} "
+            "pixels"
+        )
+    say(
+        f"{file.name}: same masks as the checkpoint on {len(frames)} frames, "
+        f"{file.stat().st_size / 2**20:.1f} MiB"
+    )
     return exported
 
 
@@ -103,5 +131,7 @@ def _say_cost(float32: Run, int8: Run, label: Label, file: Path) -> None:
         say(f"{file.name}: no labelled test frames, so what it costs in Dice is not known")
         return
     test = test[:: -(-len(test) // TESTED)]
-    before, after = (runtime_dice(run, test, label.anatomies, label.frame_size) for run in (float32, int8))
+    before, after = (
+        runtime_dice(run, test, label.anatomies, label.frame_size) for run in (float32, int8)
+    )
     say(f"{file.name}: Dice {after} instead of {before} in float32, on {len(test)} test frames")

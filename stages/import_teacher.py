@@ -29,11 +29,13 @@ def run(anatomy: str, source: Path) -> None:
 
     Args:
         anatomy: one of data.anatomies.
-        source: a checkpoint (``.safetensors``) of this project with one decoder, trained at data.image_size; or a store
-            (``.zarr``) with the answers of any model on all training frames.
+        source: a checkpoint (``.safetensors``) of this project with one decoder, trained at
+            data.image_size; or a store (``.zarr``) with the answers of any model on all training
+            frames.
 
     Raises:
-        MtkdError: the anatomy is unknown, source is neither or does not fit, or this is no project of DVC.
+        MtkdError: the anatomy is unknown, source is neither or does not fit, or this is no project
+            of DVC.
         StoreError: the store is incomplete or damaged.
     """
     params = load_params()
@@ -45,14 +47,22 @@ def run(anatomy: str, source: Path) -> None:
     elif source.is_file():
         _import_checkpoint(anatomy, source, params)
     else:
-        raise MtkdError(f"{source} is not there: give a checkpoint (.safetensors) of this project, or a store (.zarr)")
+        raise MtkdError(
+            f"{source} is not there: give a checkpoint (.safetensors) of this project, or a store "
+            "(.zarr)"
+        )
 
 
 def _require_dvc() -> None:
     """Refuse where DVC could not be told."""
     here = Path.cwd()
-    if not Path("dvc.yaml").is_file() or not any((folder / ".dvc").is_dir() for folder in (here, *here.parents)):
-        raise MtkdError(f"{here} is no project of DVC, with .dvc and dvc.yaml: run this in the project's checkout")
+    if not Path("dvc.yaml").is_file() or not any(
+        (folder / ".dvc").is_dir() for folder in (here, *here.parents)
+    ):
+        raise MtkdError(
+            f"{here} is no project of DVC, with .dvc and dvc.yaml: run this in the project's "
+            "checkout"
+        )
 
 
 def _import_checkpoint(anatomy: str, source: Path, params: Params) -> None:
@@ -63,15 +73,22 @@ def _import_checkpoint(anatomy: str, source: Path, params: Params) -> None:
     if card.anatomies[0] != anatomy and card.anatomies[0] in params.data.anatomies:
         problems.append(f"was trained for {card.anatomies[0]}")
     if card.image_size != params.data.image_size:
-        problems.append(f"was trained at {card.image_size}, data.image_size is {params.data.image_size}")
+        problems.append(
+            f"was trained at {card.image_size}, data.image_size is {params.data.image_size}"
+        )
     if problems:
-        raise MtkdError(f"{source} {' and '.join(problems)}: give a teacher that was trained for this project")
+        raise MtkdError(
+            f"{source} {' and '.join(problems)}: give a teacher that was trained for this project"
+        )
     frames_of("train", [anatomy])  # DVC takes training for done only where its inputs are
     network.anatomies = (anatomy,)
     target = teacher_checkpoint(anatomy)
     save_checkpoint(target, network, card.image_size)
     _take_training_for_done(anatomy, source)
-    say(f"{target}: imported from {source}; next: `dvc repro`, which asks it and trains the student, but not it")
+    say(
+        f"{target}: imported from {source}; next: `dvc repro`, which asks it and trains the "
+        "student, but not it"
+    )
 
 
 def _import_store(anatomy: str, source: Path, params: Params) -> None:
@@ -87,7 +104,9 @@ def _import_store(anatomy: str, source: Path, params: Params) -> None:
         plan.writer((given.shape[-2], given.shape[-1]), stand_in) as writer,
         progress(f"{anatomy}: frames copied") as bar,
     ):
-        require_space(plan.raw_bytes(given.shape[-2:]), writer.next / writer.total, writer.bytes_written)
+        require_space(
+            plan.raw_bytes(given.shape[-2:]), writer.next / writer.total, writer.bytes_written
+        )
         for frame in plan.frames[writer.next :]:
             writer.append(given.read(frame.id)[None], [given.pixels(frame.id)])
             bar(writer.next, writer.total)
@@ -97,7 +116,10 @@ def _import_store(anatomy: str, source: Path, params: Params) -> None:
     write_json(METRICS / "cache" / f"{anatomy}.json", cache.stats(store(anatomy)))
     _take_training_for_done(anatomy, source)
     _commit(f"cache_logits@{anatomy}")
-    say(f"{store(anatomy)}: imported from {source}; next: `dvc repro`, which trains the student with it")
+    say(
+        f"{store(anatomy)}: imported from {source}; next: `dvc repro`, which trains the student "
+        "with it"
+    )
 
 
 def _require_fit(given: cache.Store, plan: StorePlan) -> None:
@@ -107,17 +129,27 @@ def _require_fit(given: cache.Store, plan: StorePlan) -> None:
         MtkdError: says what differs.
     """
     if given.anatomy != plan.anatomy:
-        raise MtkdError(f"{given.path} holds the answers of a teacher of {given.anatomy}, expected {plan.anatomy}")
+        raise MtkdError(
+            f"{given.path} holds the answers of a teacher of {given.anatomy}, expected "
+            f"{plan.anatomy}"
+        )
     if plan.params.cache.views:
-        raise MtkdError(f"{given.path} answers clean frames, and cache.views is {plan.params.cache.views}: set it to 0")
+        raise MtkdError(
+            f"{given.path} answers clean frames, and cache.views is {plan.params.cache.views}: "
+            "set it to 0"
+        )
     missing = [frame.id for frame in plan.frames if frame.id not in given.frames]
     if missing:
-        raise MtkdError(f"{given.path} lacks {len(missing)} of {len(plan.frames)} training frames, {missing[0]} first")
+        raise MtkdError(
+            f"{given.path} lacks {len(missing)} of {len(plan.frames)} training frames, "
+            f"{missing[0]} first"
+        )
     _require_same_grid(given, plan)
     other = [f.id for f in plan.frames if given.pixels(f.id) != fingerprint(load_frame(f.image))]
     if other:
         raise MtkdError(
-            f"{given.path} answers other pixels of {len(other)} of {len(plan.frames)} training frames, {other[0]} "
+            f"{given.path} answers other pixels of {len(other)} of {len(plan.frames)} training "
+            f"frames, {other[0]} "
             "first: show the model the frames under data/prepared/frames/train"
         )
 
@@ -131,14 +163,18 @@ def _require_same_grid(given: cache.Store, plan: StorePlan) -> None:
             continue
         if anatomy != plan.anatomy and one.shape[-2:] != given.shape[-2:]:
             raise MtkdError(
-                f"{given.path} has the grid {given.shape[-2:]}, {one.path} has {one.shape[-2:]}, and a student needs "
+                f"{given.path} has the grid {given.shape[-2:]}, {one.path} has {one.shape[-2:]}, "
+                "and a student needs "
                 "one: write it on that grid, or remove the other stores if all will be replaced"
             )
 
 
 def _take_training_for_done(anatomy: str, source: Path) -> None:
     """Write the training stage's other outputs, which nobody can know, and tell DVC."""
-    write_json(METRICS / "teachers" / f"{anatomy}.json", {"val_dice": {"mean": None}, "imported": source.name})
+    write_json(
+        METRICS / "teachers" / f"{anatomy}.json",
+        {"val_dice": {"mean": None}, "imported": source.name},
+    )
     curves = emptied(RESULTS / "curves" / "teachers" / anatomy)
     (curves / "imported.tsv").write_text("step\n")
     _commit(f"train_teacher@{anatomy}")
@@ -146,7 +182,12 @@ def _take_training_for_done(anatomy: str, source: Path) -> None:
 
 def _commit(stage: str) -> None:
     """Tell DVC that the outputs on disk are the stage's."""
-    done = subprocess.run([sys.executable, "-m", "dvc", "commit", "-f", stage], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "commit", "-f", stage], capture_output=True, text=True
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
-        raise MtkdError(f"dvc commit {stage} failed ({lines[0]}): run it yourself, or `dvc repro` makes it again")
+        raise MtkdError(
+            f"dvc commit {stage} failed ({lines[0]}): run it yourself, or `dvc repro` makes it "
+            "again"
+        )

@@ -15,7 +15,8 @@ def run(preset: str, data_root: Path | None, force: bool) -> None:
     """Write params.yaml from ``stages/presets/<preset>.yaml``, comments included.
 
     Raises:
-        MtkdError: no such preset, a data root that isn't there, or a params.yaml that would be lost.
+        MtkdError: no such preset, a data root that isn't there, or a params.yaml that would be
+            lost.
     """
     folder = files("stages") / "presets"
     names = sorted(Path(p.name).stem for p in folder.iterdir())
@@ -26,10 +27,14 @@ def run(preset: str, data_root: Path | None, force: bool) -> None:
         if not data_root.is_dir():
             raise MtkdError(f"--data-root {data_root} is no folder")
         # Absolute: an experiment in a temporary copy of the project must find it, too.
-        text = re.sub(r"(?m)^  root: .*$", lambda _: f"  root: {data_root.resolve()}", text, count=1)
+        text = re.sub(
+            r"(?m)^  root: .*$", lambda _: f"  root: {data_root.resolve()}", text, count=1
+        )
     if PARAMS.exists():
         if not force:
-            raise MtkdError(f"{PARAMS} is here already: add --force to replace it (it is kept as {PARAMS}.bak)")
+            raise MtkdError(
+                f"{PARAMS} is here already: add --force to replace it (it is kept as {PARAMS}.bak)"
+            )
         write_atomically(PARAMS.with_name(f"{PARAMS}.bak"), PARAMS.read_bytes())
     write_atomically(PARAMS, text.encode())
     root = load_params().data.root

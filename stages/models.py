@@ -58,7 +58,9 @@ def _row(name: str, form: str, decoders: int) -> dict[str, Any]:
 
 def _print(rows: list[dict[str, Any]], decoders: int) -> None:
     height, width = SIZE
-    table = Table(title=f"Networks for {decoders} anatomies; multiply-adds for one {width}x{height} frame")
+    table = Table(
+        title=f"Networks for {decoders} anatomies; multiply-adds for one {width}x{height} frame"
+    )
     for column in ("network", "form"):
         table.add_column(column)
     for column in ("parameters (M)", "paper (M)", "multiply-adds (G)", "stride"):
@@ -68,7 +70,9 @@ def _print(rows: list[dict[str, Any]], decoders: int) -> None:
         published = row["paper_all_parameters"]
         table.add_row(
             row["name"] if row["form"] == "separate" else "",
-            f"{row['networks']} x 1 decoder" if row["form"] == "separate" else f"1 x {row['decoders']} decoders",
+            f"{row['networks']} x 1 decoder"
+            if row["form"] == "separate"
+            else f"1 x {row['decoders']} decoders",
             f"{row['all_parameters'] / 1e6:.2f}",
             f"{published / 1e6:.1f}" if published else "-",
             f"{row['multiply_adds'] / 1e9:.1f}",
@@ -76,4 +80,7 @@ def _print(rows: list[dict[str, Any]], decoders: int) -> None:
             row["weights_licence"],
         )
     console.print(table)
-    say("The paper published no code of its MiniNetv2 with 11 decoders: docs/networks.md says what differs.")
+    say(
+        "The paper published no code of its MiniNetv2 with 11 decoders: docs/networks.md says "
+        "what differs."
+    )

@@ -62,7 +62,8 @@ def run(what: str, devices: Sequence[int], repeats: int, output: Path, machine: 
     """
     params, counts = _dsad() if what == "dsad" else _here()
     say(
-        f"measuring {params.teacher.arch} and {params.student.arch} at {_size(params)} on this machine, "
+        f"measuring {params.teacher.arch} and {params.student.arch} at {_size(params)} on this "
+        "machine, "
         f"{repeats + 1} calls of each, or a second of them: seconds on a GPU, minutes on a CPU"
     )
     rates = _measure(params, len(counts["train"]), repeats, machine)
@@ -114,7 +115,10 @@ def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> R
         """In a process of its own: memory of another measurement would hide its peak."""
         case = Case(arch, n, "joined", task, precision, batch, params.data.image_size, machine)
         (result,) = measure([case], 1, repeats, SECONDS)
-        say(f"{arch}, {counted(n, 'decoder')}, {task}, {counted(batch, 'frame')}: {result['milliseconds']:.4g} ms")
+        say(
+            f"{arch}, {counted(n, 'decoder')}, {task}, {counted(batch, 'frame')}: "
+            f"{result['milliseconds']:.4g} ms"
+        )
         return result
 
     teach = measured(teacher.arch, 1, "train", teacher.batch_size, teacher.precision)
@@ -136,17 +140,21 @@ def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> R
 def hours(params: Params, counts: Counts, rates: Rates, devices: int) -> dict[str, float]:
     """Hours of each stage.
 
-    Teachers train side by side, each on one device, the longest first. The answers and the students' batches are
-    shared by the devices, as if that cost nothing.
+    Teachers train side by side, each on one device, the longest first. The answers and the
+    students' batches are shared by the devices, as if that cost nothing.
     """
     teachers = [
         params.teacher.epochs
-        * (_steps(frames, params.teacher) * rates.teacher_step + counts["val"][anatomy] * rates.teacher_frame)
+        * (
+            _steps(frames, params.teacher) * rates.teacher_step
+            + counts["val"][anatomy] * rates.teacher_frame
+        )
         for anatomy, frames in counts["train"].items()
     ]
     frames = sum(counts["train"].values())
     student = params.student.epochs * (
-        _steps(frames, params.student) * rates.student_step + sum(counts["val"].values()) * rates.student_frame
+        _steps(frames, params.student) * rates.student_step
+        + sum(counts["val"].values()) * rates.student_frame
     )
     views = max(1, params.cache.views)
     stages = {
@@ -178,7 +186,10 @@ def disk(params: Params, counts: Counts, rates: Rates) -> dict[str, float]:
     stride = create_model(params.teacher.arch, 1).output_stride
     answer = 2 * -(-height // stride) * -(-width // stride) * HALF
     every = sum(sum(each.values()) for each in counts.values())
-    teachers, frames = len(counts["train"]), sum(counts["train"].values()) * max(1, params.cache.views)
+    teachers, frames = (
+        len(counts["train"]),
+        sum(counts["train"].values()) * max(1, params.cache.views),
+    )
     found = {"prepared": every * rates.frame_bytes, "stores": teachers * frames * answer}
     return {name: round(size / 2**30, 2) for name, size in found.items()}
 
@@ -188,7 +199,9 @@ def _size(params: Params) -> str:
     return f"{width}x{height}"
 
 
-def _print(plans: dict[str, dict[str, float]], needs: dict[str, float], rates: Rates, params: Params) -> None:
+def _print(
+    plans: dict[str, dict[str, float]], needs: dict[str, float], rates: Rates, params: Params
+) -> None:
     table = Table(title="hours")
     table.add_column("stage")
     for n in plans:
@@ -196,10 +209,17 @@ def _print(plans: dict[str, dict[str, float]], needs: dict[str, float], rates: R
     for stage in next(iter(plans.values())):
         table.add_row(stage, *(f"{plan[stage]:.1f}" for plan in plans.values()))
     console.print(table)
-    say(f"disk: prepared frames {needs['prepared']} GiB, stores {needs['stores']} GiB before compression")
-    say(f"memory of a training step, on top of the network: {rates.memory / 2**30:.1f} GiB per device")
+    say(
+        f"disk: prepared frames {needs['prepared']} GiB, stores {needs['stores']} GiB before "
+        "compression"
+    )
+    say(
+        f"memory of a training step, on top of the network: {rates.memory / 2**30:.1f} GiB per "
+        "device"
+    )
     hungry = params.student.batch_size / rates.student_step
     say(
-        f"the student takes {hungry:.1f} frames/s per device, one core loads {1 / rates.load_frame:.0f}: "
+        f"the student takes {hungry:.1f} frames/s per device, one core loads "
+        f"{1 / rates.load_frame:.0f}: "
         f"--workers {max(1, round(hungry * rates.load_frame + 0.5))}"
     )

@@ -43,7 +43,8 @@ from stages.shared.given_checkpoint import load_given
 from stages.shared.paths import require_folder
 
 Kind = Literal["overlay", "labels", "masks"]
-# A video whose container counts no frames is called cut off below this share of what its duration gives.
+# A video whose container counts no frames is called cut off below this share of what its duration
+# gives.
 ESTIMATED = 0.95
 # Bytes of a file's name, less what is added to it while the file is written.
 LONGEST_NAME = 255 - len("..partial")
@@ -55,7 +56,8 @@ class Drawing:
     """What is written.
 
     Attributes:
-        kind: ``overlay``, ``labels`` (0 = none, i = the model's i-th anatomy), or ``masks`` (a PNG of 0 and 255 each).
+        kind: ``overlay``, ``labels`` (0 = none, i = the model's i-th anatomy), or ``masks`` (a PNG
+            of 0 and 255 each).
         known: the model's anatomies; an anatomy's place among them gives its colour and its label.
         anatomies: which of them, in the order of drawing.
         opacity: of overlays, 0..1.
@@ -84,7 +86,9 @@ class Drawing:
 
     def picture(self, shown: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """The frame with masks and legend."""
-        return add_legend(draw(shown, masks, self.colours, self.opacity), self.anatomies, self.colours)
+        return add_legend(
+            draw(shown, masks, self.colours, self.opacity), self.anatomies, self.colours
+        )
 
     def files(self, place: Path) -> list[Path]:
         """What is written for a frame whose place is this, without a suffix."""
@@ -93,7 +97,13 @@ class Drawing:
 
 
 def run(
-    source: Path, output: Path, model: Path, anatomies: Sequence[str], kind: Kind, opacity: float, machine: Machine
+    source: Path,
+    output: Path,
+    model: Path,
+    anatomies: Sequence[str],
+    kind: Kind,
+    opacity: float,
+    machine: Machine,
 ) -> None:
     """Segment and write.
 
@@ -107,8 +117,9 @@ def run(
         machine: where a checkpoint computes.
 
     Raises:
-        MtkdError: an input or model that isn't there or can't be read, an anatomy that the model doesn't know, an
-            output that is an input or that two frames share, or no frame that could be decoded.
+        MtkdError: an input or model that isn't there or can't be read, an anatomy that the model
+            doesn't know, an output that is an input or that two frames share, or no frame that
+            could be decoded.
     """
     segment, known = _model(model, machine)
     anatomies = matched(anatomies, known)
@@ -151,22 +162,37 @@ def run(
     if not written:
         raise MtkdError(f"{source}: no frame of it can be decoded, nothing is written")
     if written < (total if counted else ESTIMATED * total):
-        there = f"the file tells of {'' if counted else 'about '}{total} frames" if video else f"{total} frames"
+        there = (
+            f"the file tells of {'' if counted else 'about '}{total} frames"
+            if video
+            else f"{total} frames"
+        )
         say(f"{source}: {there}, {written} could be read")
-    say(f"-> {output}" + (f"; {broken} broken frame{'s were' if broken > 1 else ' was'} skipped" if broken else ""))
+    say(
+        f"-> {output}"
+        + (f"; {broken} broken frame{'s were' if broken > 1 else ' was'} skipped" if broken else "")
+    )
 
 
 def _require_folder_of_frames(output: Path) -> None:
     require_folder(output)
     if output.suffix.lower() in IMAGES and not output.exists():
-        raise MtkdError(f"--output {output}: frames go into a folder, under their own names; name one")
+        raise MtkdError(
+            f"--output {output}: frames go into a folder, under their own names; name one"
+        )
 
 
-def _planned(source: Path, images: Sequence[Path], output: Path, drawing: Drawing) -> list[tuple[Path, Path]]:
+def _planned(
+    source: Path, images: Sequence[Path], output: Path, drawing: Drawing
+) -> list[tuple[Path, Path]]:
     """Each input with a file that will be written from it; not the numbered frames of a video, which meet no input."""
     if is_video(source):
         return [(source, output)]
-    return [(image, file) for image in images for file in drawing.files(_place(source, str(image), output))]
+    return [
+        (image, file)
+        for image in images
+        for file in drawing.files(_place(source, str(image), output))
+    ]
 
 
 def _check_outputs(planned: Sequence[tuple[Path, Path]]) -> None:
@@ -178,9 +204,14 @@ def _check_outputs(planned: Sequence[tuple[Path, Path]]) -> None:
             raise MtkdError(f"{file} is an input and would be overwritten: choose another --output")
         other = made_from.setdefault(target, source)
         if other != source:
-            raise MtkdError(f"{other} and {source} would both be written to {file}: rename one of them")
+            raise MtkdError(
+                f"{other} and {source} would both be written to {file}: rename one of them"
+            )
         if len(os.fsencode(file.name)) > LONGEST_NAME:
-            raise MtkdError(f"{source}: the name of its result, {file.name}, is too long for a file: rename the frame")
+            raise MtkdError(
+                f"{source}: the name of its result, {file.name}, is too long for a file: rename "
+                "the frame"
+            )
 
 
 def _say_unread(source: Path) -> None:
@@ -195,7 +226,11 @@ def _say_unread(source: Path) -> None:
 def _say_colours(drawing: Drawing) -> None:
     if drawing.kind == "overlay":
         named = colours_of(drawing.known)
-        say(", ".join(f"{anatomy.replace('_', ' ')}: {named[anatomy][0]}" for anatomy in drawing.anatomies))
+        say(
+            ", ".join(
+                f"{anatomy.replace('_', ' ')}: {named[anatomy][0]}" for anatomy in drawing.anatomies
+            )
+        )
     elif drawing.kind == "labels":
         pairs = zip(drawing.labels, drawing.anatomies, strict=True)
         say(", ".join(f"{label} = {anatomy.replace('_', ' ')}" for label, anatomy in pairs))
@@ -211,7 +246,11 @@ def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
 
         def segment(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
             if not kept:
-                kept.append(_OneSize(_frozen(network, device, frame, card.image_size), device, card.image_size))
+                kept.append(
+                    _OneSize(
+                        _frozen(network, device, frame, card.image_size), device, card.image_size
+                    )
+                )
             return kept[0](as_batch(frame))[0].astype(bool)
 
         return segment, list(card.anatomies)
@@ -222,19 +261,28 @@ def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
         size = (frame.shape[1], frame.shape[0])
         if frame.shape[:2] == label.frame_size:
             return exported(frame)
-        masks = exported(np.asarray(cv2.resize(frame, label.frame_size[::-1], interpolation=cv2.INTER_LINEAR)))
-        back = [cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT) for mask in masks]
+        masks = exported(
+            np.asarray(cv2.resize(frame, label.frame_size[::-1], interpolation=cv2.INTER_LINEAR))
+        )
+        back = [
+            cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
+            for mask in masks
+        ]
         return np.stack(back).astype(bool)
 
     return at_its_size, list(label.anatomies)
 
 
-def _frozen(network: Network, device: torch.device, frame: NDArray[np.uint8], size: tuple[int, int]) -> Frozen:
+def _frozen(
+    network: Network, device: torch.device, frame: NDArray[np.uint8], size: tuple[int, int]
+) -> Frozen:
     """The network as it is asked: on CUDA in half precision, unless it decides otherwise so on a frame."""
     if device.type == "cuda":
         half = Frozen(network, device, torch.float16)
         shown = torch.from_numpy(as_batch(frame)).to(device).float()
-        if half_suffices(network, half, torch.nn.functional.interpolate(shown, size=size, mode="bilinear")):
+        if half_suffices(
+            network, half, torch.nn.functional.interpolate(shown, size=size, mode="bilinear")
+        ):
             return half
         say("warning: in half precision this network decides otherwise: float32 is used")
     return Frozen(network, device, torch.float32)
@@ -285,9 +333,13 @@ def _stopped_as_by_hand() -> Iterator[None]:
 @contextmanager
 def _writer(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
     if not is_video(source):
-        yield lambda shown, masks: _write_files(_place(source, shown.name, output), shown, masks, drawing)
+        yield lambda shown, masks: _write_files(
+            _place(source, shown.name, output), shown, masks, drawing
+        )
         return
-    with (_one_video if drawing.kind == "overlay" else _numbered_frames)(source, output, drawing) as write:
+    with (_one_video if drawing.kind == "overlay" else _numbered_frames)(
+        source, output, drawing
+    ) as write:
         yield write
 
 
@@ -295,14 +347,21 @@ def _writer(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
 def _one_video(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
     """A video of overlays; what stops it leaves what was written until then in place, and says so."""
     if output.suffix.lower() != ".mp4" or output.is_dir():
-        raise MtkdError(f"--output {output}: overlays of a video are a file, expected a name that ends in .mp4")
+        raise MtkdError(
+            f"--output {output}: overlays of a video are a file, expected a name that ends in .mp4"
+        )
     writers: list[VideoWriter] = []
 
     def write(shown: Shown, masks: NDArray[np.bool_]) -> None:
         picture = drawing.picture(_pixels(shown), masks)
         if not writers:
             writers.append(
-                VideoWriter(output, (picture.shape[0], picture.shape[1]), frame_rate(source), pixel_aspect(source))
+                VideoWriter(
+                    output,
+                    (picture.shape[0], picture.shape[1]),
+                    frame_rate(source),
+                    pixel_aspect(source),
+                )
             )
         writers[0].write(picture, shown.time)
 
@@ -341,7 +400,9 @@ def _place(source: Path, name: str, output: Path) -> Path:
     if is_video(source):
         return output / f"frame{int(name.rsplit(' ', 1)[1]):06d}"
     path = Path(name)
-    return output / (path.relative_to(source) if source.is_dir() else Path(path.name)).with_suffix("")
+    return output / (path.relative_to(source) if source.is_dir() else Path(path.name)).with_suffix(
+        ""
+    )
 
 
 def _write_files(place: Path, shown: Shown, masks: NDArray[np.bool_], drawing: Drawing) -> None:

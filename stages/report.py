@@ -34,10 +34,15 @@ PAPER_TEST, PAPER_ANATOMIES = {2, 7, 11, 13, 14, 18, 20, 32}, 11
 def run() -> None:
     """Write the page and print the table of results."""
     params, rows, dice = load_params(), summary.results(), _dice_of_frames()
-    found, benchmark = read(RESULTS / "evaluation.json", "evaluate"), read(RESULTS / "benchmark.json", "benchmark")
+    found, benchmark = (
+        read(RESULTS / "evaluation.json", "evaluate"),
+        read(RESULTS / "benchmark.json", "benchmark"),
+    )
     comparable = _is_papers_data(params, found["surgeries"])
     template = (files("stages") / "templates" / "report.html").read_text()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
     environment.filters |= {"plain": lambda name: name.replace("_", " ")}
     page = environment.from_string(template).render(
         rows=rows,
@@ -45,10 +50,13 @@ def run() -> None:
         found=found,
         fewest=FEWEST,
         annotators=sorted(set().union(*found["annotators"].values())),
-        measured=lambda of: sum(of[anatomy]["mean"] is not None for anatomy in params.data.anatomies),
+        measured=lambda of: sum(
+            of[anatomy]["mean"] is not None for anatomy in params.data.anatomies
+        ),
         benchmark=benchmark,
         same_machine=all(
-            found["machine"][key] == benchmark["machine"][key] for key in ("processor", "device", "threads")
+            found["machine"][key] == benchmark["machine"][key]
+            for key in ("processor", "device", "threads")
         ),
         data=params.data,
         settings=PARAMS.read_text(),
@@ -62,7 +70,9 @@ def run() -> None:
             "speed": report_charts.accuracy_and_speed(rows, table(1) if comparable else {}),
             "frames": report_charts.dice_of_frames(dice, params.data.anatomies),
         },
-        pictures=_pictures([anatomy for anatomy in params.data.anatomies if ("mtkd", anatomy) in dice]),
+        pictures=_pictures(
+            [anatomy for anatomy in params.data.anatomies if ("mtkd", anatomy) in dice]
+        ),
     )
     write_atomically(REPORT, page.encode())
     summary.run()
@@ -71,13 +81,22 @@ def run() -> None:
 def _commit() -> str:
     """The last commit of code, data or settings, and whether something is changed since; nothing outside of git.
 
-    What a run writes and what only tells of it is left out: the same run gives the same page once it is committed.
+    What a run writes and what only tells of it is left out: the same run gives the same page once
+    it is committed.
     """
-    paths = [".", *(f":(exclude){path}" for path in ("dvc.lock", "metrics", "results", "docs", "*.md", "tests"))]
+    paths = [
+        ".",
+        *(
+            f":(exclude){path}"
+            for path in ("dvc.lock", "metrics", "results", "docs", "*.md", "tests")
+        ),
+    ]
     asked = (["log", "-1", "--format=%h", "--abbrev=8"], ["status", "--porcelain"])
     try:
         found = [
-            subprocess.run(["git", *command, "--", *paths], capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(
+                ["git", *command, "--", *paths], capture_output=True, text=True, check=True
+            ).stdout.strip()
             for command in asked
         ]
     except (OSError, subprocess.CalledProcessError):
@@ -127,7 +146,10 @@ def _paper(params: Params) -> list[dict[str, Any]]:
 def _pictures(anatomies: list[str]) -> dict[str, dict[str, str]]:
     """By anatomy and rule, the picture as a data URL."""
     folder = RESULTS / "qualitative"
-    return {anatomy: {rule: _embedded(folder / f"{anatomy}-{rule}.png") for rule in RULES} for anatomy in anatomies}
+    return {
+        anatomy: {rule: _embedded(folder / f"{anatomy}-{rule}.png") for rule in RULES}
+        for anatomy in anatomies
+    }
 
 
 def _embedded(path: Path) -> str:

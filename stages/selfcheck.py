@@ -1,6 +1,7 @@
 """``mtkd selfcheck``: whether this machine's device computes what a CPU does, from a forward pass to a whole run.
 
-Everything is small and made up; it happens in a temporary folder, and no file of the project is read or written.
+Everything is small and made up; it happens in a temporary folder, and no file of the project is
+read or written.
 """
 
 import csv
@@ -38,8 +39,9 @@ from stages.shared.console import console, progress, say
 PRESET = Path(__file__).parent / "presets" / "demo.yaml"
 ANATOMIES = ("liver", "colon")
 FRAME = (96, 128)
-# Relative errors against the CPU in float32 that arithmetic alone explains: (logits, loss, gradients). With a network
-# that is not trained, deep batch norms make gradients hang on the last digits.
+# Relative errors against the CPU in float32 that arithmetic alone explains: (logits, loss,
+# gradients). With a network that is not trained, deep batch norms make gradients hang on the last
+# digits.
 LIMITS = {
     "32-true": (2e-3, 1e-4, 0.1),
     "bf16-mixed": (1.0, 0.05, 2.0),
@@ -98,7 +100,9 @@ def run(machine: Machine, architectures: Sequence[str] = tuple(ARCHITECTURES)) -
     failed = [check for check in checks if check.passed is False]
     if failed:
         remedies = dict.fromkeys(REMEDIES[check.remedy] for check in failed)
-        raise MtkdError("\n  ".join([f"{len(failed)} of {len(checks)} checks failed; what to do:", *remedies]))
+        raise MtkdError(
+            "\n  ".join([f"{len(failed)} of {len(checks)} checks failed; what to do:", *remedies])
+        )
 
 
 def _word(check: Check) -> str:
@@ -122,7 +126,11 @@ class Trial:
     @property
     def precisions(self) -> tuple[str, ...]:
         """What training knows on this device."""
-        return ("32-true", "bf16-mixed", "16-mixed") if self.device.type == "cuda" else ("32-true", "bf16-mixed")
+        return (
+            ("32-true", "bf16-mixed", "16-mixed")
+            if self.device.type == "cuda"
+            else ("32-true", "bf16-mixed")
+        )
 
     def write_params(self, **changes: dict[str, Any]) -> None:
         """A params.yaml whose whole run takes a minute on a CPU."""
@@ -144,10 +152,18 @@ class Trial:
         """Start a verb, on the device that is checked or on another."""
         root = str(Path(__file__).parents[1])
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = os.environ | {"MTKD_DEVICE": device or self.machine.device, "PYTHONPATH": paths}
+        environment = os.environ | {
+            "MTKD_DEVICE": device or self.machine.device,
+            "PYTHONPATH": paths,
+        }
         command = [sys.executable, "-m", "stages.cli", *arguments]
         return subprocess.Popen(
-            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
     def require(self, *arguments: str, device: str | None = None) -> str:
@@ -163,7 +179,16 @@ class Trial:
 
     def losses(self, name: str) -> list[float]:
         """Cross-entropy of each epoch of a training run."""
-        file = self.folder / "results" / "curves" / name / "plots" / "metrics" / "cross_entropy" / "sum.tsv"
+        file = (
+            self.folder
+            / "results"
+            / "curves"
+            / name
+            / "plots"
+            / "metrics"
+            / "cross_entropy"
+            / "sum.tsv"
+        )
         with file.open() as rows:
             return [float(row["sum"]) for row in csv.DictReader(rows, delimiter="\t")]
 
@@ -181,7 +206,9 @@ def _device(trial: Trial) -> Iterator[Check]:
     found = machine_record(trial.machine)
     where = f"{found['device']}, torch {found['torch']}"
     if trial.device.type == "cpu":
-        yield Check("device", None, f"{where}: no other device; the CPU is compared with itself", "device")
+        yield Check(
+            "device", None, f"{where}: no other device; the CPU is compared with itself", "device"
+        )
         return
     if trial.device.type != "cuda":
         yield Check("device", True, where, "device")
@@ -198,10 +225,15 @@ def _network_checks(architecture: str) -> Callable[[Trial], Iterator[Check]]:
         for precision in trial.precisions:
             found = _pass(network, trial.device, precision)
             errors = [_relative(a, b) for a, b in zip(found, expected, strict=True)]
-            passed = all(error <= limit for error, limit in zip(errors, LIMITS[precision], strict=True))
+            passed = all(
+                error <= limit for error, limit in zip(errors, LIMITS[precision], strict=True)
+            )
             told = "off by {:.0e} (logits), {:.0e} (loss), {:.0e} (gradients)".format(*errors)
             yield Check(
-                f"{architecture} {precision}", passed, told, "network" if precision == "32-true" else "precision"
+                f"{architecture} {precision}",
+                passed,
+                told,
+                "network" if precision == "32-true" else "precision",
             )
         yield _frozen_check(network, architecture, trial.device)
         if trial.device.type == "cuda":
@@ -224,7 +256,9 @@ def _lively(architecture: str) -> Network:
 
 
 def _frames(number: int) -> Tensor:
-    return torch.randint(0, 256, (number, 3, *FRAME), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    return torch.randint(
+        0, 256, (number, 3, *FRAME), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
 
 
 def _pass(network: Network, device: torch.device, precision: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,7 +279,9 @@ def _pass(network: Network, device: torch.device, precision: str) -> tuple[Tenso
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
-    error = float((found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+    error = float(
+        (found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30)
+    )
     return error if error == error else float("inf")
 
 
@@ -256,7 +292,11 @@ def _frozen_check(network: Network, architecture: str, device: torch.device) -> 
     expected = network.margins(frames)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     found = Frozen(network, device, dtype).margins(frames.to(device)).float().cpu()
-    unclear = expected.abs() < 0.02 * expected.abs().mean() if dtype == torch.float16 else expected.abs() < 1e-3
+    unclear = (
+        expected.abs() < 0.02 * expected.abs().mean()
+        if dtype == torch.float16
+        else expected.abs() < 1e-3
+    )
     wrong = int((((found > 0) != (expected > 0)) & ~unclear).sum())
     told = f"{wrong} of {expected.numel()} cells differ in {str(dtype).rpartition('.')[2]}"
     return Check(f"{architecture} frozen", wrong <= expected.numel() // 1000, told, "network")
@@ -276,7 +316,9 @@ def _graph_check(network: Network, architecture: str, device: torch.device) -> C
     others = [torch.full((2**power,), torch.nan, device=device) for power in range(8, 24)]
     expected = Runner(segmenter(), frames, device)(frames.numpy())
     wrong = max(int((run(frames.numpy()) != expected).sum()) for _ in others)
-    return Check(name, wrong <= expected.size // 1000, f"{wrong} of {expected.size} pixels differ", "network")
+    return Check(
+        name, wrong <= expected.size // 1000, f"{wrong} of {expected.size} pixels differ", "network"
+    )
 
 
 def _trained(trial: Trial) -> Iterator[Check]:
@@ -300,7 +342,10 @@ def _resumed(trial: Trial) -> Iterator[Check]:
     kept = trial.folder / "kept"
     copytree(trial.folder / "checkpoints", kept)
     (trial.folder / "checkpoints" / "teachers" / "liver.safetensors").unlink()
-    state, limit = trial.folder / "scratch" / "training" / "teachers" / "liver.pt", monotonic() + 120
+    state, limit = (
+        trial.folder / "scratch" / "training" / "teachers" / "liver.pt",
+        monotonic() + 120,
+    )
     process = trial.start("train-teacher", "liver")
     while not state.is_file() and process.poll() is None and monotonic() < limit:
         sleep(0.02)
@@ -308,7 +353,9 @@ def _resumed(trial: Trial) -> Iterator[Check]:
         process.send_signal(SIGKILL)
     process.communicate()
     if not state.is_file():
-        yield Check("kill and resume", None, "the training ended before it could be killed", "resume")
+        yield Check(
+            "kill and resume", None, "the training ended before it could be killed", "resume"
+        )
         return
     said = trial.require("train-teacher", "liver")
     line = next((line for line in said.splitlines() if "goes on after" in line), "")
@@ -326,12 +373,26 @@ def _stored(trial: Trial) -> Iterator[Check]:
 def _distilled(trial: Trial) -> Iterator[Check]:
     trial.require("train-student", "mtkd")
     first, *_, last = trial.losses("students/mtkd")
-    yield Check("student learns from the stores", last < first, f"cross-entropy {first:.2f} -> {last:.2f}", "training")
+    yield Check(
+        "student learns from the stores",
+        last < first,
+        f"cross-entropy {first:.2f} -> {last:.2f}",
+        "training",
+    )
     student = "checkpoints/students/mtkd.safetensors"
     found = {}
     for device in dict.fromkeys((trial.machine.device, "cpu")):
         output = f"evaluated-{device}"
-        trial.require("evaluate", "--checkpoint", student, "--data", "data/phantom", "--output", output, device=device)
+        trial.require(
+            "evaluate",
+            "--checkpoint",
+            student,
+            "--data",
+            "data/phantom",
+            "--output",
+            output,
+            device=device,
+        )
         table = json.loads((trial.folder / output / "evaluation.json").read_text())
         found[device] = float(table["intervals"]["dice"]["mean"]["mean"])
     apart = abs(found[trial.machine.device] - found["cpu"])
@@ -343,10 +404,17 @@ def _exported(trial: Trial) -> Iterator[Check]:
     done = trial.mtkd("export")
     missing = "pip install" in done.stderr
     told = _last(done.stdout) if done.returncode == 0 else _last(done.stderr)
-    yield Check("export answers as the checkpoint", None if missing else done.returncode == 0, told, "export")
+    yield Check(
+        "export answers as the checkpoint",
+        None if missing else done.returncode == 0,
+        told,
+        "export",
+    )
 
 
-def _failing(group: Callable[[Trial], Iterator[Check]], name: str, remedy: str) -> Callable[[Trial], Iterator[Check]]:
+def _failing(
+    group: Callable[[Trial], Iterator[Check]], name: str, remedy: str
+) -> Callable[[Trial], Iterator[Check]]:
     """A group of checks whose verbs may fail: that is its result."""
 
     def checks(trial: Trial) -> Iterator[Check]:

@@ -17,13 +17,20 @@ def results() -> list[dict[str, Any]]:
     ``measured``: over how many anatomies the mean is.
     """
     evaluation = read(METRICS / "evaluate.json", "evaluate")
-    counts, times = read(METRICS / "benchmark.json", "benchmark"), read(RESULTS / "benchmark.json", "benchmark")
+    counts, times = (
+        read(METRICS / "benchmark.json", "benchmark"),
+        read(RESULTS / "benchmark.json", "benchmark"),
+    )
     return [
         {
             "name": title,
             "dice": evaluation[key]["dice"],
             "iou": evaluation[key]["iou"],
-            "measured": sum(value is not None for name, value in evaluation[key]["dice"].items() if name != "mean"),
+            "measured": sum(
+                value is not None
+                for name, value in evaluation[key]["dice"].items()
+                if name != "mean"
+            ),
             **counts["teachers" if key == "teachers" else "student"],
             **times["teachers" if key == "teachers" else "student"],
         }
@@ -47,13 +54,17 @@ def run() -> None:
     benchmark = read(RESULTS / "benchmark.json", "benchmark")
     (height, width), machine = benchmark["image_size"], benchmark["machine"]
     where = f"{machine['processor']}, {machine['device']}, {machine['threads']} threads"
-    table = Table(title=f"Dice (%) on the test surgeries; time for one {width}x{height} frame, {where}")
+    table = Table(
+        title=f"Dice (%) on the test surgeries; time for one {width}x{height} frame, {where}"
+    )
     table.add_column("")
     for row in rows:
         table.add_column(row["name"], justify="right")
     for anatomy in rows[0]["dice"]:
         style = "bold" if anatomy == "mean" else None
-        table.add_row(anatomy.replace("_", " "), *(number(row["dice"][anatomy]) for row in rows), style=style)
+        table.add_row(
+            anatomy.replace("_", " "), *(number(row["dice"][anatomy]) for row in rows), style=style
+        )
     if not same_anatomies(rows):
         table.add_row("anatomies in the mean", *(str(row["measured"]) for row in rows))
     table.add_section()

@@ -28,8 +28,13 @@ def run(name: str, machine: Machine) -> None:
 
         objective, soft_targets = distilled(objective, params.distill), open_stores(params)
         frames = taught_frames(anatomies)
-        taught = {"distill": params.distill.model_dump(), "stores": [one.identity for one in soft_targets.stores]}
-        files = [file for one in soft_targets.stores for file in one.path.rglob("*") if file.is_file()]
+        taught = {
+            "distill": params.distill.model_dump(),
+            "stores": [one.identity for one in soft_targets.stores],
+        }
+        files = [
+            file for one in soft_targets.stores for file in one.path.rglob("*") if file.is_file()
+        ]
     train_run(
         f"student {name}",
         frames,

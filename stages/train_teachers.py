@@ -1,7 +1,8 @@
 """``mtkd train-teachers``: the stages of all teachers side by side, one process per device.
 
-One ``dvc repro`` runs one stage after another; several, each of one stage, may run at the same time. What they have
-done DVC knows, and gives the same checkpoints, as if it had run them one by one.
+One ``dvc repro`` runs one stage after another; several, each of one stage, may run at the same
+time. What they have done DVC knows, and gives the same checkpoints, as if it had run them one by
+one.
 """
 
 import os
@@ -41,7 +42,9 @@ def run(anatomies: Sequence[str], jobs: int | None, machine: Machine) -> None:
     chosen = list(anatomies or known)
     side_by_side = slots(jobs, machine.torch_device.type)
     say(f"{len(chosen)} teachers, {len(side_by_side)} at a time")
-    if machine.torch_device.type == "cpu" and (line := load_warning(torch.get_num_threads(), jobs=len(side_by_side))):
+    if machine.torch_device.type == "cpu" and (
+        line := load_warning(torch.get_num_threads(), jobs=len(side_by_side))
+    ):
         say(f"warning: {line}")
     if not _repro(["prepare"], {}):
         raise MtkdError("the frames are not prepared: the lines above say why")
@@ -60,7 +63,10 @@ def run(anatomies: Sequence[str], jobs: int | None, machine: Machine) -> None:
         done = list(pool.map(train, chosen))
     failed = [anatomy for anatomy, well in zip(chosen, done, strict=True) if not well]
     if failed:
-        raise MtkdError(f"{len(failed)} of {len(chosen)} teachers failed, the lines above say why: {', '.join(failed)}")
+        raise MtkdError(
+            f"{len(failed)} of {len(chosen)} teachers failed, the lines above say why: "
+            f"{', '.join(failed)}"
+        )
     say(f"{len(chosen)} teachers are trained: `dvc repro` goes on from here")
 
 

@@ -10,15 +10,26 @@ import pytest
 import yaml
 from helpers import ROOT, STEPS, mtkd, write_dataset
 
-# Bytes are compared, and a GPU repeats none: on a machine with one, MTKD_DEVICE=cuda pytest runs there all the same.
+# Bytes are compared, and a GPU repeats none: on a machine with one, MTKD_DEVICE=cuda pytest runs
+# there all the same.
 os.environ.setdefault("MTKD_DEVICE", "cpu")
 
 # The slowest first: the last file to begin keeps one process busy while the other has nothing left.
-SLOW_FILES = ("test_graph.py", "test_selfcheck.py", "test_resume.py", "test_environment.py", "test_docs.py")
+SLOW_FILES = (
+    "test_graph.py",
+    "test_selfcheck.py",
+    "test_resume.py",
+    "test_environment.py",
+    "test_docs.py",
+)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: SLOW_FILES.index(item.path.name) if item.path.name in SLOW_FILES else len(SLOW_FILES))
+    items.sort(
+        key=lambda item: (
+            SLOW_FILES.index(item.path.name) if item.path.name in SLOW_FILES else len(SLOW_FILES)
+        )
+    )
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,8 @@ def require_command(line: str) -> None:
     """Check every command of a line.
 
     Raises:
-        AssertionError: a program, verb, option, value, setting, stage, target, extra or file does not exist.
+        AssertionError: a program, verb, option, value, setting, stage, target, extra or file does
+            not exist.
     """
     for words in _split(line):
         variables = _take_variables(words)
@@ -69,7 +70,9 @@ def _take_variables(words: list[str]) -> dict[str, str]:
 
 def require_variable(name: str) -> None:
     """That something reads an environment variable of this project; those of others are not known here."""
-    assert not name.startswith("MTKD_") or name in _variables_read(), f"{name}: nothing reads this variable"
+    assert not name.startswith("MTKD_") or name in _variables_read(), (
+        f"{name}: nothing reads this variable"
+    )
 
 
 @cache
@@ -78,7 +81,11 @@ def _variables_read() -> set[str]:
     found = set()
     for folder in ("stages", "pipeline", "tests"):
         for path in (ROOT / folder).rglob("*.py"):
-            found.update(re.findall(r'(?:envvar=|environ.get\(|environ\[|getenv\()"(MTKD_\w+)"', path.read_text()))
+            found.update(
+                re.findall(
+                    r'(?:envvar=|environ.get\(|environ\[|getenv\()"(MTKD_\w+)"', path.read_text()
+                )
+            )
     return found
 
 
@@ -87,7 +94,9 @@ def require_mtkd(arguments: Sequence[str], variables: dict[str, str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _silence_stages(patch)
         result = CliRunner().invoke(app, list(arguments), env=variables)
-    assert result.exit_code == 0, f"mtkd {shlex.join(arguments)}: {result.output or result.exception!r}"
+    assert result.exit_code == 0, (
+        f"mtkd {shlex.join(arguments)}: {result.output or result.exception!r}"
+    )
     if arguments[:1] == ["study"]:
         _require_study(arguments[1], arguments)
 
@@ -119,7 +128,11 @@ def _stage_modules():
 
 def _does_work(module, name: str, function: object) -> bool:
     """Whether it is a public function of this module that returns nothing."""
-    if name.startswith("_") or not inspect.isfunction(function) or function.__module__ != module.__name__:
+    if (
+        name.startswith("_")
+        or not inspect.isfunction(function)
+        or function.__module__ != module.__name__
+    ):
         return False
     return inspect.signature(function).return_annotation is None
 
@@ -177,7 +190,9 @@ def _parse_dvc(arguments: Sequence[str]) -> argparse.Namespace:
         try:
             return _dvc_parser().parse_args(list(arguments))
         except DvcParserError as error:
-            raise AssertionError(f"dvc {shlex.join(arguments)}: not accepted by DVC: {said}") from error
+            raise AssertionError(
+                f"dvc {shlex.join(arguments)}: not accepted by DVC: {said}"
+            ) from error
 
 
 @cache
@@ -219,7 +234,9 @@ def require_pip(arguments: Sequence[str], variables: dict[str, str]) -> None:
     for word in arguments:
         if match := re.fullmatch(r"\.\[(.+)\]", word):
             for extra in match[1].split(","):
-                assert extra in project["optional-dependencies"], f"{extra}: pyproject.toml has no such extra"
+                assert extra in project["optional-dependencies"], (
+                    f"{extra}: pyproject.toml has no such extra"
+                )
 
 
 def require_python(arguments: Sequence[str], variables: dict[str, str]) -> None:
@@ -235,7 +252,9 @@ def require_python(arguments: Sequence[str], variables: dict[str, str]) -> None:
 def _require_script(script: str, arguments: Sequence[str]) -> None:
     """Have the script's own command line read the arguments, with a main function that does nothing."""
     result = CliRunner().invoke(_script(script), list(arguments))
-    assert result.exit_code == 0, f"{script} {shlex.join(arguments)}: {result.output or result.exception!r}"
+    assert result.exit_code == 0, (
+        f"{script} {shlex.join(arguments)}: {result.output or result.exception!r}"
+    )
 
 
 @cache
@@ -253,7 +272,9 @@ def require_torchrun(arguments: Sequence[str], variables: dict[str, str]) -> Non
     from torch.distributed.run import get_args_parser
 
     parsed = get_args_parser().parse_args(list(arguments))
-    assert parsed.module and parsed.training_script == "stages.cli", f"torchrun {shlex.join(arguments)}: -m stages.cli"
+    assert parsed.module and parsed.training_script == "stages.cli", (
+        f"torchrun {shlex.join(arguments)}: -m stages.cli"
+    )
     require_mtkd(parsed.training_script_args, variables)
 
 
@@ -272,7 +293,9 @@ def require_pytest(arguments: Sequence[str], variables: dict[str, str]) -> None:
     for file in files:
         _require_file(file)
     for word in _values("-k", arguments):
-        assert any(word in (ROOT / file).read_text() for file in files), f"-k {word}: selects no test"
+        assert any(word in (ROOT / file).read_text() for file in files), (
+            f"-k {word}: selects no test"
+        )
 
 
 def _require_file(name: str) -> None:
@@ -282,7 +305,9 @@ def _require_file(name: str) -> None:
 def require_option(name: str) -> None:
     """That mtkd, DVC or a script of docs/ has an option of this name."""
     paths = (ROOT / "docs/scripts").glob("*.py")
-    scripts = [str(path.relative_to(ROOT)) for path in paths if "shared.run(main)" in path.read_text()]
+    scripts = [
+        str(path.relative_to(ROOT)) for path in paths if "shared.run(main)" in path.read_text()
+    ]
     programs = [typer.main.get_command(program) for program in (app, *map(_script, scripts))]
     known = {*_dvc_options(_dvc_parser())}
     for program in programs:

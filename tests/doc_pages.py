@@ -41,7 +41,8 @@ class Block(Piece):
     """A block of code.
 
     Attributes:
-        kind: python, yaml, commands, session (commands after a prompt, with their output), files or text.
+        kind: python, yaml, commands, session (commands after a prompt, with their output), files or
+            text.
     """
 
     kind: str
@@ -63,20 +64,26 @@ def blocks(page: Page, kind: str | None = None) -> list[Block]:
     found = []
     for token in _code(page):
         first = token.map[0] + (2 if token.type == "fence" else 1)
-        found.append(Block(page.name, first, token.content, _kind(token.info.strip(), token.content)))
+        found.append(
+            Block(page.name, first, token.content, _kind(token.info.strip(), token.content))
+        )
     return [block for block in found if kind in (None, block.kind)]
 
 
 def _code(page):
     """The parser's tokens of fenced and indented blocks that are not empty."""
     tokens = MarkdownIt("commonmark").parse(page.text)
-    return [token for token in tokens if token.type in ("fence", "code_block") and token.content.strip()]
+    return [
+        token for token in tokens if token.type in ("fence", "code_block") and token.content.strip()
+    ]
 
 
 def _kind(language: str, text: str) -> str:
     if language in ("python", "yaml", "text"):
         return language
-    assert language in ("", "sh", "bash", "console"), f"{language}: nobody checks blocks of this language"
+    assert language in ("", "sh", "bash", "console"), (
+        f"{language}: nobody checks blocks of this language"
+    )
     if any(line.startswith(PROMPT) for line in text.splitlines()):
         return "session"
     first = text.split()[0]
@@ -138,7 +145,10 @@ def _only_line_breaks(match: re.Match[str]) -> str:
 
 
 def _find(pattern: re.Pattern[str], page: str, text: str) -> list[Piece]:
-    return [Piece(page, text.count("\n", 0, match.start()) + 1, match[1]) for match in pattern.finditer(text)]
+    return [
+        Piece(page, text.count("\n", 0, match.start()) + 1, match[1])
+        for match in pattern.finditer(text)
+    ]
 
 
 def anchors(page: Page) -> set[str]:

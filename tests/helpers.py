@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from stages.cli import app
 
 ROOT = Path(__file__).parents[1]
-# Real frames in DSAD's layout, a folder for each data set; tests that need them are skipped where there are none.
+# Real frames in DSAD's layout, a folder for each data set; tests that need them are skipped where
+# there are none.
 REAL_DATA = Path(os.environ.get("MTKD_REAL_DATA", "no real data"))
 
 STEPS = [
@@ -35,7 +36,14 @@ def disc(size, centre, radius):
     return (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
 
 
-def write_dataset(root, anatomies=("liver", "colon"), surgeries=("01", "02", "03"), frames=3, size=(48, 64), seed=0):
+def write_dataset(
+    root,
+    anatomies=("liver", "colon"),
+    surgeries=("01", "02", "03"),
+    frames=3,
+    size=(48, 64),
+    seed=0,
+):
     """Each frame shows one bright disc per anatomy, in its own colour; the label is the own anatomy's disc."""
     rng = np.random.default_rng(seed)
     for own in anatomies:
@@ -48,5 +56,7 @@ def write_dataset(root, anatomies=("liver", "colon"), surgeries=("01", "02", "03
                     if anatomy == own:
                         label = mask
                 write_png(root / own / surgery / f"image{number:02d}.png", frame)
-                write_png(root / own / surgery / f"mask{number:02d}.png", label.astype(np.uint8) * 255)
+                write_png(
+                    root / own / surgery / f"mask{number:02d}.png", label.astype(np.uint8) * 255
+                )
     return root

@@ -22,7 +22,9 @@ PROGRAM = re.compile(r"(mtkd|dvc|make|pip|python|torchrun) .+")
 OVERRIDES = re.compile(r"-S .+")
 OPTION = re.compile(r"(--\w[\w-]*)( .*)?")
 ENVIRONMENT = re.compile(r"MTKD_[A-Z_]+")
-SETTING = re.compile(r"((?:data|teacher|cache|distill|student|evaluate|benchmark)\.(?:[\w.]+|\*))(?:: (.+))?")
+SETTING = re.compile(
+    r"((?:data|teacher|cache|distill|student|evaluate|benchmark)\.(?:[\w.]+|\*))(?:: (.+))?"
+)
 SOURCE = re.compile(r"(?:cache|pipeline|stages|tests|docs)/[\w./*-]*|[\w.-]+\.py")
 OUTPUT = re.compile(r"(?:metrics|results|report|stores|checkpoints)/[\w./*<>-]*")
 PLACEHOLDER = re.compile(r"[A-Z]|.*<.+>.*")
@@ -72,7 +74,9 @@ def require_source(name):
     """A file or folder of the repository; a module may be named without its folder."""
     places = [ROOT, *(ROOT / folder for folder in ("cache", "docs", "pipeline", "stages"))]
     patterns = [name] if "/" in name else [name, f"**/{name}"]
-    assert any(any(place.glob(pattern)) for place in places for pattern in patterns), f"{name}: there is no such file"
+    assert any(any(place.glob(pattern)) for place in places for pattern in patterns), (
+        f"{name}: there is no such file"
+    )
 
 
 def require_link(page_name, target):
@@ -97,7 +101,11 @@ def test_the_store_that_the_page_writes_is_imported(run, monkeypatch):
     add_a_frame_without_a_mask(run)
     run_python(read_page(ROOT / "docs/store.md"))
     assert "mine/liver.zarr: whole" in mtkd("cache", "verify", "mine/liver.zarr")
-    assert len(cache.open_store("mine/liver.zarr").frames) == len(taught_frames(["liver", "colon"])) == 7
+    assert (
+        len(cache.open_store("mine/liver.zarr").frames)
+        == len(taught_frames(["liver", "colon"]))
+        == 7
+    )
     (run / ".dvc").mkdir()
     (run / "dvc.yaml").touch()
     monkeypatch.setattr("stages.import_teacher._commit", lambda stage: None)
@@ -149,7 +157,9 @@ def test_settings_of_blocks(piece):
     require_all_accepted(piece.text)
 
 
-@pytest.mark.parametrize("path", RECORDED_PARAMS, ids=[str(path.relative_to(ROOT)) for path in RECORDED_PARAMS])
+@pytest.mark.parametrize(
+    "path", RECORDED_PARAMS, ids=[str(path.relative_to(ROOT)) for path in RECORDED_PARAMS]
+)
 def test_recorded_settings_are_accepted_today(path):
     load_params(path)
 
@@ -168,7 +178,9 @@ def test_files_of_blocks(piece):
 @on_all_pages(code_spans, OUTPUT)
 def test_files_that_a_run_writes(piece, finished):
     folder, _ = finished
-    assert any(folder.glob(piece.text.replace("<anatomy>", "liver"))), f"{piece.text}: no stage wrote this"
+    assert any(folder.glob(piece.text.replace("<anatomy>", "liver"))), (
+        f"{piece.text}: no stage wrote this"
+    )
 
 
 @on_all_pages(links)
@@ -222,7 +234,11 @@ def test_everything_on_a_page_is_found_with_its_line():
         (11, "mtkd study gain --way pixels --seeds 2"),
         (17, "dvc repro evaluate"),
     ]
-    assert places(code_spans(example())) == [(7, "mtkd summary"), (7, "dvc repro"), (8, "[no](link)")]
+    assert places(code_spans(example())) == [
+        (7, "mtkd summary"),
+        (7, "dvc repro"),
+        (8, "[no](link)"),
+    ]
     assert places(links(example())) == [(8, "store.md#more")]
     assert anchors(example()) == {"a-page-twice", "a-page-twice-1"}
 
@@ -254,7 +270,10 @@ def test_a_block_of_an_unknown_language_is_not_passed_over():
         ("mtkd study settings --student mininetv3", "mininetv3: one of"),
         ("mtkd prepare && mtkd sumary", "No such command"),
         ("python -m stages.cli train-studnt mtkd", "No such command"),
-        ("torchrun --nproc-per-node 8 -m stages.cli train-student mtkd --device", "requires an argument"),
+        (
+            "torchrun --nproc-per-node 8 -m stages.cli train-student mtkd --device",
+            "requires an argument",
+        ),
         ("python docs/crop_framse.py CROPS 8", "no such file"),
         ("python docs/scripts/crop_frames.py CROPS 8 --miror", "No such option"),
         ("dvc exp shw", "not accepted by DVC"),

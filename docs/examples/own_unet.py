@@ -1,9 +1,10 @@
 """A U-Net (Ronneberger et al. 2015) on EfficientNet-lite0: a network of one's own, and strong teachers.
 
-    cp docs/examples/own_unet.py pipeline/models/        # then, in params.yaml, teacher.arch: own_unet
+    cp docs/examples/own_unet.py pipeline/models/        # then, in params.yaml, teacher.arch:
+    own_unet
 
-Its output is four times as fine as DeepLabv3's, and its encoder knows ImageNet: with some twenty frames of an anatomy
-both are worth a lot.
+Its output is four times as fine as DeepLabv3's, and its encoder knows ImageNet: with some twenty
+frames of an anatomy both are worth a lot.
 """
 
 from collections.abc import Sequence
@@ -61,7 +62,9 @@ def build(decoders: int, pretrained: str | None) -> UNet:
         MtkdError: other weights were asked for.
     """
     if pretrained not in (None, "imagenet"):
-        raise MtkdError(f"own_unet starts from 'none', 'imagenet' or an own checkpoint, not '{pretrained}'")
+        raise MtkdError(
+            f"own_unet starts from 'none', 'imagenet' or an own checkpoint, not '{pretrained}'"
+        )
     network = UNet(decoders)
     if pretrained == "imagenet":
         load_imagenet(network)

@@ -2,9 +2,9 @@
 
     python docs/scripts/crop_frames.py UNLABELLED CROPS [--mirror]
 
-writes CROPS crops of every training frame of ``data.root`` in params.yaml, each of half of the frame's area up to all
-of it. Then ``data.unlabelled_root: UNLABELLED`` lets teachers speak on views that go further than the training's
-augmentation.
+writes CROPS crops of every training frame of ``data.root`` in params.yaml, each of half of the
+frame's area up to all of it. Then ``data.unlabelled_root: UNLABELLED`` lets teachers speak on views
+that go further than the training's augmentation.
 """
 
 from pathlib import Path
@@ -23,11 +23,17 @@ from stages.shared.console import progress, say
 from stages.shared.params import load_params
 
 
-def main(folder: Path, crops: Annotated[int, typer.Argument(min=1)], mirror: bool = False, masks: bool = False) -> None:
+def main(
+    folder: Path,
+    crops: Annotated[int, typer.Argument(min=1)],
+    mirror: bool = False,
+    masks: bool = False,
+) -> None:
     """Write crops of the training frames, the same whenever it is run.
 
-    With --mirror half of them are mirrored: right for streets, wrong for an abdomen, whose left is not its right.
-    With --masks FOLDER becomes a data set, of all frames and of the crops with their masks: what crops teach labels.
+    With --mirror half of them are mirrored: right for streets, wrong for an abdomen, whose left is
+    not its right. With --masks FOLDER becomes a data set, of all frames and of the crops with their
+    masks: what crops teach labels.
     """
     shared.refuse_existing(folder)
     data = load_params().data
@@ -47,7 +53,9 @@ def main(folder: Path, crops: Annotated[int, typer.Argument(min=1)], mirror: boo
     say(f"{folder}: {crops} crops of each of {len(training)} training frames")
 
 
-def _write_crops(frame: Source, seeds: range, flip: A.HorizontalFlip, root: Path, masks: bool) -> None:
+def _write_crops(
+    frame: Source, seeds: range, flip: A.HorizontalFlip, root: Path, masks: bool
+) -> None:
     assert frame.mask is not None
     pixels, (mask, _) = read_frame(frame.image), read_mask(frame.mask)
     height, width = mask.shape
@@ -58,7 +66,9 @@ def _write_crops(frame: Source, seeds: range, flip: A.HorizontalFlip, root: Path
         mask_interpolation=cv2.INTER_NEAREST_EXACT,
     )
     for number, seed in enumerate(seeds):
-        cropped = A.Compose([crop, flip], seed=seed + 1)(image=pixels, mask=mask.astype(np.uint8) * 255)
+        cropped = A.Compose([crop, flip], seed=seed + 1)(
+            image=pixels, mask=mask.astype(np.uint8) * 255
+        )
         image = cropped["image"][..., ::-1]
         if masks:
             name = f"{int(frame.name.removeprefix('image')) + 100:03d}{number}"

@@ -32,7 +32,12 @@ def main(unlabelled: Path, frames: Annotated[int, typer.Argument(min=1)]) -> Non
         for anatomy in ANATOMIES:
             for frame in range(phantom.frames, phantom.frames + frames):
                 pixels, _ = render(
-                    anatomy, surgery, frame, seed=phantom.seed, size=phantom.image_size, difficulty=phantom.difficulty
+                    anatomy,
+                    surgery,
+                    frame,
+                    seed=phantom.seed,
+                    size=phantom.image_size,
+                    difficulty=phantom.difficulty,
                 )
                 cv2.imwrite(str(folder / f"{anatomy}_{frame:02d}.png"), pixels[..., ::-1])
         print(f"{folder}: {frames * len(ANATOMIES)} frames")

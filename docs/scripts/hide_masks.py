@@ -2,7 +2,8 @@
 
     python docs/scripts/hide_masks.py SOURCE LABELLED UNLABELLED VAL_AND_TEST_SURGERIES...
 
-Then ``data.root: LABELLED`` and ``data.unlabelled_root: UNLABELLED`` show what frames without masks are worth.
+Then ``data.root: LABELLED`` and ``data.unlabelled_root: UNLABELLED`` show what frames without masks
+are worth.
 """
 
 from pathlib import Path
@@ -21,13 +22,17 @@ def main(source: Path, labelled: Path, unlabelled: Path, val_and_test_surgeries:
         raise MtkdError(f"{source} is no folder")
     frames, _ = scan(source, sorted(p.name for p in source.glob("[!.]*") if p.is_dir()))
     if not frames:
-        raise MtkdError(f"{source} holds no <anatomy>/<surgery>/imageMM.png with a maskMM.png beside it")
+        raise MtkdError(
+            f"{source} holds no <anatomy>/<surgery>/imageMM.png with a maskMM.png beside it"
+        )
     kept = {surgery_id(surgery) for surgery in val_and_test_surgeries}
     for number, frame in enumerate(frames):
         if surgery_id(frame.surgery) in kept or number % 2 == 0:
             shared.link_labelled(labelled, frame)
         else:
-            shared.link(unlabelled / frame.surgery / f"{frame.anatomy}_{frame.image.name}", frame.image)
+            shared.link(
+                unlabelled / frame.surgery / f"{frame.anatomy}_{frame.image.name}", frame.image
+            )
 
 
 if __name__ == "__main__":

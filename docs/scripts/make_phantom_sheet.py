@@ -2,8 +2,8 @@
 
     python docs/scripts/make_phantom_sheet.py data/phantom docs/phantom.jpg
 
-Complete label maps are rendered anew from the phantom's seed and difficulty (params.yaml), since the data set that the
-pipeline reads holds partial labels only.
+Complete label maps are rendered anew from the phantom's seed and difficulty (params.yaml), since
+the data set that the pipeline reads holds partial labels only.
 """
 
 import sys
@@ -32,9 +32,13 @@ COLOURS = np.array(
 
 def tint(frame: NDArray[np.uint8], labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The frame with each label's colour over it and a line around it."""
-    picture = np.where(labels[..., None] > 0, (0.6 * frame + 0.4 * COLOURS[labels]).astype(np.uint8), frame)
+    picture = np.where(
+        labels[..., None] > 0, (0.6 * frame + 0.4 * COLOURS[labels]).astype(np.uint8), frame
+    )
     for i in np.unique(labels[labels > 0]):
-        outlines, _ = cv2.findContours((labels == i).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        outlines, _ = cv2.findContours(
+            (labels == i).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+        )
         cv2.drawContours(picture, outlines, -1, COLOURS[i].tolist(), 1, cv2.LINE_AA)
     return picture
 
@@ -42,7 +46,9 @@ def tint(frame: NDArray[np.uint8], labels: NDArray[np.uint8]) -> NDArray[np.uint
 def caption(picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
     """A picture at the cell's size with a line of text below it."""
     strip = np.full((16, CELL[1], 3), 24, np.uint8)
-    cv2.putText(strip, text, (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.37, (235, 235, 235), 1, cv2.LINE_AA)
+    cv2.putText(
+        strip, text, (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.37, (235, 235, 235), 1, cv2.LINE_AA
+    )
     return np.vstack([cv2.resize(picture, (CELL[1], CELL[0]), interpolation=cv2.INTER_AREA), strip])
 
 
@@ -55,11 +61,18 @@ def cell(root: Path, anatomy: str, surgery: int, number: int, complete: bool) ->
     if complete:
         settings = yaml.safe_load((ROOT / "params.yaml").read_text())["data"]["phantom"]
         seed, difficulty = settings["seed"], settings["difficulty"]
-        again, labels = render(anatomy, surgery, number, seed=seed, size=mask.shape, difficulty=difficulty)
+        again, labels = render(
+            anatomy, surgery, number, seed=seed, size=mask.shape, difficulty=difficulty
+        )
         if not np.array_equal(again, frame):
-            raise SystemExit(f"{root} was not written with the seed and the difficulty of params.yaml: write it anew")
+            raise SystemExit(
+                f"{root} was not written with the seed and the difficulty of params.yaml: write "
+                "it anew"
+            )
     title = "all anatomies (never given)" if complete else f"label: {anatomy}"
-    return np.hstack([caption(frame, f"{anatomy}/{surgery:02d}"), caption(tint(frame, labels), title)])
+    return np.hstack(
+        [caption(frame, f"{anatomy}/{surgery:02d}"), caption(tint(frame, labels), title)]
+    )
 
 
 def legend(width: int) -> NDArray[np.uint8]:
@@ -68,7 +81,16 @@ def legend(width: int) -> NDArray[np.uint8]:
     x = 8
     for name, paint in zip(ANATOMIES, COLOURS[1:], strict=True):
         cv2.rectangle(strip, (x, 7), (x + 11, 18), paint.tolist(), -1)
-        cv2.putText(strip, name, (x + 16, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (235, 235, 235), 1, cv2.LINE_AA)
+        cv2.putText(
+            strip,
+            name,
+            (x + 16, 17),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.42,
+            (235, 235, 235),
+            1,
+            cv2.LINE_AA,
+        )
         x += 32 + cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0]
     return strip
 
@@ -78,7 +100,9 @@ def main(root: Path, out: Path) -> None:
     surgeries = len(list((root / ANATOMIES[0]).iterdir()))
     cells = []
     for i in range(ROWS * COLUMNS):
-        cells.append(cell(root, ANATOMIES[i % len(ANATOMIES)], 1 + 5 * i % surgeries, 0, complete=i % 4 == 3))
+        cells.append(
+            cell(root, ANATOMIES[i % len(ANATOMIES)], 1 + 5 * i % surgeries, 0, complete=i % 4 == 3)
+        )
     rows = [np.hstack(cells[i : i + COLUMNS]) for i in range(0, len(cells), COLUMNS)]
     sheet = np.vstack([legend(rows[0].shape[1]), *rows])
     out.parent.mkdir(parents=True, exist_ok=True)

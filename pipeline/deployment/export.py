@@ -24,9 +24,11 @@ from pipeline.files import naming
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network
 
-# Under these keys an exported file says what it is, and the sha256 of the weights that it was written with.
+# Under these keys an exported file says what it is, and the sha256 of the weights that it was
+# written with.
 KEY, WEIGHTS = "mtkd", "mtkd_weights"
-# A pixel whose logits are closer than this may fall to either side: runtimes add up in another order.
+# A pixel whose logits are closer than this may fall to either side: runtimes add up in another
+# order.
 UNDECIDED = 1e-3
 Run = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]  # frame (H, W, 3) -> masks (N, H, W)
 
@@ -56,10 +58,13 @@ class Label:
 class Segmenter(nn.Module):
     """Frames (1, 3, H, W) uint8 RGB to masks (1, N, H, W) uint8, 0 or 1.
 
-    One map per anatomy is upsampled, the difference of its two logits: that is the arg max, for half the work.
+    One map per anatomy is upsampled, the difference of its two logits: that is the arg max, for
+    half the work.
     """
 
-    def __init__(self, network: Network | Frozen, frame_size: tuple[int, int], network_size: tuple[int, int]) -> None:
+    def __init__(
+        self, network: Network | Frozen, frame_size: tuple[int, int], network_size: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.network, self.frame_size, self.network_size = network, frame_size, network_size
 
@@ -68,7 +73,9 @@ class Segmenter(nn.Module):
         margin = self._native(frame)
         if torch.is_grad_enabled() or margin.device.type != "cpu":
             return (self._full(margin) > 0).to(torch.uint8)
-        return torch.cat([(self._full(one) > 0).to(torch.uint8) for one in margin.split(1, dim=1)], dim=1)
+        return torch.cat(
+            [(self._full(one) > 0).to(torch.uint8) for one in margin.split(1, dim=1)], dim=1
+        )
 
     def margins(self, frame: Tensor) -> Tensor:
         """By how much the anatomy's logit exceeds the background's, (1, N, H, W)."""
@@ -78,7 +85,9 @@ class Segmenter(nn.Module):
         """The margins on the network's own grid, (1, N, h, w)."""
         shown = frame.float()
         if self.frame_size != self.network_size:
-            shown = F.interpolate(shown, size=self.network_size, mode="bilinear", align_corners=False)
+            shown = F.interpolate(
+                shown, size=self.network_size, mode="bilinear", align_corners=False
+            )
         return self.network.margins(shown)
 
     def _full(self, margin: Tensor) -> Tensor:
@@ -91,7 +100,9 @@ def write_onnx(segmenter: Segmenter, label: Label, path: Path) -> None:
 
     frame = torch.zeros(1, 3, *segmenter.frame_size, dtype=torch.uint8)
     model = onnx.load(trace(segmenter.eval(), frame, path))
-    onnx.helper.set_model_props(model, {KEY: json.dumps(asdict(label)), WEIGHTS: _graph_digest(model)})
+    onnx.helper.set_model_props(
+        model, {KEY: json.dumps(asdict(label)), WEIGHTS: _graph_digest(model)}
+    )
     with naming(path):
         onnx.save(model, path)
 
@@ -104,7 +115,13 @@ def trace(module: nn.Module, frame: Tensor, path: Path) -> Path:
         warnings.simplefilter("ignore")  # that shapes become constants is what we want
         with naming(path):
             torch.onnx.export(
-                module, (frame,), path, input_names=["frame"], output_names=["masks"], opset_version=18, dynamo=False
+                module,
+                (frame,),
+                path,
+                input_names=["frame"],
+                output_names=["masks"],
+                opset_version=18,
+                dynamo=False,
             )
     return path
 
@@ -112,14 +129,19 @@ def trace(module: nn.Module, frame: Tensor, path: Path) -> Path:
 class _IntegerSizes(TorchFunctionMode):
     """Sizes of tensors are Python integers, wherever a network or a library of its own reads them.
 
-    The tracer returns tensors instead, and arithmetic on sizes becomes part of the graph. There integer division
-    truncates, in PyTorch it floors: ``-(-n // 4)`` differs for every n that 4 does not divide.
+    The tracer returns tensors instead, and arithmetic on sizes becomes part of the graph. There
+    integer division truncates, in PyTorch it floors: ``-(-n // 4)`` differs for every n that 4 does
+    not divide.
     """
 
     _counts = (Tensor.size, Tensor.numel, Tensor.nelement)
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         if isinstance(result, torch.Size):  # of .shape and .size()
@@ -127,7 +149,9 @@ class _IntegerSizes(TorchFunctionMode):
         return int(result) if function in self._counts else result
 
 
-def write_openvino(onnx_path: Path, label: Label, path: Path, calibration: Sequence[NDArray[np.uint8]] = ()) -> None:
+def write_openvino(
+    onnx_path: Path, label: Label, path: Path, calibration: Sequence[NDArray[np.uint8]] = ()
+) -> None:
     """An OpenVINO file (``.xml`` and ``.bin``) from an ONNX file; in int8 if there are frames to calibrate with.
 
     Args:
@@ -136,7 +160,11 @@ def write_openvino(onnx_path: Path, label: Label, path: Path, calibration: Seque
         path: ends in ``.xml``.
         calibration: frames (H, W, 3) of training, for OpenVINO's own quantisation.
     """
-    model = _quantised(onnx_path, [as_batch(f) for f in calibration]) if calibration else _converted(onnx_path)
+    model = (
+        _quantised(onnx_path, [as_batch(f) for f in calibration])
+        if calibration
+        else _converted(onnx_path)
+    )
     model.set_rt_info(json.dumps(asdict(label)), KEY)
     _save_openvino(model, path)
     model.set_rt_info(_file_digest(path.with_suffix(".bin")), WEIGHTS)
@@ -173,17 +201,21 @@ def _quantised(onnx_path: Path, tensors: Sequence[NDArray[Any]]) -> Any:
 
     nncf.set_log_level(logging.ERROR)
     model = _converted(onnx_path)
-    # The margin of anatomy over background: OpenVINO cannot compile it after logits (1, N, 2, h, w) in int8.
+    # The margin of anatomy over background: OpenVINO cannot compile it after logits (1, N, 2, h, w)
+    # in int8.
     subtractions = nncf.IgnoredScope(types=["Subtract"], validate=False)
     with own_signal_stack():
-        return nncf.quantize(model, nncf.Dataset(list(tensors)), subset_size=len(tensors), ignored_scope=subtractions)
+        return nncf.quantize(
+            model, nncf.Dataset(list(tensors)), subset_size=len(tensors), ignored_scope=subtractions
+        )
 
 
 def load_exported(path: Path) -> tuple[Run, Label]:
     """A function from a frame to its masks, and what the file says of itself.
 
     Raises:
-        MtkdError: no such file, none that this project exported, one that was changed since, or no runtime for it.
+        MtkdError: no such file, none that this project exported, one that was changed since, or no
+            runtime for it.
     """
     _check_file(path)
     is_onnx = path.suffix == ".onnx"
@@ -194,14 +226,20 @@ def load_exported(path: Path) -> tuple[Run, Label]:
             run, shape = (_open_onnx if is_onnx else _open_openvino)(path)
     except ImportError as error:
         remedy = f"pip install --force-reinstall {'onnx onnxruntime' if is_onnx else 'openvino'}"
-        raise MtkdError(f"{path} needs a package that cannot be imported ({_line(error)}). Run: {remedy}") from error
+        raise MtkdError(
+            f"{path} needs a package that cannot be imported ({_line(error)}). Run: {remedy}"
+        ) from error
     except (RuntimeError, KeyError, ValueError, OSError) as error:
         raise MtkdError(f"{path} is no file that `mtkd export` wrote ({_line(error)})") from error
     if written != found:
-        raise MtkdError(f"{path} has other weights than it was exported with: copy it again, or export again")
+        raise MtkdError(
+            f"{path} has other weights than it was exported with: copy it again, or export again"
+        )
     expected = (1, len(label.anatomies), *label.frame_size)
     if shape != expected:
-        raise MtkdError(f"{path} gives masks {shape}, but says {expected}: copy it again, or export again")
+        raise MtkdError(
+            f"{path} gives masks {shape}, but says {expected}: copy it again, or export again"
+        )
     return run, label
 
 
@@ -216,7 +254,9 @@ def _told_by_onnx(path: Path) -> tuple[str, str, str]:
 
     try:
         model = onnx.load(path)
-    except Exception as error:  # of protobuf, whose classes differ from one implementation to the next
+    except (
+        Exception
+    ) as error:  # of protobuf, whose classes differ from one implementation to the next
         raise ValueError(str(error)) from error
     told = {entry.key: entry.value for entry in model.metadata_props}
     return told[KEY], told[WEIGHTS], _graph_digest(model)
@@ -224,7 +264,10 @@ def _told_by_onnx(path: Path) -> tuple[str, str, str]:
 
 def _told_by_openvino(path: Path) -> tuple[str, str, str]:
     """As :func:`_told_by_onnx`."""
-    told = {entry.tag: entry.attrib["value"] for entry in ElementTree.parse(path).iterfind("./rt_info/*[@value]")}
+    told = {
+        entry.tag: entry.attrib["value"]
+        for entry in ElementTree.parse(path).iterfind("./rt_info/*[@value]")
+    }
     return told[KEY], told[WEIGHTS], _file_digest(path.with_suffix(".bin"))
 
 
@@ -242,7 +285,10 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise MtkdError(f"{path} is a folder: name the checkpoint or the exported file in it")
     if path.suffix not in (".onnx", ".xml"):
-        raise MtkdError(f"{path}: expected a checkpoint (.safetensors) or what `mtkd export` wrote (.onnx, .xml)")
+        raise MtkdError(
+            f"{path}: expected a checkpoint (.safetensors) or what `mtkd export` wrote (.onnx, "
+            ".xml)"
+        )
     if not path.is_file():
         raise MtkdError(f"{path} is missing: `mtkd export` writes such files")
     if path.suffix == ".xml":
@@ -252,7 +298,9 @@ def _check_file(path: Path) -> None:
 def _check_weights(path: Path, weights: Path) -> None:
     """An OpenVINO file says where in its ``.bin`` each constant is."""
     try:
-        constants = [data.attrib for data in ElementTree.parse(path).iterfind(".//layer[@type='Const']/data")]
+        constants = [
+            data.attrib for data in ElementTree.parse(path).iterfind(".//layer[@type='Const']/data")
+        ]
     except ElementTree.ParseError as error:
         raise MtkdError(f"{path} is no whole file that `mtkd export` wrote ({error})") from error
     if not weights.is_file():
@@ -286,7 +334,9 @@ def open_onnx(path: Path) -> Any:
 
 def _open_openvino(path: Path) -> tuple[Run, tuple[int, ...]]:
     compiled = open_openvino(path)
-    return lambda frame: compiled(as_batch(frame))[0][0].astype(bool), tuple(compiled.output(0).shape)
+    return lambda frame: compiled(as_batch(frame))[0][0].astype(bool), tuple(
+        compiled.output(0).shape
+    )
 
 
 def open_openvino(path: Path, precision: str = "float32", threads: int | None = None) -> Any:
@@ -294,8 +344,9 @@ def open_openvino(path: Path, precision: str = "float32", threads: int | None = 
 
     Args:
         path: the file.
-        precision: what it computes in, where the file leaves that open; left to itself OpenVINO takes what is fastest,
-            bfloat16 on some processors, and masks would differ from one to the other.
+        precision: what it computes in, where the file leaves that open; left to itself OpenVINO
+            takes what is fastest, bfloat16 on some processors, and masks would differ from one to
+            the other.
         threads: of the processor; None for all.
     """
     import openvino

@@ -35,13 +35,23 @@ def draw(
 def strip(frame: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
     """The frame, and once more with each mask, side by side with a gap of four white pixels."""
     gap = np.full((frame.shape[0], 4, 3), 255, np.uint8)
-    pictures = [frame, *(draw(frame, mask[None], [COLOURS["bluish green"]], 0.55, COLOURS["white"]) for mask in masks)]
+    pictures = [
+        frame,
+        *(
+            draw(frame, mask[None], [COLOURS["bluish green"]], 0.55, COLOURS["white"])
+            for mask in masks
+        ),
+    ]
     return np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1)
 
 
-def add_legend(picture: NDArray[np.uint8], names: Sequence[str], colours: Sequence[Colour]) -> NDArray[np.uint8]:
+def add_legend(
+    picture: NDArray[np.uint8], names: Sequence[str], colours: Sequence[Colour]
+) -> NDArray[np.uint8]:
     """Name every anatomy beside its colour, in the upper left corner, on the picture itself; all of them fit."""
-    line = min(max(12, picture.shape[0] // 45), max(6, (picture.shape[0] - 4) // max(1, len(names))))
+    line = min(
+        max(12, picture.shape[0] // 45), max(6, (picture.shape[0] - 4) // max(1, len(names)))
+    )
     scale = line / 30
     for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
         top = 4 + i * line

@@ -28,22 +28,28 @@ class Runner:
         module: in eval mode, on ``device``.
         example: one input, in memory: every other has its shape and dtype.
         device: where the module is.
-        launch: ``eager``; on CUDA also all kernels at once, as one ``graph`` (ready after a few calls), or ``compiled``
-            (faster, and ready after some 15 seconds).
+        launch: ``eager``; on CUDA also all kernels at once, as one ``graph`` (ready after a few
+            calls), or ``compiled`` (faster, and ready after some 15 seconds).
 
     Raises:
         LaunchError: the module can't be launched so.
     """
 
-    def __init__(self, module: nn.Module, example: Tensor, device: torch.device, launch: Launch = "eager") -> None:
+    def __init__(
+        self, module: nn.Module, example: Tensor, device: torch.device, launch: Launch = "eager"
+    ) -> None:
         self.device = device
-        self.module = module  # a graph reads its weights where they are: they must live as long as it does
+        self.module = (
+            module  # a graph reads its weights where they are: they must live as long as it does
+        )
         self._pinned = device.type == "cuda"
         if not self._pinned:
             return
         self._held, self._shown = torch.empty_like(example, pin_memory=True), example.to(device)
         with self._exactly():
-            first = self._eager()  # lets libraries install their hooks, too, which a compiler can't follow
+            first = (
+                self._eager()
+            )  # lets libraries install their hooks, too, which a compiler can't follow
             self._back = torch.empty(first.shape, dtype=first.dtype, pin_memory=True)
             self._compute = self._launched(launch)
 
@@ -77,9 +83,13 @@ class Runner:
             return self._captured(module)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # of capture, of the compiler and its backends: their classes share no base
+        except (
+            Exception
+        ) as error:  # of capture, of the compiler and its backends: their classes share no base
             reason = shorten(" ".join(str(error).split()), 160, placeholder=" ...")
-            raise LaunchError(f"a network can't be launched as one graph here ({reason})") from error
+            raise LaunchError(
+                f"a network can't be launched as one graph here ({reason})"
+            ) from error
 
     def _captured(self, module: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         if not self._shown.is_floating_point():
@@ -99,7 +109,9 @@ class Runner:
             return answer
 
         if not _alike(replay(), self._eager()):
-            raise LaunchError("as one graph a network answers otherwise than its kernels one by one")
+            raise LaunchError(
+                "as one graph a network answers otherwise than its kernels one by one"
+            )
         return replay
 
 

@@ -1,8 +1,9 @@
 """Keeping the stack on which this thread handles signals.
 
-A model that OpenVINO compiles puts a signal stack of its own in place of the thread's, and when it is deleted puts back
-what it found. Two models that are deleted in the order in which they were compiled leave the stack of the first, which
-is no longer there: the next signal, Ctrl-C or the end of a child process, then kills the process.
+A model that OpenVINO compiles puts a signal stack of its own in place of the thread's, and when it
+is deleted puts back what it found. Two models that are deleted in the order in which they were
+compiled leave the stack of the first, which is no longer there: the next signal, Ctrl-C or the end
+of a child process, then kills the process.
 """
 
 import ctypes

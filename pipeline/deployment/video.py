@@ -25,7 +25,19 @@ VIDEOS = (
     ".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".ts", ".mts", ".m2ts", ".vob", ".wmv", ".mxf",
     ".flv", ".ogv", ".3gp", ".h264", ".hevc",
 )  # fmt: skip
-OTHER_IMAGES = (".webp", ".gif", ".jp2", ".jfif", ".ppm", ".pgm", ".avif", ".heic", ".dcm", ".exr", ".tga")
+OTHER_IMAGES = (
+    ".webp",
+    ".gif",
+    ".jp2",
+    ".jfif",
+    ".ppm",
+    ".pgm",
+    ".avif",
+    ".heic",
+    ".dcm",
+    ".exr",
+    ".tga",
+)
 
 
 @dataclass(frozen=True)
@@ -61,14 +73,18 @@ def list_images(path: Path) -> list[Path]:
         return [path]
     frames = [file for file in walk(path) if is_frame(file)]
     if not frames:
-        raise MtkdError(f"{path} holds no frame ({', '.join(IMAGES)}): name a frame, a folder of frames or a video")
+        raise MtkdError(
+            f"{path} holds no frame ({', '.join(IMAGES)}): name a frame, a folder of frames or a "
+            "video"
+        )
     return frames
 
 
 def unread_media(folder: Path) -> list[Path]:
     """What a user may take for read in a folder of frames.
 
-    Pictures of other formats, videos, links to nothing, and folders that are read under another name.
+    Pictures of other formats, videos, links to nothing, and folders that are read under another
+    name.
     """
     unread = (*OTHER_IMAGES, *VIDEOS)
     return [path for path in walk(folder) if path.suffix.lower() in unread or not path.is_file()]
@@ -93,7 +109,11 @@ def read_images(paths: list[Path]) -> Iterator[Shown]:
         except DataError as error:
             yield Shown(str(path), None, problem=str(error))
         except Exception as error:
-            yield Shown(str(path), None, problem=f"{path}: cannot be decoded ({str(error) or type(error).__name__})")
+            yield Shown(
+                str(path),
+                None,
+                problem=f"{path}: cannot be decoded ({str(error) or type(error).__name__})",
+            )
 
 
 def _read_image(path: Path) -> NDArray[np.uint8]:
@@ -102,7 +122,9 @@ def _read_image(path: Path) -> NDArray[np.uint8]:
     with Image.open(path) as image:
         pages = getattr(image, "n_frames", 1)
         if image.format == "TIFF" and pages > 1:
-            raise DataError([f"{path}: holds {pages} pictures, expected one: save each as a file of its own"])
+            raise DataError(
+                [f"{path}: holds {pages} pictures, expected one: save each as a file of its own"]
+            )
         image.load()  # OpenCV takes a JPEG that is cut off for whole
         pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if pixels is not None:
@@ -147,7 +169,9 @@ def read_video(path: Path) -> Iterator[Shown]:
                 packet = next(packets, None)
             except Exception as error:
                 yield Shown(
-                    f"{path} frame {number}", None, problem=f"{path}: it ends early, at frame {number} ({error})"
+                    f"{path} frame {number}",
+                    None,
+                    problem=f"{path}: it ends early, at frame {number} ({error})",
                 )
                 return
             if packet is None:
@@ -155,7 +179,11 @@ def read_video(path: Path) -> Iterator[Shown]:
             try:
                 decoded = [(frame, _upright(frame)) for frame in packet.decode()]
             except Exception as error:
-                yield Shown(f"{path} frame {number}", None, problem=f"{path}: frame {number} is broken ({error})")
+                yield Shown(
+                    f"{path} frame {number}",
+                    None,
+                    problem=f"{path}: frame {number} is broken ({error})",
+                )
                 number += 1
                 continue
             for frame, pixels in decoded:
@@ -174,7 +202,8 @@ def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
 class VideoWriter:
     """An H.264 video, each frame in a fragment: what is written stays playable whatever stops the writing.
 
-    It is written beside its place and moved there when it is closed: until then an older video stays whole.
+    It is written beside its place and moved there when it is closed: until then an older video
+    stays whole.
 
     Attributes:
         path: the video's place.
@@ -183,7 +212,9 @@ class VideoWriter:
 
     TIME_BASE = Fraction(1, 90_000)
 
-    def __init__(self, path: Path, size: tuple[int, int], rate: Fraction, aspect: Fraction = Fraction(1)) -> None:
+    def __init__(
+        self, path: Path, size: tuple[int, int], rate: Fraction, aspect: Fraction = Fraction(1)
+    ) -> None:
         self.path, self.size, self.rate = path, size, rate
         self.kept: bool | None = None
         self.written = 0
@@ -197,25 +228,36 @@ class VideoWriter:
         }
         height, width = size
         if min(size) < 2:
-            raise MtkdError(f"{path}: frames of {width}x{height} can't be a video, which needs 2x2 pixels")
+            raise MtkdError(
+                f"{path}: frames of {width}x{height} can't be a video, which needs 2x2 pixels"
+            )
         with naming(path, av.FFmpegError):
             self.container = av.open(f"file:{self.partial}", "w", format="mp4", options=options)
-        # Without frames that refer to later ones, times need no shift, which a fragmented file could not record.
+        # Without frames that refer to later ones, times need no shift, which a fragmented file
+        # could not record.
         encoder = {"crf": "18", "preset": "veryfast", "g": "50", "bf": "0"}
         self.stream = self.container.add_stream("libx264", rate=rate, options=encoder)
         # H.264 with halved colour needs even sizes: a last odd row or column is left out.
-        self.stream.width, self.stream.height, self.stream.pix_fmt = width // 2 * 2, height // 2 * 2, "yuv420p"
+        self.stream.width, self.stream.height, self.stream.pix_fmt = (
+            width // 2 * 2,
+            height // 2 * 2,
+            "yuv420p",
+        )
         self.stream.codec_context.time_base = self.TIME_BASE
         self.stream.codec_context.sample_aspect_ratio = aspect
         # Said in the file, since players guess otherwise.
         self.stream.codec_context.colorspace = Colorspace.ITU709
         self.stream.codec_context.color_range = ColorRange.MPEG
-        self.stream.codec_context.color_primaries, self.stream.codec_context.color_trc = BT_709, BT_709
+        self.stream.codec_context.color_primaries, self.stream.codec_context.color_trc = (
+            BT_709,
+            BT_709,
+        )
 
     def write(self, pixels: NDArray[np.uint8], time: Fraction | None) -> None:
         """Encode one frame (H, W, 3) at its time in seconds.
 
-        One frame after the last if it has no time or, as in joined videos, an earlier one; at the first frame's size.
+        One frame after the last if it has no time or, as in joined videos, an earlier one; at the
+        first frame's size.
 
         Raises:
             MtkdError: the video can't be written.
@@ -237,7 +279,8 @@ class VideoWriter:
         following = 0 if self.last is None else self.last + step
         pts = following if time is None else round(time / self.TIME_BASE)
         if self.last is not None and pts <= self.last:
-            # A time that is given twice moves no later frame; one that goes back begins another video.
+            # A time that is given twice moves no later frame; one that goes back begins another
+            # video.
             pts = self.last + 1 if pts == self.last else following
         self.last = pts
         return self.last
@@ -260,8 +303,13 @@ class VideoWriter:
             if self.kept:
                 self.partial.replace(self.path)
             self.partial.unlink(missing_ok=True)
-        if whole < self.written:  # FFmpeg tells of no error in what it writes while it closes a file
-            raise MtkdError(f"{self.path} holds {whole} of {self.written} frames: make room, or choose another place")
+        if (
+            whole < self.written
+        ):  # FFmpeg tells of no error in what it writes while it closes a file
+            raise MtkdError(
+                f"{self.path} holds {whole} of {self.written} frames: make room, or choose "
+                "another place"
+            )
 
     def _finish(self) -> None:
         try:

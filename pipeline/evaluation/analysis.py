@@ -1,6 +1,7 @@
 """From results on frames to what a reader asks: how sure, how often wrongly claimed, confused with what, calibrated?
 
-All are plain numbers, ready for JSON; shares are percentages. None stands where there is nothing to measure.
+All are plain numbers, ready for JSON; shares are percentages. None stands where there is nothing to
+measure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,14 @@ TOO_FEW = "too few"
 
 def intervals(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str, Any]:
     """Per metric and anatomy (and ``mean``): mean, ends of the 95 % interval, number of surgeries behind them."""
-    return {metric: _table(estimates(_values(results, metric), anatomies), metric) for metric in METRICS}
+    return {
+        metric: _table(estimates(_values(results, metric), anatomies), metric) for metric in METRICS
+    }
 
 
-def difference(new: Sequence[Result], old: Sequence[Result], anatomies: Sequence[str]) -> dict[str, Any]:
+def difference(
+    new: Sequence[Result], old: Sequence[Result], anatomies: Sequence[str]
+) -> dict[str, Any]:
     """What ``new`` is above ``old``, paired by surgery: intervals, and Wilcoxon's p over surgeries or "too few"."""
     found: dict[str, Any] = {}
     for metric in METRICS:
@@ -50,14 +55,18 @@ def _table(found: Mapping[str, Estimate], metric: str) -> dict[str, dict[str, fl
 def per_surgery(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One row per surgery and anatomy: frames, and the mean of every metric."""
     rows = []
-    for surgery, anatomy in sorted({(r.surgery, r.frame.anatomy) for r in results}, key=_numbers_first):
+    for surgery, anatomy in sorted(
+        {(r.surgery, r.frame.anatomy) for r in results}, key=_numbers_first
+    ):
         own = [r for r in results if (r.surgery, r.frame.anatomy) == (surgery, anatomy)]
         means = {m: dice.mean([r.value(m) for r in own]) for m in METRICS}
         rows.append({"surgery": surgery, "anatomy": anatomy, "frames": len(own), **means})
     return rows
 
 
-def _numbers_first(surgery_and_anatomy: tuple[str | int, str]) -> tuple[bool, tuple[str | int, str]]:
+def _numbers_first(
+    surgery_and_anatomy: tuple[str | int, str],
+) -> tuple[bool, tuple[str | int, str]]:
     return isinstance(surgery_and_anatomy[0], str), surgery_and_anatomy
 
 
@@ -72,8 +81,8 @@ def false_alarms(
         presence: from a frame's id to which anatomies it shows.
 
     Returns:
-        Number of such frames, the percentage of them in which its decoder claims a pixel, and the mean percentage of
-        the frame that it then claims.
+        Number of such frames, the percentage of them in which its decoder claims a pixel, and the
+        mean percentage of the frame that it then claims.
     """
     found = {}
     for i, anatomy in enumerate(anatomies):
@@ -87,7 +96,9 @@ def false_alarms(
     return found
 
 
-def confusion(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str, dict[str, float | None]]:
+def confusion(
+    results: Sequence[Result], anatomies: Sequence[str]
+) -> dict[str, dict[str, float | None]]:
     """For each labelled anatomy, the percentage of its labelled pixels that each decoder claims."""
     table = {}
     for labelled in anatomies:
@@ -107,7 +118,9 @@ def claimants(results: Sequence[Result]) -> dict[str, float | None]:
     return dict(zip(("none", "one", "several"), shares, strict=True))
 
 
-def calibrated(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str, dict[str, float] | None]:
+def calibrated(
+    results: Sequence[Result], anatomies: Sequence[str]
+) -> dict[str, dict[str, float] | None]:
     """Per anatomy, over the pixels of its own frames: expected calibration error and Brier score, in percent."""
     found: dict[str, dict[str, float] | None] = {}
     for anatomy in anatomies:
@@ -115,7 +128,10 @@ def calibrated(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str,
         found[anatomy] = None
         if own:
             together = total(own)
-            found[anatomy] = {"ece": round(100 * together.ece, 2), "brier": round(100 * together.brier, 2)}
+            found[anatomy] = {
+                "ece": round(100 * together.ece, 2),
+                "brier": round(100 * together.brier, 2),
+            }
     return found
 
 

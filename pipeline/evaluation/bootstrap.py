@@ -33,7 +33,9 @@ class Estimate:
     surgeries: int
 
 
-def estimates(values: Sequence[Value], anatomies: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
+def estimates(
+    values: Sequence[Value], anatomies: Sequence[str], seed: int = 0
+) -> dict[str, Estimate]:
     """The mean over frames of each anatomy, and under ``mean`` the mean over anatomies, with 95 % intervals.
 
     A resample draws as many surgeries as there are, with replacement, and takes all their frames.
@@ -43,12 +45,16 @@ def estimates(values: Sequence[Value], anatomies: Sequence[str], seed: int = 0) 
     if not surgeries:
         return dict.fromkeys(("mean", *anatomies), Estimate(nan, nan, nan, 0))
     ones = np.ones((1, surgeries))
-    weights = np.random.default_rng(seed).multinomial(surgeries, np.full(surgeries, 1 / surgeries), RESAMPLES)
+    weights = np.random.default_rng(seed).multinomial(
+        surgeries, np.full(surgeries, 1 / surgeries), RESAMPLES
+    )
     exact, resampled = (_means(w.astype(np.float64), sums, counts) for w in (ones, weights))
     behind = (surgeries, *np.count_nonzero(counts, axis=0).tolist())
     return {
         name: Estimate(
-            float(exact[0, i]), *(_percentiles(resampled[:, i]) if behind[i] > 1 else (nan, nan)), surgeries=behind[i]
+            float(exact[0, i]),
+            *(_percentiles(resampled[:, i]) if behind[i] > 1 else (nan, nan)),
+            surgeries=behind[i],
         )
         for i, name in enumerate(("mean", *anatomies))
     }
@@ -77,7 +83,9 @@ def surgery_means(values: Sequence[Value]) -> dict[str | int, float]:
     return {name: float(np.mean([v.value for v in known if v.surgery == name])) for name in names}
 
 
-def _per_surgery(values: Sequence[Value], anatomies: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _per_surgery(
+    values: Sequence[Value], anatomies: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sums and numbers of values, (surgeries, anatomies)."""
     known = [v for v in values if not isnan(v.value)]
     rows = {name: i for i, name in enumerate(dict.fromkeys(v.surgery for v in known))}
@@ -89,7 +97,9 @@ def _per_surgery(values: Sequence[Value], anatomies: Sequence[str]) -> tuple[NDA
     return sums, counts
 
 
-def _means(weights: NDArray[np.float64], sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def _means(
+    weights: NDArray[np.float64], sums: NDArray[np.float64], counts: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Per resample, the mean over anatomies and then each anatomy's; an anatomy without a frame is NaN: (R, 1 + A)."""
     number = weights @ counts
     means = np.divide(weights @ sums, number, out=np.full(number.shape, nan), where=number > 0)
@@ -98,7 +108,10 @@ def _means(weights: NDArray[np.float64], sums: NDArray[np.float64], counts: NDAr
     return np.hstack(
         [
             np.divide(
-                total, there.sum(1, keepdims=True), out=np.full(total.shape, nan), where=there.any(1, keepdims=True)
+                total,
+                there.sum(1, keepdims=True),
+                out=np.full(total.shape, nan),
+                where=there.any(1, keepdims=True),
             ),
             means,
         ]

@@ -44,7 +44,9 @@ def calibration(probability: NDArray[np.float32], label: NDArray[np.bool_]) -> C
     def per_bin(weights: NDArray[np.float64] | None) -> NDArray[np.float64]:
         return np.bincount(bins, weights, minlength=BINS).astype(np.float64)
 
-    return Calibration(per_bin(None), per_bin(p), per_bin(y.astype(np.float64)), float(((p - y) ** 2).sum()))
+    return Calibration(
+        per_bin(None), per_bin(p), per_bin(y.astype(np.float64)), float(((p - y) ** 2).sum())
+    )
 
 
 def total(parts: Sequence[Calibration]) -> Calibration:

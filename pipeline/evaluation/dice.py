@@ -53,4 +53,6 @@ def mean(values: Sequence[float]) -> float | None:
 def mean_dice(counts: Sequence[Counts], anatomies: Sequence[str]) -> dict[str, float | None]:
     """Per anatomy, the mean over its frames of their Dice in 0..1; ``anatomies`` names each frame's."""
     names = dict.fromkeys(anatomies)
-    return {n: mean([c.dice for c, a in zip(counts, anatomies, strict=True) if a == n]) for n in names}
+    return {
+        n: mean([c.dice for c, a in zip(counts, anatomies, strict=True) if a == n]) for n in names
+    }

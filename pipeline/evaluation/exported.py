@@ -12,7 +12,9 @@ from pipeline.evaluation.dice import mean, mean_dice
 from pipeline.prepared import Frame, load_frame, load_label
 
 
-def runtime_dice(run: Run, frames: Sequence[Frame], anatomies: Sequence[str], size: tuple[int, int]) -> float | None:
+def runtime_dice(
+    run: Run, frames: Sequence[Frame], anatomies: Sequence[str], size: tuple[int, int]
+) -> float | None:
     """Dice in percent: per anatomy the mean over its labelled frames, then the mean over anatomies.
 
     Args:

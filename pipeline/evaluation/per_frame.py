@@ -110,7 +110,11 @@ def evaluate(
     for frame, measured, pixels in delayed(measuring, 4 * machine.workers if processes else 0):
         n, values = len(anatomies), pixels.tolist()
         yield Result(
-            frame, *measured(), tuple(values[:n]), tuple(values[n : 2 * n]), (values[-3], values[-2], values[-1])
+            frame,
+            *measured(),
+            tuple(values[:n]),
+            tuple(values[n : 2 * n]),
+            (values[-3], values[-2], values[-1]),
         )
 
 
@@ -129,9 +133,10 @@ class _Batch:
     Attributes:
         frames: b frames.
         labels: (b, H, W) bool.
-        margins: by how much the logit of a frame's own anatomy exceeds the background's, (b, H, W) float32.
-        pixels: of each frame, (b, 2 N + 3) int64: of the label that each decoder claims; that each claims; that no
-            decoder, one, or several claim.
+        margins: by how much the logit of a frame's own anatomy exceeds the background's, (b, H, W)
+            float32.
+        pixels: of each frame, (b, 2 N + 3) int64: of the label that each decoder claims; that each
+            claims; that no decoder, one, or several claim.
     """
 
     frames: list[Frame]
@@ -139,24 +144,36 @@ class _Batch:
     margins: Callable[[], NDArray[np.float32]]
     pixels: Callable[[], NDArray[np.int64]]
 
-    def rows(self) -> Iterator[tuple[Frame, NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]]:
+    def rows(
+        self,
+    ) -> Iterator[tuple[Frame, NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]]:
         """A frame, its margin, its label and its pixels, one after another."""
         return zip(self.frames, self.margins(), self.labels, self.pixels(), strict=True)
 
 
 def _batches(
-    network: Network, frames: Sequence[Frame], anatomies: Sequence[str], batch_size: int, machine: Machine
+    network: Network,
+    frames: Sequence[Frame],
+    anatomies: Sequence[str],
+    batch_size: int,
+    machine: Machine,
 ) -> Iterator[_Batch]:
     """All that needs every decoder's map is computed on the device: one map of each frame leaves it."""
     parts = [range(i, min(i + batch_size, len(frames))) for i in range(0, len(frames), batch_size)]
     own = [[frames[i] for i in part] for part in parts]
-    labels = ahead(np.stack([load_label(frame.label).astype(bool) for frame in some]) for some in own)
+    labels = ahead(
+        np.stack([load_label(frame.label).astype(bool) for frame in some]) for some in own
+    )
     frozen = Frozen(network, machine.torch_device, torch.float32)
-    outputs = on_device(frozen.margins, clean_questions(frames), parts, "32-true", machine, Stopwatch())
+    outputs = on_device(
+        frozen.margins, clean_questions(frames), parts, "32-true", machine, Stopwatch()
+    )
     for some, label, (native, _) in zip(own, labels, outputs, strict=True):
         margins = resize(native[:, :, None], (label.shape[1], label.shape[2]))[:, :, 0]
         pixels = _pixels(margins > 0, to_device(label, margins.device))
-        own_margins = [m[list(anatomies).index(frame.anatomy)] for m, frame in zip(margins, some, strict=True)]
+        own_margins = [
+            m[list(anatomies).index(frame.anatomy)] for m, frame in zip(margins, some, strict=True)
+        ]
         yield _Batch(some, label, to_host(torch.stack(own_margins)), to_host(pixels))
 
 
@@ -174,10 +191,16 @@ def _measure(
     """The own anatomy's decoder against the label, both (H, W)."""
     mask = margin > 0
     surface = Surface(nan, nan) if tolerance is None else compare_outlines(mask, label, tolerance)
-    return count_masks(mask, label), surface, calibration(1 / (1 + np.exp(-margin.clip(-60, 60))), label)
+    return (
+        count_masks(mask, label),
+        surface,
+        calibration(1 / (1 + np.exp(-margin.clip(-60, 60))), label),
+    )
 
 
-def _begin(processes: Executor | None, function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+def _begin(
+    processes: Executor | None, function: Callable[..., T], *arguments: Any
+) -> Callable[[], T]:
     """Call a function, in another process if there are some; what is returned gives its result."""
     if processes is not None:
         return processes.submit(function, *arguments).result
@@ -185,7 +208,9 @@ def _begin(processes: Executor | None, function: Callable[..., T], *arguments: A
     return lambda: result
 
 
-def summarise(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str, dict[str, float | None]]:
+def summarise(
+    results: Sequence[Result], anatomies: Sequence[str]
+) -> dict[str, dict[str, float | None]]:
     """``{"dice": {"mean": percent, "<anatomy>": percent or None}, "iou": {...}}`` with one decimal.
 
     An anatomy's value is the mean over its frames, ``mean`` that over the anatomies that have one.
@@ -193,7 +218,8 @@ def summarise(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str, 
     table = {}
     for name in ("dice", "iou"):
         per_anatomy = {
-            anatomy: dice.mean([r.value(name) for r in results if r.frame.anatomy == anatomy]) for anatomy in anatomies
+            anatomy: dice.mean([r.value(name) for r in results if r.frame.anatomy == anatomy])
+            for anatomy in anatomies
         }
         overall = dice.mean([value for value in per_anatomy.values() if value is not None])
         table[name] = {

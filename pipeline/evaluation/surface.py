@@ -13,19 +13,23 @@ from numpy.typing import NDArray
 class Surface:
     """Agreement of two outlines.
 
-    Neither mask nor label: NaN, and left out of every mean, as for Dice. Only one of them: the worst there is, a
-    distance of the frame's diagonal and no outline within the tolerance.
+    Neither mask nor label: NaN, and left out of every mean, as for Dice. Only one of them: the
+    worst there is, a distance of the frame's diagonal and no outline within the tolerance.
 
     Attributes:
-        hd95: 95th percentile of the distances between the outlines, in pixels; the larger of the two directions.
-        nsd: normalised surface Dice, the share of both outlines that lies within the tolerance of the other, 0..1.
+        hd95: 95th percentile of the distances between the outlines, in pixels; the larger of the
+            two directions.
+        nsd: normalised surface Dice, the share of both outlines that lies within the tolerance of
+            the other, 0..1.
     """
 
     hd95: float
     nsd: float
 
 
-def compare_outlines(mask: NDArray[np.bool_], label: NDArray[np.bool_], tolerance: float) -> Surface:
+def compare_outlines(
+    mask: NDArray[np.bool_], label: NDArray[np.bool_], tolerance: float
+) -> Surface:
     """Mask and label (H, W) bool; tolerance in pixels."""
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # takes seconds
 

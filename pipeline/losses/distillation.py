@@ -1,10 +1,11 @@
 """The KL divergence between a teacher's and the student's normalised logits (paper, Equation 2), in both readings.
 
-``pixels`` is channel-wise distillation (Shu et al. 2021, reference run "channel kl 3 4"): each channel is a
-distribution over the frame's pixels. ``classes`` is the other reading of "C being either the anatomy or
-background": each pixel is a distribution over the two classes. The first is blind to a constant added to a channel,
-so it can't teach that an organ is absent; the second can. ``classes_balanced`` is ours: the second, with weights that
-keep a large background from drowning a thin structure.
+``pixels`` is channel-wise distillation (Shu et al. 2021, reference run "channel kl 3 4"): each
+channel is a distribution over the frame's pixels. ``classes`` is the other reading of "C being
+either the anatomy or background": each pixel is a distribution over the two classes. The first is
+blind to a constant added to a channel, so it can't teach that an organ is absent; the second can.
+``classes_balanced`` is ours: the second, with weights that keep a large background from drowning a
+thin structure.
 """
 
 import torch
@@ -15,14 +16,17 @@ from torch import Tensor
 RARE = 0.01
 
 
-def channel_wise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
+def channel_wise_kl(
+    student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None
+) -> Tensor:
     """Softmax over all valid pixels of a channel, KL(teacher || student) summed over pixels, times T^2.
 
     Args:
         student: (B, N, 2, h, w) float logits; computed in float32 whatever the dtype.
         teacher: (B, N, 2, h, w) float logits on the same grid.
         temperature: T > 0, divides the logits.
-        valid: (B, h, w) bool, cells to compare; None = all. A frame without a valid cell is not counted.
+        valid: (B, h, w) bool, cells to compare; None = all. A frame without a valid cell is not
+            counted.
 
     Returns:
         (N,) float32, the mean over counted frames and the two channels; 0 where no frame counts.
@@ -31,14 +35,17 @@ def channel_wise_kl(student: Tensor, teacher: Tensor, temperature: float, valid:
     if valid is None:
         valid = student.new_ones((student.shape[0], *student.shape[3:]), dtype=torch.bool)
     cells = valid.flatten(1)[:, None, None]
-    # A large negative number instead of -inf: a frame without valid cells must not become NaN, not even in backward.
+    # A large negative number instead of -inf: a frame without valid cells must not become NaN, not
+    # even in backward.
     s, t = s.masked_fill(~cells, -1e9), t.masked_fill(~cells, -1e9)
     log_s, log_t = s.log_softmax(-1), t.log_softmax(-1)
     kl = torch.where(cells, log_t.exp() * (log_t - log_s), 0.0).sum(-1).mean(2)
     return _mean_over_frames(kl, valid) * temperature**2
 
 
-def class_wise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
+def class_wise_kl(
+    student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None
+) -> Tensor:
     """Softmax over the two classes of a pixel, KL(teacher || student), mean over valid pixels, times T^2.
 
     Arguments and result as for :func:`channel_wise_kl`.
@@ -48,13 +55,16 @@ def class_wise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: T
     return _mean_over_frames(per_frame, valid) * temperature**2
 
 
-def balanced_class_wise_kl(student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
+def balanced_class_wise_kl(
+    student: Tensor, teacher: Tensor, temperature: float, valid: Tensor | None = None
+) -> Tensor:
     """The class-wise KL with the anatomy and its background counting the same, however small the anatomy is.
 
-    With p the teacher's probability of the anatomy in a cell, a frame's loss is half the mean of the KL weighted with p
-    plus half the mean weighted with 1 - p. Each cell still has its minimum where the student equals the teacher; only
-    its weight differs, so thin structures are learnt as early as large organs. What covers less than about ``RARE`` of
-    the frame counts in proportion, so that faint doubts on a frame without the anatomy stay faint.
+    With p the teacher's probability of the anatomy in a cell, a frame's loss is half the mean of
+    the KL weighted with p plus half the mean weighted with 1 - p. Each cell still has its minimum
+    where the student equals the teacher; only its weight differs, so thin structures are learnt as
+    early as large organs. What covers less than about ``RARE`` of the frame counts in proportion,
+    so that faint doubts on a frame without the anatomy stay faint.
 
     Arguments and result as for :func:`channel_wise_kl`.
     """
@@ -63,7 +73,9 @@ def balanced_class_wise_kl(student: Tensor, teacher: Tensor, temperature: float,
     halves = []
     for share in (p, 1 - p):
         weight = torch.where(valid[:, None], share, 0.0)
-        halves.append((weight * kl).sum(dim=(2, 3)) / (weight.sum(dim=(2, 3)) + RARE * cells).clamp(min=RARE))
+        halves.append(
+            (weight * kl).sum(dim=(2, 3)) / (weight.sum(dim=(2, 3)) + RARE * cells).clamp(min=RARE)
+        )
     return _mean_over_frames((halves[0] + halves[1]) / 2, valid) * temperature**2
 
 

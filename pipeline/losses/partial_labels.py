@@ -10,11 +10,13 @@ IGNORE = -1
 def partial_targets(label: Tensor, anatomy: Tensor, decoders: int) -> Tensor:
     """What each decoder may learn from frames that are labelled for one anatomy only.
 
-    The frame's own decoder gets the full binary mask. An organ's pixel is no other organ's, so every other decoder
-    sees those pixels as background; whether the rest of the frame holds its own organ is unknown, so it is ignored.
+    The frame's own decoder gets the full binary mask. An organ's pixel is no other organ's, so
+    every other decoder sees those pixels as background; whether the rest of the frame holds its own
+    organ is unknown, so it is ignored.
 
     Args:
-        label: (B, H, W) int64, 1 = anatomy, 0 = background, -1 = not known (outside the original frame).
+        label: (B, H, W) int64, 1 = anatomy, 0 = background, -1 = not known (outside the original
+            frame).
         anatomy: (B,) int64, index of the decoder that each frame is labelled for.
         decoders: number of decoders N.
 
@@ -26,16 +28,20 @@ def partial_targets(label: Tensor, anatomy: Tensor, decoders: int) -> Tensor:
     return torch.where(own, label[:, None], elsewhere[:, None])
 
 
-def partial_label_cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def partial_label_cross_entropy(
+    logits: Tensor, target: Tensor, class_weights: Tensor | None = None
+) -> Tensor:
     """Equation 1 per decoder, over the pixels that the decoder may learn from.
 
-    The sum over valid pixels is scaled by N / (B * H * W). That is linear in frames, so micro-batches and ranks add
-    up to the large batch, and on average the frames of a decoder's own anatomy weigh 1.
+    The sum over valid pixels is scaled by N / (B * H * W). That is linear in frames, so
+    micro-batches and ranks add up to the large batch, and on average the frames of a decoder's own
+    anatomy weigh 1.
 
     Args:
         logits: (B, N, 2, H, W) float; computed in float32 whatever the dtype.
         target: (B, N, H, W) int64, 0 = background, 1 = anatomy, -1 = ignore.
-        class_weights: (N, 2) weights of background and anatomy, or None for the paper's standard cross-entropy.
+        class_weights: (N, 2) weights of background and anatomy, or None for the paper's standard
+            cross-entropy.
 
     Returns:
         (N,) float32, the loss of each decoder; 0 where a decoder has no valid pixel.

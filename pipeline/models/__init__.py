@@ -1,8 +1,9 @@
 """The networks of the paper's Table 1: one encoder with one decoder (its square) or with N decoders (its star).
 
-One module per architecture name declares it; the families (``segformer``, ``deeplabv3``, ``mininetv2``) implement it.
-One of one's own is a module ``own_<name>`` here with a function ``build`` like theirs (docs/networks.md).
-A family is imported only when one of its architectures is built: their libraries take seconds to import.
+One module per architecture name declares it; the families (``segformer``, ``deeplabv3``,
+``mininetv2``) implement it. One of one's own is a module ``own_<name>`` here with a function
+``build`` like theirs (docs/networks.md). A family is imported only when one of its architectures is
+built: their libraries take seconds to import.
 """
 
 from collections.abc import Callable
@@ -35,18 +36,19 @@ def create_model(name: str, decoders: int, pretrained: str | None = None) -> Net
     Args:
         name: one of ``ARCHITECTURES``, or ``own_<name>``.
         decoders: number of anatomies N >= 1, each with its own decoder on the shared encoder.
-        pretrained: where the initial weights come from. ``None`` or ``"none"``: random. ``"imagenet"``: the encoder's.
-            A hub id or a folder: a Transformers (SegFormer) or smp (DeepLabv3) checkpoint, whose decoder goes to each
-            of the N. A ``.safetensors`` file: a checkpoint of this project, of the same architecture, with N decoders
+        pretrained: where the initial weights come from. ``None`` or ``"none"``: random.
+            ``"imagenet"``: the encoder's. A hub id or a folder: a Transformers (SegFormer) or smp
+            (DeepLabv3) checkpoint, whose decoder goes to each of the N. A ``.safetensors`` file: a
+            checkpoint of this project, of the same architecture, with N decoders
             or with one, which goes to each of the N with a new classifier.
 
     Returns:
-        A module that maps normalised frames (B, 3, H, W) to logits (B, decoders, 2, h, w) at its native resolution.
-        ``start`` tells what was loaded; input statistics follow the weights.
+        A module that maps normalised frames (B, 3, H, W) to logits (B, decoders, 2, h, w) at its
+        native resolution. ``start`` tells what was loaded; input statistics follow the weights.
 
     Raises:
-        MtkdError: the name is unknown, an own module makes no network, ``decoders`` < 1, or the weights can't be had or
-            don't fit.
+        MtkdError: the name is unknown, an own module makes no network, ``decoders`` < 1, or the
+            weights can't be had or don't fit.
     """
     build = _builder(name)
     if decoders < 1:
@@ -55,7 +57,10 @@ def create_model(name: str, decoders: int, pretrained: str | None = None) -> Net
     weights = None if own or pretrained in (None, "none") else pretrained
     network = build(decoders, weights)
     if not isinstance(network, Network):
-        raise MtkdError(f"build of pipeline/models/{name}.py gives a {type(network).__name__}, which is no Network")
+        raise MtkdError(
+            f"build of pipeline/models/{name}.py gives a {type(network).__name__}, which is no "
+            "Network"
+        )
     network.architecture = name
     if own and pretrained is not None:
         _start_from(network, pretrained)
@@ -72,9 +77,15 @@ def _builder(name: str) -> Callable[[int, str | None], object]:
     if name not in ARCHITECTURES:
         if not is_own(name):
             known = ", ".join(ARCHITECTURES)
-            raise MtkdError(f"unknown architecture '{name}': choose one of {known}, or add your own as own_<name>")
+            raise MtkdError(
+                f"unknown architecture '{name}': choose one of {known}, or add your own as "
+                "own_<name>"
+            )
         if find_spec(module) is None:
-            raise MtkdError(f"there is no pipeline/models/{name}.py, whose function build would make this network")
+            raise MtkdError(
+                f"there is no pipeline/models/{name}.py, whose function build would make this "
+                "network"
+            )
     try:
         return cast(Callable[[int, str | None], object], import_module(module).build)
     except (ImportError, SyntaxError, AttributeError) as error:
@@ -84,7 +95,8 @@ def _builder(name: str) -> Callable[[int, str | None], object]:
 def _start_from(network: Network, source: str) -> None:
     """Start a network from a checkpoint of the same architecture, with as many decoders or with one.
 
-    One decoder goes to each of the network's, whose classifiers stay new: it was trained for another anatomy.
+    One decoder goes to each of the network's, whose classifiers stay new: it was trained for
+    another anatomy.
 
     Raises:
         MtkdError: no such file, not a checkpoint, or one of another network.
@@ -96,9 +108,17 @@ def _start_from(network: Network, source: str) -> None:
     try:
         card, tensors = read_file(path)
     except MtkdError as error:
-        raise MtkdError(f"{what} is no checkpoint of this project ({error}): expected one of {expected}") from error
-    if card.architecture != network.architecture or len(card.anatomies) not in (1, network.decoders):
-        raise MtkdError(f"{what} holds {card.architecture} with {len(card.anatomies)} decoders, expected {expected}")
+        raise MtkdError(
+            f"{what} is no checkpoint of this project ({error}): expected one of {expected}"
+        ) from error
+    if card.architecture != network.architecture or len(card.anatomies) not in (
+        1,
+        network.decoders,
+    ):
+        raise MtkdError(
+            f"{what} holds {card.architecture} with {len(card.anatomies)} decoders, expected "
+            f"{expected}"
+        )
     loaded = set(tensors)
     if len(card.anatomies) != network.decoders:
         own = {k: v for k, v in network.state_dict().items() if ".classifier." in k}

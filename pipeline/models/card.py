@@ -28,7 +28,8 @@ class Card:
         anatomies: one decoder each.
         image_size: (H, W) of the frames of its training.
         mean, std: input statistics, RGB in 0..1.
-        trained_on: settings and sha256 of the frames and labels of its training; empty if it came from elsewhere.
+        trained_on: settings and sha256 of the frames and labels of its training; empty if it came
+            from elsewhere.
     """
 
     architecture: str
@@ -60,9 +61,13 @@ def read_file(path: Path) -> tuple[Card, dict[str, Tensor]]:
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        raise MtkdError(f"its card's {key}: {problem['msg']}, found {problem['input']!r}") from error
+        raise MtkdError(
+            f"its card's {key}: {problem['msg']}, found {problem['input']!r}"
+        ) from error
     except (RecursionError, SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-        raise MtkdError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        raise MtkdError(
+            str(error).splitlines()[0] if str(error) else type(error).__name__
+        ) from error
 
 
 def digest_weights(tensors: Mapping[str, Tensor]) -> str:

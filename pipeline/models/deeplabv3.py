@@ -23,7 +23,8 @@ ARCHITECTURE = {"encoder_output_stride": 8, "decoder_atrous_rates": ATROUS_RATES
 class DeepLabV3(Network):
     """Encoder at output stride 8; each decoder is an ASPP, a 3x3 convolution and a 1x1 classifier (Chen et al. 2017).
 
-    The logits are smp's before its upsampling, which aligns corners and would not fit the other networks.
+    The logits are smp's before its upsampling, which aligns corners and would not fit the other
+    networks.
     """
 
     stride, output_stride = 8, 8
@@ -37,7 +38,9 @@ class DeepLabV3(Network):
         if pretrained == "imagenet":
             statistics = get_preprocessing_params(encoder, "imagenet")
             self.mean, self.std = tuple(statistics["mean"]), tuple(statistics["std"])
-            self.start = started(self, "imagenet", {f"encoder.{name}" for name in self.encoder.state_dict()})
+            self.start = started(
+                self, "imagenet", {f"encoder.{name}" for name in self.encoder.state_dict()}
+            )
         elif pretrained is not None:
             _load(self, pretrained)
 
@@ -57,8 +60,8 @@ class DeepLabV3(Network):
 class AtrousConv2d(nn.Conv2d):
     """A dilated 3x3 convolution that leaves out the taps which meet nothing but padding.
 
-    With rates 12, 24 and 36 that is eight of nine taps on the small maps of training: the same function and gradients,
-    with a third of the multiplications.
+    With rates 12, 24 and 36 that is eight of nine taps on the small maps of training: the same
+    function and gradients, with a third of the multiplications.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,11 +70,15 @@ class AtrousConv2d(nn.Conv2d):
         reaches = [dilation < size for size in x.shape[-2:]]
         rows, columns = (slice(None) if reach else slice(1, 2) for reach in reaches)
         padding = [dilation if reach else 0 for reach in reaches]
-        return F.conv2d(x, self.weight[:, :, rows, columns], self.bias, padding=padding, dilation=dilation)
+        return F.conv2d(
+            x, self.weight[:, :, rows, columns], self.bias, padding=padding, dilation=dilation
+        )
 
 
 def _smp_head(channels: int) -> nn.Sequential:
-    decoder = DeepLabV3Decoder(channels, WIDTH, ATROUS_RATES, aspp_separable=False, aspp_dropout=0.5)
+    decoder = DeepLabV3Decoder(
+        channels, WIDTH, ATROUS_RATES, aspp_separable=False, aspp_dropout=0.5
+    )
     classifier = nn.Conv2d(WIDTH, 2, kernel_size=1)
     return nn.Sequential(OrderedDict(decoder=decoder, classifier=classifier))
 
@@ -80,7 +87,9 @@ def _head(channels: int) -> nn.Sequential:
     head = _smp_head(channels)
     branches = cast(nn.ModuleList, head.get_submodule("decoder.aspp.convs"))
     for branch, rate in zip(branches[1:4], ATROUS_RATES, strict=True):
-        cast(nn.Sequential, branch)[0] = AtrousConv2d(channels, WIDTH, 3, padding=rate, dilation=rate, bias=False)
+        cast(nn.Sequential, branch)[0] = AtrousConv2d(
+            channels, WIDTH, 3, padding=rate, dilation=rate, bias=False
+        )
     return head
 
 
@@ -97,7 +106,10 @@ def _encoder(name: str, weights: str | None) -> Any:
         if weights is None:
             raise
         raise unavailable(weights, f"an ImageNet encoder {name}", error) from error
-    for unused in ("_conv_head", "_bn1"):  # of smp's EfficientNet; DDP would wait for their gradients
+    for unused in (
+        "_conv_head",
+        "_bn1",
+    ):  # of smp's EfficientNet; DDP would wait for their gradients
         if hasattr(encoder, unused):
             getattr(encoder, unused).requires_grad_(False)
     return encoder
@@ -119,7 +131,11 @@ def _load(network: DeepLabV3, source: str) -> None:
     require_architecture(model.config, ARCHITECTURE, f"pretrained: '{source}'")
     copy_weights(network.encoder, model.encoder.state_dict(), f"pretrained: '{source}', encoder")
     for head in network.heads:
-        copy_weights(head.get_submodule("decoder"), model.decoder.state_dict(), f"pretrained: '{source}', decoder")
+        copy_weights(
+            head.get_submodule("decoder"),
+            model.decoder.state_dict(),
+            f"pretrained: '{source}', decoder",
+        )
     loaded = {name for name in network.state_dict() if ".classifier." not in name}
     network.start = started(network, source, loaded)
 

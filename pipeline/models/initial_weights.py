@@ -45,7 +45,9 @@ def _parts(names: tuple[str, ...]) -> str:
 def started(network: nn.Module, source: str, loaded: set[str]) -> Start:
     """The record for a network whose tensors of these names were loaded."""
     names = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
-    return Start(source, tuple(n for n in names if n in loaded), tuple(n for n in names if n not in loaded))
+    return Start(
+        source, tuple(n for n in names if n in loaded), tuple(n for n in names if n not in loaded)
+    )
 
 
 def copy_weights(target: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
@@ -87,7 +89,9 @@ def require_architecture(found: Mapping[str, Any], expected: Mapping[str, Any], 
     """
     for setting, own in expected.items():
         theirs = found.get(setting)
-        if (list(theirs) if isinstance(theirs, tuple) else theirs) != (list(own) if isinstance(own, tuple) else own):
+        if (list(theirs) if isinstance(theirs, tuple) else theirs) != (
+            list(own) if isinstance(own, tuple) else own
+        ):
             raise MtkdError(f"{what} has {setting} {theirs}, expected {own}; {REMEDY}")
 
 
@@ -96,7 +100,9 @@ REMEDY = "give weights of the same architecture, or set pretrained: none"
 
 def unavailable(source: str, expected: str, error: Exception) -> MtkdError:
     """The line for weights that could not be had at all."""
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
     return MtkdError(
         f"pretrained: '{source}' gave no weights, expected {expected} ({reason[:200]}): "
         "go online once, give the path of a local copy, or set pretrained: none"
@@ -128,5 +134,7 @@ def read_statistics(
     try:
         red, green, blue = (float(value) for value in found)
     except (TypeError, ValueError) as error:
-        raise MtkdError(f"{what}: {key} is {found!r}, expected three numbers; mend that, or remove it") from error
+        raise MtkdError(
+            f"{what}: {key} is {found!r}, expected three numbers; mend that, or remove it"
+        ) from error
     return red, green, blue

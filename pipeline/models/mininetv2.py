@@ -1,11 +1,11 @@
 """MiniNetv2 (Alonso et al. 2020; Tomasini et al. 2022) with N decoders, the paper's smallest student.
 
-Blocks as in the authors' code (github.com/Shathe/MiniNet-v2). Decoders run one after another, so that the maps of one
-stay in the processor's cache; as N groups of wide convolutions they measured slower. Inference multiplies batch norm
-into the convolutions.
+Blocks as in the authors' code (github.com/Shathe/MiniNet-v2). Decoders run one after another, so
+that the maps of one stay in the processor's cache; as N groups of wide convolutions they measured
+slower. Inference multiplies batch norm into the convolutions.
 
-The paper counts 1.1 M parameters for eleven decoders and published no code; this network has 1.45 M. The branch that
-refines from the raw image belongs to the encoder here: one for all decoders.
+The paper counts 1.1 M parameters for eleven decoders and published no code; this network has 1.45
+M. The branch that refines from the raw image belongs to the encoder here: one for all decoders.
 """
 
 import copy
@@ -34,7 +34,8 @@ def build(decoders: int, pretrained: str | None) -> "MiniNetV2":
     """
     if pretrained:
         raise MtkdError(
-            f"mininetv2 has no published weights: set pretrained: none, or an own checkpoint, not '{pretrained}'"
+            "mininetv2 has no published weights: set pretrained: none, or an own checkpoint, not "
+            f"'{pretrained}'"
         )
     return MiniNetV2(decoders)
 
@@ -62,16 +63,22 @@ class MiniNetV2(Network):
 
     def decode(self, features: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
         """As :meth:`Network.decode`."""
-        inference = not (self.training or torch.is_grad_enabled()) and features[0].device.type == "cpu"
+        inference = (
+            not (self.training or torch.is_grad_enabled()) and features[0].device.type == "cpu"
+        )
         heads = [cast(Head, self.heads[decoder]) for decoder in chosen]
-        return torch.stack([(FrozenHead(head) if inference else head)(features) for head in heads], dim=1)
+        return torch.stack(
+            [(FrozenHead(head) if inference else head)(features) for head in heads], dim=1
+        )
 
     def frozen(self, *, wide: bool) -> nn.Module:
         """As :meth:`Network.frozen`."""
         from pipeline.models.frozen import fused
 
         heads = [FrozenHead(cast(Head, head), margin=True) for head in self.heads]
-        return FrozenMiniNetV2(fused(self.encoder), fused(self.refinement), WideHead(heads) if wide else heads)
+        return FrozenMiniNetV2(
+            fused(self.encoder), fused(self.refinement), WideHead(heads) if wide else heads
+        )
 
     def reference_heads(self) -> list[Callable[[Sequence[Tensor]], Tensor]]:
         """As :meth:`Network.reference_heads`."""
@@ -83,7 +90,9 @@ class Head(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.upsample = nn.Sequential(_transposed(128, WIDTH), nn.BatchNorm2d(WIDTH, BN_EPS), nn.ReLU(inplace=True))
+        self.upsample = nn.Sequential(
+            _transposed(128, WIDTH), nn.BatchNorm2d(WIDTH, BN_EPS), nn.ReLU(inplace=True)
+        )
         self.refine = nn.Sequential(*(SeparableResidual(WIDTH) for _ in range(4)))
         self.classifier = _transposed(WIDTH, 2, bias=True)
 
@@ -134,7 +143,9 @@ class MultiDilationResidual(nn.Module):
 
 
 def _depthwise(channels: int, dilation: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False)
+    conv = nn.Conv2d(
+        channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False
+    )
     return nn.Sequential(conv, nn.BatchNorm2d(channels, BN_EPS), nn.ReLU(inplace=True))
 
 
@@ -148,12 +159,16 @@ class FrozenHead(nn.Module):
 
     Args:
         head: its weights are read once, here.
-        margin: give the difference of the two logits, (B, 1, 4 h, 4 w), in place of the logits (B, 2, 4 h, 4 w).
+        margin: give the difference of the two logits, (B, 1, 4 h, 4 w), in place of the logits (B,
+            2, 4 h, 4 w).
     """
 
     def __init__(self, head: Head, *, margin: bool = False) -> None:
         super().__init__()
-        up, norm = cast(nn.ConvTranspose2d, head.upsample[0]), cast(nn.BatchNorm2d, head.upsample[1])
+        up, norm = (
+            cast(nn.ConvTranspose2d, head.upsample[0]),
+            cast(nn.BatchNorm2d, head.upsample[1]),
+        )
         scale, shift = _scale_and_shift(norm)
         self.upsample = _Weights(up.weight * scale[:, None, None], shift)
         blocks = cast(Sequence[SeparableResidual], head.refine)
@@ -161,7 +176,9 @@ class FrozenHead(nn.Module):
         self.pointwise = _Several(_Weights(*_folded(block.pointwise)) for block in blocks)
         weight, bias = head.classifier.weight, cast(Tensor, head.classifier.bias)
         self.classifier = (
-            _Weights(weight[:, 1:] - weight[:, :1], bias[1:] - bias[:1]) if margin else _Weights(weight, bias)
+            _Weights(weight[:, 1:] - weight[:, :1], bias[1:] - bias[:1])
+            if margin
+            else _Weights(weight, bias)
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -203,7 +220,10 @@ class WideHead(nn.Module):
         for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
             inner = F.relu(F.conv2d(x, *depthwise(), padding=1, groups=x.shape[1]))
             weight, bias = pointwise()
-            weight, bias = weight.view(self.decoders, WIDTH, WIDTH), bias.view(self.decoders, WIDTH, 1)
+            weight, bias = (
+                weight.view(self.decoders, WIDTH, WIDTH),
+                bias.view(self.decoders, WIDTH, 1),
+            )
             mixed = weight @ inner.reshape(len(x), self.decoders, WIDTH, -1) + bias
             x = F.relu(mixed.view_as(x) + x)
         return self._classify(x)
@@ -212,7 +232,9 @@ class WideHead(nn.Module):
         """The transposed convolution of each decoder to its one map, as products and shifts of the nine taps."""
         weight, bias = self.classifier()
         b, _, h, w = x.shape
-        taps = weight.view(self.decoders, WIDTH, 9).transpose(1, 2) @ x.reshape(b, self.decoders, WIDTH, h * w)
+        taps = weight.view(self.decoders, WIDTH, 9).transpose(1, 2) @ x.reshape(
+            b, self.decoders, WIDTH, h * w
+        )
         taps = taps.view(b, self.decoders, 3, 3, h, w)
         rows = torch.stack([taps[:, :, 1], taps[:, :, 2] + _following(taps[:, :, 0], -2)], dim=-2)
         both = torch.stack([rows[:, :, 1], rows[:, :, 2] + _following(rows[:, :, 0], -1)], dim=-1)
@@ -228,7 +250,9 @@ def _following(x: Tensor, dim: int) -> Tensor:
 class FrozenMiniNetV2(nn.Module):
     """As :meth:`MiniNetV2.frozen` says."""
 
-    def __init__(self, encoder: nn.Module, refinement: nn.Module, heads: WideHead | Sequence[FrozenHead]) -> None:
+    def __init__(
+        self, encoder: nn.Module, refinement: nn.Module, heads: WideHead | Sequence[FrozenHead]
+    ) -> None:
         super().__init__()
         self.encoder, self.refinement = encoder, refinement
         self.heads = heads if isinstance(heads, WideHead) else nn.ModuleList(heads)

@@ -54,8 +54,8 @@ class Network(nn.Module):
     def reference_heads(self) -> list[Callable[[Sequence[Tensor]], Tensor]]:
         """The decoders one by one as their library (or authors) wrote them, with copies of this network's weights.
 
-        Each maps :meth:`features` to logits (B, 2, h, w). What :meth:`decode` computes together is tested and measured
-        against these.
+        Each maps :meth:`features` to logits (B, 2, h, w). What :meth:`decode` computes together is
+        tested and measured against these.
         """
         raise NotImplementedError
 
@@ -63,7 +63,9 @@ class Network(nn.Module):
         """The weights of a network with one decoder, its decoder repeated for each of this network's."""
         heads = [name for name in weights if name.startswith("heads.0.")]
         others = {name: tensor for name, tensor in weights.items() if name not in heads}
-        copies = {f"heads.{i}{name[7:]}": weights[name] for i in range(self.decoders) for name in heads}
+        copies = {
+            f"heads.{i}{name[7:]}": weights[name] for i in range(self.decoders) for name in heads
+        }
         return others | copies
 
     def forward(self, frames: Tensor, anatomies: Sequence[str | int] | None = None) -> Tensor:
@@ -91,7 +93,8 @@ class Network(nn.Module):
     def frozen(self, *, wide: bool) -> nn.Module | None:
         """A copy for inference alone: padded and normalised frames (B, 3, H, W) -> margins (B, N, h, w).
 
-        None where a family has no form of its own: :class:`pipeline.models.frozen.Margins` does it for any network.
+        None where a family has no form of its own: :class:`pipeline.models.frozen.Margins` does it
+        for any network.
 
         Args:
             wide: all decoders at once, as suits a GPU; not all families know such a form.
@@ -102,11 +105,15 @@ class Network(nn.Module):
         """Positions of decoders that are given by name or position; all for None."""
         if anatomies is None:
             return list(range(self.decoders))
-        known = {name: i for i, name in enumerate(self.anatomies)} | {i: i for i in range(self.decoders)}
+        known = {name: i for i, name in enumerate(self.anatomies)} | {
+            i: i for i in range(self.decoders)
+        }
         unknown = [str(a) for a in anatomies if a not in known]
         if unknown or not anatomies:
             there = ", ".join(self.anatomies) or f"0 to {self.decoders - 1}"
-            raise MtkdError(f"no decoder for {', '.join(unknown) or 'an empty list'}; there: {there}")
+            raise MtkdError(
+                f"no decoder for {', '.join(unknown) or 'an empty list'}; there: {there}"
+            )
         return [known[a] for a in anatomies]
 
 

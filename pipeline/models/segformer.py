@@ -11,7 +11,12 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, SegformerConfig, SegformerForSemanticSegmentation, SegformerModel
+from transformers import (
+    AutoConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerModel,
+)
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 from transformers.utils.hub import cached_file
 
@@ -29,7 +34,14 @@ from pipeline.models.network import Network
 from pipeline.models.segformer_head import FrozenHead, Head, WideHead, decode_in_strips
 
 # What the shapes of the weights do not tell.
-ARCHITECTURE = ("depths", "num_attention_heads", "sr_ratios", "strides", "patch_sizes", "hidden_act")
+ARCHITECTURE = (
+    "depths",
+    "num_attention_heads",
+    "sr_ratios",
+    "strides",
+    "patch_sizes",
+    "hidden_act",
+)
 
 
 class SegFormer(Network):
@@ -50,7 +62,10 @@ class SegFormer(Network):
     ) -> None:
         super().__init__(decoders)
         self.config = SegformerConfig(
-            depths=list(depths), hidden_sizes=list(widths), decoder_hidden_size=decoder_width, num_labels=2
+            depths=list(depths),
+            hidden_sizes=list(widths),
+            decoder_hidden_size=decoder_width,
+            num_labels=2,
         )
         self.encoder = SegformerModel(self.config)
         self.heads = nn.ModuleList(Head(widths, decoder_width) for _ in range(decoders))
@@ -99,9 +114,12 @@ def _load(network: SegFormer, source: str, checkpoint: str) -> None:
     """Start from a Transformers checkpoint: its encoder; its decoder, if it has one, in each of ours; new classifiers.
 
     Raises:
-        MtkdError: there is no such checkpoint, one of another architecture, or one that lacks weights.
+        MtkdError: there is no such checkpoint, one of another architecture, or one that lacks
+            weights.
     """
-    expected = f"a SegFormer with depths {network.config.depths} and widths {network.config.hidden_sizes}"
+    expected = (
+        f"a SegFormer with depths {network.config.depths} and widths {network.config.hidden_sizes}"
+    )
     what = f"pretrained: '{source}'"
     try:
         config = AutoConfig.from_pretrained(checkpoint)
@@ -110,10 +128,14 @@ def _load(network: SegFormer, source: str, checkpoint: str) -> None:
         kind = "SegformerForSemanticSegmentation" in (config.architectures or [])
         form: Any = SegformerForSemanticSegmentation if kind else SegformerModel
         model, told = form.from_pretrained(checkpoint, output_loading_info=True)
-        statistics = cached_file(checkpoint, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        statistics = cached_file(
+            checkpoint, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise unavailable(source, expected, error) from error
-    require_architecture(config.to_dict(), {name: getattr(network.config, name) for name in ARCHITECTURE}, what)
+    require_architecture(
+        config.to_dict(), {name: getattr(network.config, name) for name in ARCHITECTURE}, what
+    )
     # What a file lacks, Transformers fills with random numbers.
     if missing := sorted(name for name in told["missing_keys"] if ".classifier." not in name):
         raise MtkdError(f"{what}: lacks {len(missing)} tensors, {missing[0]} first; {REMEDY}")
@@ -145,7 +167,11 @@ def head_weights(reference: Any) -> dict[str, Tensor]:
         "norm": reference.batch_norm,
         "classifier": reference.classifier,
     }
-    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    return {
+        f"{name}.{key}": value
+        for name, part in parts.items()
+        for key, value in part.state_dict().items()
+    }
 
 
 def to_transformers(network: SegFormer, decoder: int = 0) -> SegformerForSemanticSegmentation:

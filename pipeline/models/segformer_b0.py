@@ -4,4 +4,10 @@ from functools import partial
 
 from pipeline.models.segformer import SegFormer
 
-build = partial(SegFormer, depths=(2, 2, 2, 2), widths=(32, 64, 160, 256), decoder_width=256, imagenet="nvidia/mit-b0")
+build = partial(
+    SegFormer,
+    depths=(2, 2, 2, 2),
+    widths=(32, 64, 160, 256),
+    decoder_width=256,
+    imagenet="nvidia/mit-b0",
+)

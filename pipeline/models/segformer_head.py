@@ -1,13 +1,15 @@
 """The all-MLP decoder of SegFormer (Xie et al. 2021), folded.
 
-The reference projects each of the four stages to the decoder's width, upsamples it to 1/4, concatenates and fuses by a
-1x1 convolution. Projection, bilinear upsampling and 1x1 convolution commute, so here each projection is multiplied into
-its slice of the fusion and applied at the stage's own resolution: the same function, batch norm sees the same values,
-and the gradients reach the same parameters.
+The reference projects each of the four stages to the decoder's width, upsamples it to 1/4,
+concatenates and fuses by a 1x1 convolution. Projection, bilinear upsampling and 1x1 convolution
+commute, so here each projection is multiplied into its slice of the fusion and applied at the
+stage's own resolution: the same function, batch norm sees the same values, and the gradients reach
+the same parameters.
 
-The maps at 1/4, wide as the decoder, are what costs: a dozen passes over them, through memory. Inference on the CPU
-decodes a strip of rows at a time, from the stages to the logits, in the processor's cache. Training a frame at a time
-in the same way measured no faster; fewer passes over the whole maps do.
+The maps at 1/4, wide as the decoder, are what costs: a dozen passes over them, through memory.
+Inference on the CPU decodes a strip of rows at a time, from the stages to the logits, in the
+processor's cache. Training a frame at a time in the same way measured no faster; fewer passes over
+the whole maps do.
 """
 
 from collections.abc import Sequence
@@ -42,7 +44,9 @@ class Head(nn.Module):
             for stage, (weight, bias) in zip(stages, self.folded(), strict=True)
         )
         for stage in coarser:
-            fused.add_(F.interpolate(stage, size=fused.shape[-2:], mode="bilinear", align_corners=False))
+            fused.add_(
+                F.interpolate(stage, size=fused.shape[-2:], mode="bilinear", align_corners=False)
+            )
         normed = self.norm(fused)
         if normed.device.type != "cpu":
             return self.classifier(self.dropout(F.relu(normed)))
@@ -70,11 +74,14 @@ class Head(nn.Module):
 class _Classify(torch.autograd.Function):
     """ReLU, dropout and a 1x1 convolution in one: a value that is 0 behind the first two passes no gradient on.
 
-    So their one result is all that the backward pass needs, instead of the masks and results of each.
+    So their one result is all that the backward pass needs, instead of the masks and results of
+    each.
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, dropped: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, values: Tensor, dropped: Tensor | None, weight: Tensor, bias: Tensor
+    ) -> Tensor:
         """(..., C), (..., C) bool, (2, C), (2,) -> (..., 2)."""
         kept = values.relu().flatten(0, -2)
         if dropped is not None:
@@ -128,8 +135,12 @@ class FrozenHead(nn.Module):
         bias, classifier, classifier_bias = (
             tensor.to(stages[0]) for tensor in (self.bias, self.classifier, self.classifier_bias)
         )
-        # Bilinear upsampling is a product with one small matrix along each axis: first the columns, of whole stages ...
-        wide = [_interpolation(s.shape[1], width, s) @ (s @ w) for s, w in zip(stages[1:], weights[1:], strict=True)]
+        # Bilinear upsampling is a product with one small matrix along each axis: first the columns,
+        # of whole stages ...
+        wide = [
+            _interpolation(s.shape[1], width, s) @ (s @ w)
+            for s, w in zip(stages[1:], weights[1:], strict=True)
+        ]
         down = [_interpolation(s.shape[0], height, s) for s in wide]
         answer = stages[0].new_empty(height, width, classifier.shape[1])
         for start in range(0, height, STRIP_ROWS):
@@ -139,7 +150,9 @@ class FrozenHead(nn.Module):
                 # ... then the rows, of the few that this strip lies between.
                 used = _used(part, stage.shape[0], height)
                 fused.view(part.stop - start, -1).addmm_(matrix[part, used], stage[used].flatten(1))
-            answer[part] = torch.addmm(classifier_bias, fused.relu_(), classifier).unflatten(0, (-1, width))
+            answer[part] = torch.addmm(classifier_bias, fused.relu_(), classifier).unflatten(
+                0, (-1, width)
+            )
         return answer
 
 
@@ -168,7 +181,9 @@ class WideHead(nn.Module):
         """Stages [(B, C_i, h_i, w_i)], finest first -> margins (B, N, h_0, w_0)."""
         weights = [self.get_buffer(f"weight{number}") for number in range(self.stages)]
         x = F.conv2d(stages[0], weights[0], self.bias)
-        coarser = [F.conv2d(stage, weight) for stage, weight in zip(stages[1:], weights[1:], strict=True)]
+        coarser = [
+            F.conv2d(stage, weight) for stage, weight in zip(stages[1:], weights[1:], strict=True)
+        ]
         for stage in coarser:
             x = x + F.interpolate(stage, size=x.shape[-2:], mode="bilinear", align_corners=False)
         per_decoder = F.relu(x).unflatten(1, (self.decoders, -1))
@@ -187,10 +202,16 @@ def decode_in_strips(heads: Sequence[FrozenHead], stages: Sequence[Tensor]) -> T
         (B, len(heads), 2 or 1, h_0, w_0) in the dtype of autocast, or of the stages.
     """
     device = stages[0].device
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else stages[0].dtype
+    dtype = (
+        torch.get_autocast_dtype(device.type)
+        if torch.is_autocast_enabled(device.type)
+        else stages[0].dtype
+    )
     with torch.autocast(device.type, enabled=False):
         rows = [stage.permute(0, 2, 3, 1).to(dtype).contiguous() for stage in stages]
-        answers = [torch.stack([head([r[b] for r in rows]) for head in heads]) for b in range(len(rows[0]))]
+        answers = [
+            torch.stack([head([r[b] for r in rows]) for head in heads]) for b in range(len(rows[0]))
+        ]
     return torch.stack(answers).permute(0, 1, 4, 2, 3)
 
 
@@ -201,7 +222,9 @@ def _interpolation(size: int, larger: int, like: Tensor) -> Tensor:
 
 @cache
 def _matrix(size: int, larger: int) -> Tensor:
-    source = ((torch.arange(larger, dtype=torch.float64) + 0.5) * size / larger - 0.5).clamp(0, size - 1)
+    source = ((torch.arange(larger, dtype=torch.float64) + 0.5) * size / larger - 0.5).clamp(
+        0, size - 1
+    )
     distance = (source[:, None] - torch.arange(size)).abs()
     return (1 - distance).clamp(min=0)
 

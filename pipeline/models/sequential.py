@@ -12,7 +12,9 @@ class Looped(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network, self.mean, self.std = network, network.mean, network.std
-        self.heads = nn.ModuleList(head for head in network.reference_heads() if isinstance(head, nn.Module))
+        self.heads = nn.ModuleList(
+            head for head in network.reference_heads() if isinstance(head, nn.Module)
+        )
         del network.heads
 
     def forward(self, frames: Tensor) -> Tensor:

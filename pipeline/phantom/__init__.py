@@ -1,8 +1,8 @@
 """The embedded data set: a procedural laparoscopic phantom in DSAD's layout, deterministic to the byte by its seed.
 
-Eleven anatomies under their DSAD names, surgeries with their own anatomy, tissue colours and scope. Every frame stands
-in one sub-data set, and the other organs in it are visible and unlabelled. What a network scores here says whether the
-pipeline works, and nothing about patients.
+Eleven anatomies under their DSAD names, surgeries with their own anatomy, tissue colours and scope.
+Every frame stands in one sub-data set, and the other organs in it are visible and unlabelled. What
+a network scores here says whether the pipeline works, and nothing about patients.
 """
 
 import csv
@@ -47,10 +47,12 @@ def render(
         frame: 0, 1, ...
         seed: of the data set.
         size: (height, width).
-        difficulty: 0..1; spreads colours and light, adds smoke, instruments, noise and unlabelled look-alikes.
+        difficulty: 0..1; spreads colours and light, adds smoke, instruments, noise and unlabelled
+            look-alikes.
 
     Returns:
-        The frame (H, W, 3) uint8 RGB and its complete label map (H, W) uint8: 0 = none, i = ``ANATOMIES[i - 1]``.
+        The frame (H, W, 3) uint8 RGB and its complete label map (H, W) uint8: 0 = none, i =
+            ``ANATOMIES[i - 1]``.
     """
     index = ANATOMIES.index(anatomy)
     who = patient(np.random.default_rng([seed, 1, surgery]), difficulty)
@@ -121,9 +123,13 @@ def write_phantom(
     """
     _check(surgeries, frames, size, difficulty)
     jobs = [(a, s, f) for a in ANATOMIES for s in range(1, surgeries + 1) for f in range(frames)]
-    work = partial(_write_frame, root=root, seed=seed, size=size, difficulty=difficulty, label_maps=label_maps)
+    work = partial(
+        _write_frame, root=root, seed=seed, size=size, difficulty=difficulty, label_maps=label_maps
+    )
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        workers, context, initializer=cv2.setNumThreads, initargs=(1,)
+    ) as pool:
         shown = []
         for row in pool.map(work, jobs, chunksize=4):
             shown.append(row)
@@ -135,7 +141,9 @@ def write_phantom(
 
 def _check(surgeries: int, frames: int, size: tuple[int, int], difficulty: float) -> None:
     if surgeries < 1 or frames < 1:
-        raise MtkdError(f"a phantom needs at least one surgery and one frame, not {surgeries} and {frames}")
+        raise MtkdError(
+            f"a phantom needs at least one surgery and one frame, not {surgeries} and {frames}"
+        )
     if min(size) < 64:
         raise MtkdError(f"a phantom frame needs at least 64x64 pixels, not {size[1]}x{size[0]}")
     if not 0 <= difficulty <= 1:
@@ -163,10 +171,16 @@ def _write_frame(
     return [int((labels == i).any()) for i in range(1, len(ANATOMIES) + 1)]
 
 
-def _write_weak_labels(root: Path, jobs: Sequence[tuple[str, int, int]], shown: Sequence[Sequence[int]]) -> None:
+def _write_weak_labels(
+    root: Path, jobs: Sequence[tuple[str, int, int]], shown: Sequence[Sequence[int]]
+) -> None:
     """Which anatomies each frame shows: ``weak_labels.csv`` in every surgery's folder."""
     for anatomy, surgery in dict.fromkeys(job[:2] for job in jobs):
-        own = [(job[2], row) for job, row in zip(jobs, shown, strict=True) if job[:2] == (anatomy, surgery)]
+        own = [
+            (job[2], row)
+            for job, row in zip(jobs, shown, strict=True)
+            if job[:2] == (anatomy, surgery)
+        ]
         with (root / anatomy / f"{surgery:02d}" / "weak_labels.csv").open("w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["image", *ANATOMIES])

@@ -95,7 +95,9 @@ def _tint(rng: Rng, common: NDArray[np.floating], hue: float) -> Plane:
     return colour(red, min(green, red), blue)
 
 
-def look(rng: Rng, target: tuple[float, float], who: Patient, zoom: float, size: tuple[int, int]) -> View:
+def look(
+    rng: Rng, target: tuple[float, float], who: Patient, zoom: float, size: tuple[int, int]
+) -> View:
     """Turn the scope so that a point of the plane falls near the middle of the picture."""
     height, width = size
     span, tilt = 0.62 * width * zoom, who.tilt

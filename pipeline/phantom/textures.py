@@ -32,8 +32,12 @@ def fractal(rng: Rng, size: tuple[int, int], cells: Iterable[tuple[float, float]
     height, width = size
     total = np.zeros(size, np.float32)
     for down, across in cells:
-        grid = rng.standard_normal((int(height / down) + 3, int(width / across) + 3)).astype(np.float32)
-        total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(np.sqrt(down))
+        grid = rng.standard_normal((int(height / down) + 3, int(width / across) + 3)).astype(
+            np.float32
+        )
+        total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(
+            np.sqrt(down)
+        )
     return np.asarray((total - total.mean()) / total.std(), np.float32)
 
 
@@ -42,13 +46,22 @@ def _lobules(rng: Rng, cell: float, bend: Plane) -> Plane:
     count = int((TILE / cell) ** 2)
     seeds = np.full((TILE, TILE), 255, np.uint8)
     seeds[tuple(rng.integers(0, TILE, (2, count)))] = 0
-    _, owner = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    walls = cv2.morphologyEx(owner.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) == 0
+    _, owner = cv2.distanceTransformWithLabels(
+        seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    walls = (
+        cv2.morphologyEx(owner.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8))
+        == 0
+    )
     depth = cv2.distanceTransform(walls.astype(np.uint8), cv2.DIST_L2, 5) / (0.45 * cell)
     y, x = np.mgrid[:TILE, :TILE].astype(np.float32)
     shift = 0.25 * cell * bend
     bent = cv2.remap(
-        np.sqrt(np.clip(depth, 0, 1)), x + shift, y + shift.T, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        np.sqrt(np.clip(depth, 0, 1)),
+        x + shift,
+        y + shift.T,
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT,
     )
     return np.asarray(cv2.GaussianBlur(bent, (0, 0), cell / 12), np.float32)
 
@@ -62,7 +75,13 @@ def _vessels(rng: Rng) -> Plane:
         turns = angle + np.cumsum(rng.normal(0, 0.16, 14 + int(9 * width)))
         path = np.cumsum(np.stack([np.cos(turns), np.sin(turns)], 1) * 7, 0) + np.array([x, y])
         cv2.polylines(
-            lines, [(path * 8).astype(np.int32)], False, int(70 * width), max(1, round(width)), cv2.LINE_AA, 3
+            lines,
+            [(path * 8).astype(np.int32)],
+            False,
+            int(70 * width),
+            max(1, round(width)),
+            cv2.LINE_AA,
+            3,
         )
         if width > 1.3:
             forks = path[rng.integers(3, len(path), 5)]

@@ -26,7 +26,8 @@ class Case:
     Attributes:
         architecture, decoders: the network.
         form: decoders ``looped``, or ``joined`` as the network computes them.
-        task: ``train``: a step with loss, gradients and Adam; ``infer``: native logits in eval mode.
+        task: ``train``: a step with loss, gradients and Adam; ``infer``: native logits in eval
+            mode.
         precision: 32-true, tf32, bf16-mixed or 16-mixed.
         batch, size: shape of the frames, (H, W).
         machine: where.
@@ -51,14 +52,20 @@ class Case:
         network: nn.Module = create_model(self.architecture, self.decoders)
         if self.form == "looped":
             network = Looped(network)  # type: ignore[arg-type]
-        layout = weights_format(self.device, self.precision) if self.task == "train" else torch.channels_last
+        layout = (
+            weights_format(self.device, self.precision)
+            if self.task == "train"
+            else torch.channels_last
+        )
         network = network.to(self.device).to(memory_format=layout).train(self.task == "train")
         frames = torch.randn(self.batch, 3, *self.size, device=self.device)
         frames = frames.contiguous(memory_format=torch.channels_last)
         return (_training_step if self.task == "train" else _inference)(network, frames, self)
 
 
-def measure(cases: Sequence[Case], warmup: int, repeats: int, seconds: float = 0.0) -> list[dict[str, Any]]:
+def measure(
+    cases: Sequence[Case], warmup: int, repeats: int, seconds: float = 0.0
+) -> list[dict[str, Any]]:
     """Median milliseconds per call of each case, and the memory that a call needs on top of the network, in MiB.
 
     Calls are repeated ``repeats`` times, and for so many seconds at least.
@@ -73,7 +80,9 @@ def _training_step(network: nn.Module, frames: Tensor, case: Case) -> Callable[[
     require_trainable(case.device, case.precision)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     label = torch.randint(0, 2, (case.batch, *case.size), device=frames.device)
-    target = partial_targets(label, torch.arange(case.batch, device=frames.device) % case.decoders, case.decoders)
+    target = partial_targets(
+        label, torch.arange(case.batch, device=frames.device) % case.decoders, case.decoders
+    )
 
     def step() -> None:
         with computing(case.device, case.precision), exact_depthwise(frames.device):

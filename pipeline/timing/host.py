@@ -21,7 +21,8 @@ def machine_record(machine: Machine, used: Sequence[str] = ()) -> dict[str, Any]
 
     Args:
         machine: where it is computed.
-        used: libraries that other processes use; those that this one has loaded are named in any case.
+        used: libraries that other processes use; those that this one has loaded are named in any
+            case.
     """
     device = machine.torch_device
     return {
@@ -37,7 +38,9 @@ def machine_record(machine: Machine, used: Sequence[str] = ()) -> dict[str, Any]
 def _libraries(used: Sequence[str]) -> dict[str, str]:
     """Versions as the modules say them: several packages bring ``onnxruntime``, and more than one may be installed."""
     for name in used:
-        with suppress(Exception):  # whatever a library raises that cannot be loaded here, or is not installed
+        with suppress(
+            Exception
+        ):  # whatever a library raises that cannot be loaded here, or is not installed
             import_module(name)
     loaded = {name: sys.modules[name] for name in LIBRARIES if name in sys.modules}
     return {name: str(getattr(module, "__version__", "unknown")) for name, module in loaded.items()}

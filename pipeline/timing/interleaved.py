@@ -1,7 +1,7 @@
 """Measuring several things in one run so that they can be compared: a process each, their calls in turn.
 
-On CUDA one after another in this process: no neighbour slows a GPU down, and processes that share one would wait for
-each other's context at every call.
+On CUDA one after another in this process: no neighbour slows a GPU down, and processes that share
+one would wait for each other's context at every call.
 """
 
 import gc
@@ -81,7 +81,11 @@ def take_turns(
         TooLittleMemoryError: one of them does not.
         MtkdError: a process ended by itself.
     """
-    timings = [timing for timing in try_turns(subjects, warmup, repeats, told, seconds=seconds) if timing is not None]
+    timings = [
+        timing
+        for timing in try_turns(subjects, warmup, repeats, told, seconds=seconds)
+        if timing is not None
+    ]
     if len(timings) < len(subjects):
         raise TooLittleMemoryError(f"too little memory: {REMEDY}")
     return timings
@@ -97,15 +101,17 @@ def try_turns(
 ) -> list[Timing | None]:
     """Call each subject ``repeats`` times after ``warmup`` calls that don't count (at least one: the first).
 
-    Each subject has a process of its own, with the same settings of the allocator: memory of another would hide its
-    peak. Their calls take turns: a machine that slows down slows all of them.
+    Each subject has a process of its own, with the same settings of the allocator: memory of
+    another would hide its peak. Their calls take turns: a machine that slows down slows all of
+    them.
 
     Args:
         subjects: what to call.
         warmup: calls that don't count.
         repeats: calls that do.
         told: hears after each round how many are done, and of how many.
-        seconds: that the counted calls of each subject take at least, if ``repeats`` are done sooner.
+        seconds: that the counted calls of each subject take at least, if ``repeats`` are done
+            sooner.
 
     Returns:
         In order; None for a subject that the memory is too little for.
@@ -159,7 +165,9 @@ def _forget() -> None:
 
 
 def _new_process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=clean_processes("pipeline.timing.latency", "pipeline.timing.decoders"))
+    return ProcessPoolExecutor(
+        1, mp_context=clean_processes("pipeline.timing.latency", "pipeline.timing.decoders")
+    )
 
 
 @dataclass
@@ -194,7 +202,9 @@ class _Process:
 
 def _shortest(processes: Sequence[_Process], warmup: int) -> float:
     """Seconds that the counted calls of each subject took at least; infinite if none is left."""
-    return min((sum(process.seconds[warmup:]) for process in processes if process.fits), default=inf)
+    return min(
+        (sum(process.seconds[warmup:]) for process in processes if process.fits), default=inf
+    )
 
 
 @dataclass
@@ -242,5 +252,7 @@ def peak_memory(device: torch.device, *, reset: bool = False) -> int:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
         status = Path("/proc/self/status").read_text()
-        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        return 1024 * next(
+            int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

@@ -1,8 +1,9 @@
 """Seconds for one frame, in every runtime that is installed: from a frame in memory to all its masks in memory.
 
-With ``part`` ``network`` the native logits are computed and put into memory, from frames that are normalised already.
-The whole way never writes these logits, some 20 MB of them for eleven anatomies, where a runtime joins the decision to
-what comes before: so it can take less than the part.
+With ``part`` ``network`` the native logits are computed and put into memory, from frames that are
+normalised already. The whole way never writes these logits, some 20 MB of them for eleven
+anatomies, where a runtime joins the decision to what comes before: so it can take less than the
+part.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,9 +72,9 @@ class Candidate:
         machine: where.
         networks: how many of them see the frame, one after another.
         runtime, precision: what computes it.
-        form: decoders ``looped``, as their library wrote them, or ``joined``; or the whole network ``frozen`` (see
-            :mod:`pipeline.models.frozen`), on CUDA also as one ``graph`` or ``compiled``, which in part ``network``
-            answers with margins (1, N, h, w).
+        form: decoders ``looped``, as their library wrote them, or ``joined``; or the whole network
+            ``frozen`` (see :mod:`pipeline.models.frozen`), on CUDA also as one ``graph`` or
+            ``compiled``, which in part ``network`` answers with margins (1, N, h, w).
         part: the whole way, or only the network.
         checkpoint: trained weights, or None for random ones.
         graph: the exported file, for runtimes other than PyTorch.
@@ -141,7 +142,11 @@ class Candidate:
 
     @property
     def _by_autocast(self) -> bool:
-        return self.runtime == "PyTorch" and self.precision == "bfloat16" and self.form in ("looped", "joined")
+        return (
+            self.runtime == "PyTorch"
+            and self.precision == "bfloat16"
+            and self.form in ("looped", "joined")
+        )
 
 
 class Autocast(nn.Module):
@@ -168,7 +173,9 @@ def example(size: tuple[int, int], part: Part) -> Tensor:
 def export_graph(candidate: Candidate, path: Path) -> Path:
     """The candidate's network as a file that its runtime opens."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = trace(candidate.module(), example(candidate.size, candidate.part), path.with_suffix(".onnx"))
+    file = trace(
+        candidate.module(), example(candidate.size, candidate.part), path.with_suffix(".onnx")
+    )
     if candidate.precision != "int8":
         return file
     shown = [example(candidate.size, candidate.part).numpy()]
@@ -178,7 +185,11 @@ def export_graph(candidate: Candidate, path: Path) -> Path:
 def ways(runtimes: Sequence[str], forms: Sequence[str], device: torch.device) -> list[Way]:
     """What can be measured here in these runtimes and forms, when PyTorch computes on ``device``."""
     own: list[Way] = [("PyTorch", *way) for way in PYTORCH.get(device.type, PYTORCH["cpu"])]
-    return [way for way in (*own, *OTHERS) if way[0] in runtimes and way[2] in forms and available(way[0], way[1])]
+    return [
+        way
+        for way in (*own, *OTHERS)
+        if way[0] in runtimes and way[2] in forms and available(way[0], way[1])
+    ]
 
 
 def available(runtime: str, precision: str) -> bool:

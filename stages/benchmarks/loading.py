@@ -52,7 +52,10 @@ def run(size: tuple[int, int], teachers: int, rounds: int, output: Path) -> None
     write_json(output, measured)
     for name, step in measured["milliseconds"].items():
         say(f"{name}: {step:.2f} ms")
-    say(f"{measured['frames_per_second']:.0f} frames/s per core, {measured['frames_per_second_taught']:.0f} with")
+    say(
+        f"{measured['frames_per_second']:.0f} frames/s per core, "
+        f"{measured['frames_per_second_taught']:.0f} with"
+    )
     say(f"the answers of {teachers} teachers to warp -> {output}")
 
 
@@ -86,7 +89,9 @@ def _frames() -> list[Frame]:
     ]
 
 
-def _measured(frames: list[Frame], size: tuple[int, int], teachers: int, rounds: int) -> dict[str, Any]:
+def _measured(
+    frames: list[Frame], size: tuple[int, int], teachers: int, rounds: int
+) -> dict[str, Any]:
     plain = FrameDataset(frames, [ANATOMY], 1)
     taught = FrameDataset(frames, [ANATOMY], 1, _Answers(teachers, size))
     pixels, label = load_frame(frames[0].image), load_label(frames[0].label)
@@ -114,5 +119,6 @@ def _measured(frames: list[Frame], size: tuple[int, int], teachers: int, rounds:
         "milliseconds": {name: round(1000 * seconds, 2) for name, seconds in steps.items()},
         "frames_per_second": round(1 / steps["all"], 1),
         "frames_per_second_taught": round(1 / steps["all with answers"], 1),
-        "bytes_per_frame": sum(f.image.stat().st_size + f.label.stat().st_size for f in frames) // len(frames),
+        "bytes_per_frame": sum(f.image.stat().st_size + f.label.stat().st_size for f in frames)
+        // len(frames),
     }

@@ -19,7 +19,9 @@ FORMS = ("looped", "joined")
 SHAPES = {"train": (8, (128, 160)), "infer": (1, (720, 1280))}
 
 
-def run(architectures: list[str], decoders: int, repeats: int, output: Path, machine: Machine) -> None:
+def run(
+    architectures: list[str], decoders: int, repeats: int, output: Path, machine: Machine
+) -> None:
     """Measure and print; write everything as JSON."""
     rows: list[dict[str, Any]] = []
     with progress("cases measured") as bar:
@@ -31,11 +33,20 @@ def run(architectures: list[str], decoders: int, repeats: int, output: Path, mac
                 for form in FORMS
             ]
             forms = dict(zip(FORMS, measure(cases, 1, repeats), strict=True))
-            rows.append({"architecture": architecture, "task": task, "precision": precision, **_compared(forms)})
+            rows.append(
+                {
+                    "architecture": architecture,
+                    "task": task,
+                    "precision": precision,
+                    **_compared(forms),
+                }
+            )
             say(f"{architecture} {task} {precision}: {rows[-1]['speedup']} times as fast")
             bar(number, len(wanted))
     differences = {a: largest_difference(a, decoders, SHAPES["infer"][1]) for a in architectures}
-    shapes = {task: {"batch": batch, "image_size": list(size)} for task, (batch, size) in SHAPES.items()}
+    shapes = {
+        task: {"batch": batch, "image_size": list(size)} for task, (batch, size) in SHAPES.items()
+    }
     write_json(
         output,
         {
@@ -64,7 +75,9 @@ def _compared(forms: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _print(rows: list[dict[str, Any]], decoders: int) -> None:
     (train, (height, width)), (_, (h, w)) = SHAPES["train"], SHAPES["infer"]
-    table = Table(title=f"{decoders} decoders; train: {train} frames of {width}x{height}; infer: one of {w}x{h}")
+    table = Table(
+        title=f"{decoders} decoders; train: {train} frames of {width}x{height}; infer: one of {w}x{h}"
+    )
     for column in ("network", "task", "precision"):
         table.add_column(column)
     for column in ("looped ms", "joined ms", "times as fast", "looped MiB", "joined MiB"):

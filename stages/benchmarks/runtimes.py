@@ -49,7 +49,8 @@ def run(
     Args:
         architectures: which.
         runtimes: which; those that are not installed are left out and named.
-        forms: of the network: joined, looped, frozen, graph, compiled; those that this device knows.
+        forms: of the network: joined, looped, frozen, graph, compiled; those that this device
+            knows.
         decoders: how many anatomies.
         size: (H, W) of the frame.
         repeats: calls per measurement, after one that doesn't count.
@@ -67,14 +68,27 @@ def run(
             for form in ("separate", "shared"):
                 try:
                     with mendable(REMEDY):
-                        found = _measured(arch, form, runtimes, forms, decoders, size, repeats, Path(folder), machine)
+                        found = _measured(
+                            arch,
+                            form,
+                            runtimes,
+                            forms,
+                            decoders,
+                            size,
+                            repeats,
+                            Path(folder),
+                            machine,
+                        )
                 except MtkdError as error:
                     failed.append(f"{arch} {form}: {error}")
                     say(failed[-1])
                     continue
                 rows += found
                 # After each, since all of them take an hour.
-                write_json(output, {"image_size": list(size), "decoders": decoders, "machine": host, "rows": rows})
+                write_json(
+                    output,
+                    {"image_size": list(size), "decoders": decoders, "machine": host, "rows": rows},
+                )
                 for row in found:
                     say(f"{row['name']} {form} {_way(row)}: {_speed(row)}")
             bar(number, len(architectures))
@@ -95,7 +109,11 @@ def _speed(row: dict[str, Any]) -> str:
 
 def _ways(runtimes: Sequence[str], forms: Sequence[str], form: str, machine: Machine) -> list[Way]:
     """What to measure; a network with one decoder has nothing to join."""
-    return [way for way in ways(runtimes, forms, machine.torch_device) if form == "shared" or way[2] != "looped"]
+    return [
+        way
+        for way in ways(runtimes, forms, machine.torch_device)
+        if form == "shared" or way[2] != "looped"
+    ]
 
 
 def _measured(
@@ -117,12 +135,23 @@ def _measured(
         for way in _ways(runtimes, forms, form, machine)
     ]
     wholes = _in_turns(candidates, folder, repeats)
-    networks_alone = _in_turns([replace(one, part="network") for one in candidates], folder, repeats)
+    networks_alone = _in_turns(
+        [replace(one, part="network") for one in candidates], folder, repeats
+    )
     count = networks * parameters(create_model(arch, heads))
     published = paper_table(1).get((arch, form), {}) if decoders == 11 else {}
-    dice = _dice(trained, runtimes, forms, machine) if trained and (PREPARED_FRAMES / "test").is_dir() else {}
+    dice = (
+        _dice(trained, runtimes, forms, machine)
+        if trained and (PREPARED_FRAMES / "test").is_dir()
+        else {}
+    )
     reference = next(
-        (t.answer for w, t in zip(candidates, networks_alone, strict=True) if t and w.runtime == "PyTorch"), None
+        (
+            t.answer
+            for w, t in zip(candidates, networks_alone, strict=True)
+            if t and w.runtime == "PyTorch"
+        ),
+        None,
     )
     return [
         {
@@ -152,7 +181,11 @@ def _figures(timing: Timing | None) -> Mapping[str, float | None]:
 def _in_turns(candidates: Sequence[Candidate], folder: Path, repeats: int) -> list[Timing | None]:
     """The ways of one runtime take turns; another runtime's come after, or all of them would not fit into memory."""
     groups = [list(group) for _, group in groupby(candidates, key=lambda way: way.runtime)]
-    return [t for group in groups for t in try_turns([_with_graph(way, folder) for way in group], 1, repeats)]
+    return [
+        t
+        for group in groups
+        for t in try_turns([_with_graph(way, folder) for way in group], 1, repeats)
+    ]
 
 
 def _trained(arch: str, decoders: int) -> Path | None:
@@ -176,7 +209,11 @@ def _with_graph(way: Candidate, folder: Path) -> Candidate:
 def _problem(whole: Timing | None, network: Timing | None) -> str | None:
     if whole is None or network is None:
         return "out of memory"
-    return None if network.answer is None or np.isfinite(network.answer).all() else "not all logits are finite"
+    return (
+        None
+        if network.answer is None or np.isfinite(network.answer).all()
+        else "not all logits are finite"
+    )
 
 
 def _difference(timing: Timing | None, reference: Any) -> float | None:
@@ -189,7 +226,9 @@ def _difference(timing: Timing | None, reference: Any) -> float | None:
     return largest if isfinite(largest) else None
 
 
-def _dice(student: Path, runtimes: Sequence[str], forms: Sequence[str], machine: Machine) -> dict[str, float | None]:
+def _dice(
+    student: Path, runtimes: Sequence[str], forms: Sequence[str], machine: Machine
+) -> dict[str, float | None]:
     """Dice of this run's student on the test surgeries, at the size of its training, each way."""
     card = load_card(student, "train_student")
     size, anatomies = card.image_size, card.anatomies
@@ -211,7 +250,9 @@ def _dice(student: Path, runtimes: Sequence[str], forms: Sequence[str], machine:
 
 def _calibration(anatomies: Sequence[str]) -> list[NDArray[np.uint8]]:
     train = frames_of("train", anatomies)
-    return [as_batch(load_frame(frame.image)) for frame in train[:: max(1, len(train) // CALIBRATED)]]
+    return [
+        as_batch(load_frame(frame.image)) for frame in train[:: max(1, len(train) // CALIBRATED)]
+    ]
 
 
 def _one_by_one(function: Callable[[NDArray[Any]], NDArray[Any]]) -> Run:

@@ -89,7 +89,9 @@ def _folder(size: tuple[int, int], frames: int, anatomies: int) -> Iterator[None
             write_example(names[i % anatomies], i, size)
         for number, name in enumerate(names):
             own = [f"01/image{i:02d}" for i in range(number, frames, anatomies)]
-            write_atomically(PREPARED_FRAMES / "train" / name / "index.csv", "\n".join(["frame", *own]).encode())
+            write_atomically(
+                PREPARED_FRAMES / "train" / name / "index.csv", "\n".join(["frame", *own]).encode()
+            )
         write_atomically(PREPARED_FRAMES / "unlabelled" / "index.csv", b"frame")
         for name in names:
             teacher = create_model("segformer_b0", 1)
@@ -121,7 +123,10 @@ def _writing(machine: Machine) -> dict[str, float]:
         shutil.rmtree(store(plan.anatomy), ignore_errors=True)
         stage.append(_seconds(lambda: cache_logits.run([], machine)))
     ratio = median(stage) / median(bare)
-    say(f"writing: {median(bare):.2f} s of forward passes, {median(stage):.2f} s for the stage: {ratio:.2f} times")
+    say(
+        f"writing: {median(bare):.2f} s of forward passes, {median(stage):.2f} s for the stage: "
+        f"{ratio:.2f} times"
+    )
     return {
         "forward_seconds": round(median(bare), 3),
         "stage_seconds": round(median(stage), 3),
@@ -157,7 +162,9 @@ def _reading(frames: int, machine: Machine) -> dict[str, float]:
     return {name: round(value, 2) for name, value in found.items()}
 
 
-def _filled_store(folder: Path, number: int, ids: Sequence[str], grid: tuple[int, int]) -> cache.Store:
+def _filled_store(
+    folder: Path, number: int, ids: Sequence[str], grid: tuple[int, int]
+) -> cache.Store:
     """Smooth logits, as networks give them."""
     path = folder / f"organ{number}.zarr"
     rng = np.random.default_rng(number)
@@ -189,7 +196,10 @@ def _training(machine: Machine) -> dict[str, float]:
     reader = Stores([cache.open_store(store(a)) for a in params.data.anatomies], 0, 0)
     plain = _epoch_seconds(params, frames, objective, None, machine)
     both = _epoch_seconds(params, frames, distilled(objective, params.distill), reader, machine)
-    say(f"training: {plain:.2f} s per epoch without stores, {both:.2f} s with them: {both / plain:.2f} times")
+    say(
+        f"training: {plain:.2f} s per epoch without stores, {both:.2f} s with them: "
+        f"{both / plain:.2f} times"
+    )
     return {
         "epoch_seconds": round(plain, 3),
         "distilled_epoch_seconds": round(both, 3),
@@ -198,7 +208,11 @@ def _training(machine: Machine) -> dict[str, float]:
 
 
 def _epoch_seconds(
-    params: Params, frames: Sequence[Any], objective: Objective, targets: Stores | None, machine: Machine
+    params: Params,
+    frames: Sequence[Any],
+    objective: Objective,
+    targets: Stores | None,
+    machine: Machine,
 ) -> float:
     """The last of three epochs, with a loader process at least; the first two start processes."""
     train = FrameDataset(frames, params.data.anatomies, params.student.seed, targets)

@@ -16,7 +16,10 @@ def write_example(anatomy: str, number: int, size: tuple[int, int]) -> None:
     coarse = rng.integers(0, 255, (9, 11, 3)).astype(np.uint8)
     frame = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
     frame = np.clip(frame + rng.normal(0, 3, frame.shape), 0, 255).astype(np.uint8)
-    for kind, pixels in ((PREPARED_FRAMES, frame), (PREPARED_LABELS, (frame[..., 0] > 150).astype(np.uint8))):
+    for kind, pixels in (
+        (PREPARED_FRAMES, frame),
+        (PREPARED_LABELS, (frame[..., 0] > 150).astype(np.uint8)),
+    ):
         path = kind / "train" / anatomy / "01" / f"image{number:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), pixels, PNG)

@@ -6,8 +6,19 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by everyone; black and grey first, for what others are compared with.
-COLOURS = ("#000000", "#999999", "#d55e00", "#e69f00", "#56b4e9", "#0072b2", "#009e73", "#cc79a7", "#6f4e37")
+# Okabe and Ito's colours, told apart by everyone; black and grey first, for what others are
+# compared with.
+COLOURS = (
+    "#000000",
+    "#999999",
+    "#d55e00",
+    "#e69f00",
+    "#56b4e9",
+    "#0072b2",
+    "#009e73",
+    "#cc79a7",
+    "#6f4e37",
+)
 
 
 def unframed(axes: Axes) -> Axes:
@@ -24,7 +35,8 @@ def svg(figure: Figure, name: str, text: str = "path") -> str:
     Args:
         figure: what is drawn.
         name: sets the ids within, so that two figures of one page don't share any.
-        text: ``path``: letters as shapes, the same everywhere; ``none``: as letters, for a page with its own font.
+        text: ``path``: letters as shapes, the same everywhere; ``none``: as letters, for a page
+            with its own font.
     """
     written = io.StringIO()
     with mpl.rc_context({"svg.fonttype": text, "svg.hashsalt": name, "font.family": "sans-serif"}):

@@ -15,6 +15,8 @@ def table(number: int) -> dict[tuple[str, str], dict[str, float]]:
     text = (files("stages") / "paper" / f"table{number}.csv").read_text()
     rows = csv.DictReader(text.splitlines())
     return {
-        (row.pop("architecture"), row.pop("form")): {column: float(value) for column, value in row.items()}
+        (row.pop("architecture"), row.pop("form")): {
+            column: float(value) for column, value in row.items()
+        }
         for row in rows
     }

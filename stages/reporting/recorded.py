@@ -1,7 +1,7 @@
 """Figures of this run beside those of the last commit: on another processor the last digits differ, and no more.
 
-Sums are added up in another order there. Training carries the difference on, so that short runs of students differ by
-some Dice although nobody changed anything.
+Sums are added up in another order there. Training carries the difference on, so that short runs of
+students differ by some Dice although nobody changed anything.
 """
 
 import json
@@ -18,7 +18,8 @@ from stages.shared.params import PARAMS
 from stages.shared.paths import METRICS, PREPARED_LABELS, RESULTS
 from stages.shared.results import read
 
-# Dice, of means and of single anatomies; 1.6 and 16.7 were seen between two processors (docs/results/README.md).
+# Dice, of means and of single anatomies; 1.6 and 16.7 were seen between two processors
+# (docs/results/README.md).
 MEAN_LIMIT, ANATOMY_LIMIT = 3.0, 25.0
 LOCK = Path("dvc.lock")
 NETWORKS = {"teachers": "teachers", "baseline": "baseline", "mtkd": "distilled"}
@@ -33,8 +34,8 @@ class Comparison:
         commit: its short hash.
         machine: the processor that its figures come from.
         means: its mean Dice of teachers, baseline and distilled student, in percent.
-        changed: which inputs differ from those of the commit: ``settings``, ``labels``. Frames of the phantom differ by
-            a last digit between processors, and say nothing.
+        changed: which inputs differ from those of the commit: ``settings``, ``labels``. Frames of
+            the phantom differ by a last digit between processors, and say nothing.
         mean, anatomy: largest difference of a mean and of an anatomy's Dice.
     """
 
@@ -51,7 +52,9 @@ class Comparison:
         return self.mean <= MEAN_LIMIT and self.anatomy <= ANATOMY_LIMIT
 
     def __str__(self) -> str:
-        means = ", ".join(f"{name} {'-' if dice is None else dice}" for name, dice in self.means.items())
+        means = ", ".join(
+            f"{name} {'-' if dice is None else dice}" for name, dice in self.means.items()
+        )
         recorded = f"last commit ({self.commit}, {self.machine}): {means}"
         if self.changed:
             return f"{recorded}; {' and '.join(self.changed)} have changed since"
@@ -59,7 +62,11 @@ class Comparison:
             return f"{recorded}; this run is the same"
         means_apart = f"means differ by up to {self.mean:.1f} Dice (limit {MEAN_LIMIT:.0f})"
         size = f"{means_apart}, anatomies by {self.anatomy:.1f} (limit {ANATOMY_LIMIT:.0f})"
-        verdict = "no more than another processor's rounding makes" if self.is_rounding else "more than rounding makes"
+        verdict = (
+            "no more than another processor's rounding makes"
+            if self.is_rounding
+            else "more than rounding makes"
+        )
         return f"{recorded}; same settings and labels, {size}: {verdict}"
 
 
@@ -78,12 +85,17 @@ def run(check: bool) -> None:
         return
     say(str(compared))
     if check and not compared.changed and not compared.is_rounding:
-        raise MtkdError("this run is not the recorded one: look for changes of code, libraries or data")
+        raise MtkdError(
+            "this run is not the recorded one: look for changes of code, libraries or data"
+        )
 
 
 def compare() -> Comparison | None:
     """This run against the last commit; None without one, or if it holds no evaluation."""
-    commit, recorded = _git("rev-parse", "--short", "HEAD"), _committed_json(METRICS / "evaluate.json")
+    commit, recorded = (
+        _git("rev-parse", "--short", "HEAD"),
+        _committed_json(METRICS / "evaluate.json"),
+    )
     if commit is None or recorded is None:
         return None
     own = read(METRICS / "evaluate.json", "evaluate")
@@ -108,7 +120,9 @@ def _changed() -> tuple[str, ...]:
     """Which inputs of the run are not those of the last commit."""
     then, now = _committed_yaml(PARAMS), yaml.safe_load(PARAMS.read_bytes())
     settings = any(then.get(section) != now.get(section) for section in DECISIVE)
-    labels = _labels(_committed_yaml(LOCK)) != _labels(yaml.safe_load(LOCK.read_bytes()) if LOCK.is_file() else {})
+    labels = _labels(_committed_yaml(LOCK)) != _labels(
+        yaml.safe_load(LOCK.read_bytes()) if LOCK.is_file() else {}
+    )
     return tuple(name for name, differs in (("settings", settings), ("labels", labels)) if differs)
 
 

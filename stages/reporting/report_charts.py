@@ -44,7 +44,9 @@ def curves(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Markup:
     for axes, (quantity, lines) in zip(panels, values.items(), strict=True):
         for name, line in lines.items():
             epochs = range(1, len(line) + 1)
-            unframed(axes).plot(epochs, line, color=COLOURS[name], label=TITLES[name], marker="o", markersize=3)
+            unframed(axes).plot(
+                epochs, line, color=COLOURS[name], label=TITLES[name], marker="o", markersize=3
+            )
         axes.set(title=quantity, xlabel="epoch")
         axes.set_ylim(bottom=0)
     _legend(panels[0])
@@ -58,15 +60,32 @@ def accuracy_and_speed(
     figure, axes = _figure(8, 3.8)
     for row, name in zip(rows, COLOURS, strict=True):
         if row["dice"]["mean"] is not None:
-            axes.scatter(row["fps"], row["dice"]["mean"], s=70, color=COLOURS[name], label=f"{TITLES[name]} (here)")
+            axes.scatter(
+                row["fps"],
+                row["dice"]["mean"],
+                s=70,
+                color=COLOURS[name],
+                label=f"{TITLES[name]} (here)",
+            )
     for form, marker in FORMS.items():
         own = [row for (_, kind), row in paper.items() if kind == form]
         if own:
             x, y = [row["fps"] for row in own], [row["dice"] for row in own]
-            axes.scatter(x, y, marker=marker, facecolors="none", edgecolors="#555", label=f"paper, RTX 3090: {form}")
-    axes.set(xlabel="frames per second (logarithmic)", ylabel="Dice (%)", xscale="log", ylim=(0, 100))
+            axes.scatter(
+                x,
+                y,
+                marker=marker,
+                facecolors="none",
+                edgecolors="#555",
+                label=f"paper, RTX 3090: {form}",
+            )
+    axes.set(
+        xlabel="frames per second (logarithmic)", ylabel="Dice (%)", xscale="log", ylim=(0, 100)
+    )
     low, high = np.log10(axes.get_xlim())
-    axes.set_xlim(10 ** np.floor(low), 10 ** np.ceil(high))  # whole decades: some tick is always within
+    axes.set_xlim(
+        10 ** np.floor(low), 10 ** np.ceil(high)
+    )  # whole decades: some tick is always within
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -74,7 +93,9 @@ def accuracy_and_speed(
     return _svg(figure, "accuracy over speed")
 
 
-def dice_of_frames(values: Mapping[tuple[str, str], Sequence[float]], anatomies: Sequence[str]) -> Markup:
+def dice_of_frames(
+    values: Mapping[tuple[str, str], Sequence[float]], anatomies: Sequence[str]
+) -> Markup:
     """Every test frame's Dice as a dot, with the mean as a bar; one row per anatomy."""
     figure, axes = _figure(8, 0.6 * len(anatomies) + 1)
     rng, named = np.random.default_rng(0), set[str]()
@@ -86,8 +107,21 @@ def dice_of_frames(values: Mapping[tuple[str, str], Sequence[float]], anatomies:
                 label = None if name in named else TITLES[name]
                 named.add(name)
                 jitter = rng.uniform(-0.07, 0.07, len(dice))
-                axes.scatter(dice, height + jitter, s=9, color=COLOURS[name], alpha=0.5, linewidths=0, label=label)
-                axes.plot([np.mean(dice)] * 2, [height - 0.12, height + 0.12], color=COLOURS[name], linewidth=2.5)
+                axes.scatter(
+                    dice,
+                    height + jitter,
+                    s=9,
+                    color=COLOURS[name],
+                    alpha=0.5,
+                    linewidths=0,
+                    label=label,
+                )
+                axes.plot(
+                    [np.mean(dice)] * 2,
+                    [height - 0.12, height + 0.12],
+                    color=COLOURS[name],
+                    linewidth=2.5,
+                )
     axes.set(xlabel="Dice of a frame (%)", xlim=(-2, 102), ylim=(len(anatomies) - 0.5, -0.5))
     axes.set_yticks(range(len(anatomies)), [a.replace("_", " ") for a in anatomies])
     _legend(axes, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)

@@ -40,8 +40,10 @@ def say_handover(machine: Machine, batch: Callable[[], int]) -> None:
     wanted = needed(batch(), processes)
     if free < wanted:
         say(
-            f"warning: /dev/shm has {readable(free)} free, {processes} loader processes fill about {readable(wanted)}: "
-            "batches go through pipes instead, which takes longer; start Docker with --shm-size=1g, or use fewer "
+            f"warning: /dev/shm has {readable(free)} free, {processes} loader processes fill "
+            f"about {readable(wanted)}: "
+            "batches go through pipes instead, which takes longer; start Docker with "
+            "--shm-size=1g, or use fewer "
             "--workers"
         )
 

@@ -1,8 +1,9 @@
 """Reading params.yaml: every problem is reported together, by the key's full name and what would be accepted.
 
-YAML turns names into numbers, truth values and dates, and its versions disagree: 010 is 8 in YAML 1.1, which PyYAML
-reads, and 10 in YAML 1.2, which DVC reads. And 3.10 and 3.1 are one number to DVC, which would not see a change. So ids
-of surgeries that are digits are taken as they are written, and what could be read in two ways is refused.
+YAML turns names into numbers, truth values and dates, and its versions disagree: 010 is 8 in YAML
+1.1, which PyYAML reads, and 10 in YAML 1.2, which DVC reads. And 3.10 and 3.1 are one number to
+DVC, which would not see a change. So ids of surgeries that are digits are taken as they are
+written, and what could be read in two ways is refused.
 """
 
 import re
@@ -22,7 +23,9 @@ _TEXT = "tag:yaml.org,2002:str"
 _SPLIT = re.compile(r"data\.splits\.(val|test)")
 # Names that DVC reads as well: they must be text for every reader, or surgeries of digits alone.
 _SURGERIES = re.compile(_SPLIT.pattern + r"\.\d+")
-_NAMES = re.compile(r"data\.(root|unlabelled_root|anatomies\.\d+)|(teacher|student)\.(arch|pretrained)")
+_NAMES = re.compile(
+    r"data\.(root|unlabelled_root|anatomies\.\d+)|(teacher|student)\.(arch|pretrained)"
+)
 # What all versions of YAML take for the same value.
 _CLEAR = {
     "tag:yaml.org,2002:bool": r"true|True|TRUE|false|False|FALSE",
@@ -36,7 +39,8 @@ def load_params(path: Path = PARAMS) -> Params:
     """The checked settings of a params.yaml.
 
     Raises:
-        MtkdError: the file is missing or no YAML, a key is missing or unknown, or a value is not accepted.
+        MtkdError: the file is missing or no YAML, a key is missing or unknown, or a value is not
+            accepted.
     """
     try:
         content, ambiguous = _read(path.read_bytes())
@@ -80,14 +84,20 @@ def _ambiguous(loader: yaml.SafeLoader, node: yaml.Node, key: str) -> Iterator[s
         loader.flatten_mapping(node)
         names = [name.value for name, _ in node.value]
         prefix = f"{key}." if key else ""
-        yield from (f"{prefix}{name}: is there twice" for name, times in Counter(map(str, names)).items() if times > 1)
+        yield from (
+            f"{prefix}{name}: is there twice"
+            for name, times in Counter(map(str, names)).items()
+            if times > 1
+        )
         for name, value in node.value:
             yield from _ambiguous(loader, value, f"{prefix}{name.value}")
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
             yield from _ambiguous(loader, value, f"{key}.{i}")
     elif isinstance(node, yaml.ScalarNode) and node.style is None:
-        if _SPLIT.fullmatch(key) or (_SURGERIES.fullmatch(key) and re.fullmatch("[0-9]*", node.value)):
+        if _SPLIT.fullmatch(key) or (
+            _SURGERIES.fullmatch(key) and re.fullmatch("[0-9]*", node.value)
+        ):
             node.tag = _TEXT
         elif (_NAMES.fullmatch(key) or _SURGERIES.fullmatch(key)) and not _is_text(node):
             yield f"{key}: {node.value} is not text to every reader of YAML: put it in quotes, '{node.value}'"
@@ -98,7 +108,9 @@ def _ambiguous(loader: yaml.SafeLoader, node: yaml.Node, key: str) -> Iterator[s
 
 def _is_text(node: yaml.ScalarNode) -> bool:
     """Whether every reader takes a value that is not in quotes for text."""
-    number = re.fullmatch(r"[-+]?(0[box])?[.0-9][_.0-9a-f:]*(e[-+]?[0-9]+)?", node.value, re.IGNORECASE)
+    number = re.fullmatch(
+        r"[-+]?(0[box])?[.0-9][_.0-9a-f:]*(e[-+]?[0-9]+)?", node.value, re.IGNORECASE
+    )
     return node.tag == _TEXT and number is None
 
 

@@ -54,4 +54,6 @@ def require_folder(output: Path) -> None:
     if not there.is_dir():
         raise MtkdError(f"--output {output}: {there} is a file; name a folder")
     if not os.access(there, os.W_OK):
-        raise MtkdError(f"--output {output}: nothing can be written to {there}; name another folder")
+        raise MtkdError(
+            f"--output {output}: nothing can be written to {there}; name another folder"
+        )

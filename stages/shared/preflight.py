@@ -29,8 +29,8 @@ TRIED = SCRATCH / "preflight"  # a hash of what was tried last, and passed
 def preflight(params: Params) -> None:
     """Import what later stages import, build the student, export it at the configured size, look at the disk.
 
-    Once for the same libraries and settings. A student that `mtkd export` would refuse, and a disk that may be too
-    small, are warnings.
+    Once for the same libraries and settings. A student that `mtkd export` would refuse, and a disk
+    that may be too small, are warnings.
 
     Raises:
         MtkdError: something cannot be imported, or the student cannot be built; all together.
@@ -48,9 +48,18 @@ def preflight(params: Params) -> None:
 
 
 def _digest(params: Params) -> str:
-    # Their names hold the versions; reading each one's metadata would take longer than all else here.
-    installed = sorted(path.name for folder in sys.path for path in Path(folder).glob("*.dist-info"))
-    settings = (params.student, params.teacher.arch, params.data, params.cache.views, params.benchmark.image_size)
+    # Their names hold the versions; reading each one's metadata would take longer than all else
+    # here.
+    installed = sorted(
+        path.name for folder in sys.path for path in Path(folder).glob("*.dist-info")
+    )
+    settings = (
+        params.student,
+        params.teacher.arch,
+        params.data,
+        params.cache.views,
+        params.benchmark.image_size,
+    )
     return sha256(repr((sys.version, installed, settings)).encode()).hexdigest()
 
 
@@ -83,7 +92,9 @@ def _export(params: Params, student: Network | None) -> list[str]:
 
     sizes = params.benchmark.image_size, params.data.image_size
     segmenter = Segmenter(student, *sizes)
-    label = Label(params.student.arch, tuple(params.data.anatomies), *sizes, student.mean, student.std, "")
+    label = Label(
+        params.student.arch, tuple(params.data.anatomies), *sizes, student.mean, student.std, ""
+    )
     frame = np.random.default_rng(0).integers(0, 256, (*sizes[0], 3)).astype(np.uint8)
     try:
         with TemporaryDirectory() as folder:
@@ -93,7 +104,12 @@ def _export(params: Params, student: Network | None) -> list[str]:
     except Exception as error:  # whatever an exporter raises
         return [f"the student cannot be exported as ONNX ({type(error).__name__}: {error})"]
     return (
-        [f"the student cannot be exported: its ONNX file differs from it in {wrong} pixels of a frame"] if wrong else []
+        [
+            f"the student cannot be exported: its ONNX file differs from it in {wrong} pixels of "
+            "a frame"
+        ]
+        if wrong
+        else []
     )
 
 
@@ -105,7 +121,9 @@ def _room(params: Params) -> list[str]:
     height, width = (-(-n // stride) for n in params.data.image_size)
     frames, anatomies = len(taught_frames(params.data.anatomies)), len(params.data.anatomies)
     try:
-        require_space(anatomies * cache.estimate(frames, max(1, params.cache.views), (height, width)))
+        require_space(
+            anatomies * cache.estimate(frames, max(1, params.cache.views), (height, width))
+        )
     except MtkdError as error:
         return [str(error)]
     return []

@@ -27,9 +27,13 @@ def read(path: Path, made_by: str) -> Any:
     if not path.is_file():
         raise MtkdError(f"{path} is missing: run `dvc repro {made_by}`")
     try:
-        content = json.loads(path.read_text(), object_hook=lambda found: _Record(path, made_by, found))
+        content = json.loads(
+            path.read_text(), object_hook=lambda found: _Record(path, made_by, found)
+        )
     except ValueError as error:
-        raise MtkdError(f"{path} is no whole JSON ({error}): run `dvc repro -s -f {made_by}`") from error
+        raise MtkdError(
+            f"{path} is no whole JSON ({error}): run `dvc repro -s -f {made_by}`"
+        ) from error
     if not isinstance(content, _Record):
         raise MtkdError(f"{path} holds no JSON object: run `dvc repro -s -f {made_by}`")
     return content

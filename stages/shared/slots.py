@@ -14,8 +14,8 @@ Slot = dict[str, str]
 def slots(jobs: int | None, kind: str) -> list[Slot]:
     """The environment of each process that runs at the same time.
 
-    On CUDA each has one GPU, in turn where there are more processes than GPUs, and its share of the cores for loader
-    processes; how many were asked for in MTKD_WORKERS holds.
+    On CUDA each has one GPU, in turn where there are more processes than GPUs, and its share of the
+    cores for loader processes; how many were asked for in MTKD_WORKERS holds.
 
     Args:
         jobs: how many processes; None for one per GPU, or a single one without any.
@@ -23,7 +23,9 @@ def slots(jobs: int | None, kind: str) -> list[Slot]:
     """
     if kind != "cuda":
         return [{"MTKD_DEVICE": kind} for _ in range(jobs or 1)]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
+        map(str, range(torch.cuda.device_count()))
+    )
     gpus = visible.split(",")
     count = jobs or len(gpus)
     workers = os.environ.get("MTKD_WORKERS") or str(loaders(count))

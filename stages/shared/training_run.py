@@ -41,9 +41,15 @@ def class_weights(frames: Sequence[Frame], anatomies: Sequence[str]) -> torch.Te
     weights = []
     for anatomy in anatomies:
         labels = [load_label(frame.label) for frame in frames if frame.anatomy == anatomy]
-        pixels, positive = sum(label.size for label in labels), sum(int(label.sum()) for label in labels)
+        pixels, positive = (
+            sum(label.size for label in labels),
+            sum(int(label.sum()) for label in labels),
+        )
         if not 0 < positive < pixels:
-            raise MtkdError(f"class_weights: the training masks of {anatomy} hold only one class; set it to false")
+            raise MtkdError(
+                f"class_weights: the training masks of {anatomy} hold only one class; set it to "
+                "false"
+            )
         weights.append([pixels / (2 * (pixels - positive)), pixels / (2 * positive)])
     return torch.tensor(weights)
 
@@ -74,7 +80,8 @@ def train_run(
 ) -> None:
     """Train one network on prepared frames; write its checkpoint, metrics and curves.
 
-    A run that was stopped goes on after the last epoch that it kept, if nothing that determines it has changed.
+    A run that was stopped goes on after the last epoch that it kept, if nothing that determines it
+    has changed.
 
     Args:
         title: what the lines on the screen call it.
@@ -91,7 +98,8 @@ def train_run(
         curves: folder for the values of every epoch.
 
     Raises:
-        MtkdError: as of ``fit``; another process trains the same; a batch can't be shared by so many.
+        MtkdError: as of ``fit``; another process trains the same; a batch can't be shared by so
+            many.
     """
     _require_shareable(settings, machine)
     train = FrameDataset(frames, anatomies, settings.seed, soft_targets)
@@ -106,15 +114,26 @@ def train_run(
     network = seeded_network(settings, anatomies)
     # Batch norm sees a piece at a time, so that pieces are part of what determines the weights.
     shared = {"processes": fabric.world_size, "accumulate": machine.accumulate}
-    known = {"settings": settings.model_dump(), **shared, **_digests(train.frames, val.frames), **(taught or {})}
+    known = {
+        "settings": settings.model_dump(),
+        **shared,
+        **_digests(train.frames, val.frames),
+        **(taught or {}),
+    }
     place = SCRATCH / "training" / checkpoint.parent.name / checkpoint.stem
     for folder in (place.parent, checkpoint.parent, metrics.parent, curves):
         require_writable(folder)
     here = {"device": fabric.device.type, "compile": machine.compile}
-    resume = Resume(place.with_name(f"{place.name}.pt"), run_identity({**known, **here}, network.state_dict()))
+    resume = Resume(
+        place.with_name(f"{place.name}.pt"), run_identity({**known, **here}, network.state_dict())
+    )
     height, width = load_frame(train.frames[0].image).shape[:2]
     stopwatch = Stopwatch(fabric.device)
-    with _alone(place, fabric), _curves(curves, fabric) as live, progress(f"{title}: batches") as bar:
+    with (
+        _alone(place, fabric),
+        _curves(curves, fabric) as live,
+        progress(f"{title}: batches") as bar,
+    ):
         sizes = f"{len(train)} training and {len(val)} validation frames"
         say(f"{title}: {settings.arch}, {sizes}, {counted(settings.epochs, 'epoch')}")
         if fabric.world_size > 1:
@@ -140,7 +159,9 @@ def train_run(
             return
         best = best_epoch(history)
         save_checkpoint(checkpoint, network, (height, width), known)
-        percent = {name: _percent(value) for name, value in {"mean": best.mean_dice, **best.dice}.items()}
+        percent = {
+            name: _percent(value) for name, value in {"mean": best.mean_dice, **best.dice}.items()
+        }
         write_json(metrics, {"val_dice": percent, "best_epoch": best.epoch, "epochs": len(history)})
         resume.done()
     say(f"{title}: time of training: {stopwatch} (data: waiting for frames)")
@@ -154,7 +175,8 @@ def _require_shareable(settings: Training, machine: Machine) -> None:
     least, frames = (1, "one frame") if synchronised else (2, "two frames")
     if settings.batch_size < least * pieces:
         raise MtkdError(
-            f"batch_size {settings.batch_size} makes no {pieces} pieces of at least {frames} (--devices "
+            f"batch_size {settings.batch_size} makes no {pieces} pieces of at least {frames} "
+            "(--devices "
             f"{machine.devices}, --accumulate {machine.accumulate}): batch norm needs them"
         )
 

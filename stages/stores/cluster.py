@@ -1,8 +1,9 @@
 """``cache-logits --scheduler``: the workers of a dask.distributed cluster ask the teachers, this process writes.
 
-A task is one teacher on one shard of frames. A worker keeps its teacher from task to task and holds one at a time. The
-answers come back here, where each store has its one writer: the same bytes as without a cluster, and the same resume.
-Workers need this checkout's files (checkpoints and prepared frames), on a shared file system or a copy of it.
+A task is one teacher on one shard of frames. A worker keeps its teacher from task to task and holds
+one at a time. The answers come back here, where each store has its one writer: the same bytes as
+without a cluster, and the same resume. Workers need this checkout's files (checkpoints and prepared
+frames), on a shared file system or a copy of it.
 """
 
 from collections import deque
@@ -39,26 +40,38 @@ def write_stores(plans: Sequence[StorePlan], scheduler: str, machine: Machine) -
     """Write the stores of all plans with the workers of a cluster.
 
     Raises:
-        MtkdError: no scheduler answers there, it has no workers, it ended, or workers died again and again on a task.
+        MtkdError: no scheduler answers there, it has no workers, it ended, or workers died again
+            and again on a task.
     """
     try:
         client = Client(scheduler, timeout="10s")
     except ValueError as error:
-        raise MtkdError(f"--scheduler {scheduler} is no address such as tcp://HOST:8786: {error}") from error
+        raise MtkdError(
+            f"--scheduler {scheduler} is no address such as tcp://HOST:8786: {error}"
+        ) from error
     except (OSError, TimeoutError) as error:
-        raise MtkdError(f"--scheduler {scheduler} does not answer: start one with `dask scheduler`") from error
+        raise MtkdError(
+            f"--scheduler {scheduler} does not answer: start one with `dask scheduler`"
+        ) from error
     with client:
         count = _workers(client)
         if not count:
-            raise MtkdError(f"--scheduler {scheduler} has no workers: start some with `dask worker {scheduler}`")
+            raise MtkdError(
+                f"--scheduler {scheduler} has no workers: start some with `dask worker {scheduler}`"
+            )
         say(f"{scheduler}: {count} workers")
         try:
             for plan in plans:
                 _write_store(plan, client, machine)
         except (CancelledError, CommClosedError, KilledWorker) as error:
-            reason = "workers died on one task again and again" if isinstance(error, KilledWorker) else "it ended"
+            reason = (
+                "workers died on one task again and again"
+                if isinstance(error, KilledWorker)
+                else "it ended"
+            )
             raise MtkdError(
-                f"--scheduler {scheduler}: {reason}; look at its log, then start again: whole shards are kept"
+                f"--scheduler {scheduler}: {reason}; look at its log, then start again: whole "
+                "shards are kept"
             ) from error
 
 
@@ -81,7 +94,9 @@ def _shards(plan: StorePlan, total: int, done: int) -> list[range]:
     return make_batches(len(plan.frames), total, size, size, done)
 
 
-def _in_order(client: Client, plan: StorePlan, questions: list[Question], shards: list[range]) -> Iterator[Answer]:
+def _in_order(
+    client: Client, plan: StorePlan, questions: list[Question], shards: list[range]
+) -> Iterator[Answer]:
     """The answers shard by shard; some are asked ahead, so many that no worker is idle and the memory bounded."""
     path = teacher_checkpoint(plan.anatomy).resolve()
     teacher = (str(path), file_sha256(path))
@@ -93,7 +108,15 @@ def _in_order(client: Client, plan: StorePlan, questions: list[Question], shards
             asked = [_absolute(questions[i]) for i in shard]
             settings = plan.params.cache
             waiting.append(
-                client.submit(_ask, teacher, asked, settings.batch_size, settings.precision, pure=False, retries=3)
+                client.submit(
+                    _ask,
+                    teacher,
+                    asked,
+                    settings.batch_size,
+                    settings.precision,
+                    pure=False,
+                    retries=3,
+                )
             )
         if not waiting:
             return
@@ -111,7 +134,10 @@ def _result(client: Client, asked: "Future[Answer]") -> Answer:
             return asked.result(timeout=PATIENCE)
         except TimeoutError:
             if not _workers(client):
-                say(f"no workers are left: waits for new ones, `dask worker {client.scheduler.address}`")
+                say(
+                    "no workers are left: waits for new ones, `dask worker "
+                    f"{client.scheduler.address}`"
+                )
 
 
 def _absolute(question: Question) -> Question:
@@ -124,17 +150,24 @@ def _absolute(question: Question) -> Question:
 _held: tuple[tuple[str, str], Any] | None = None
 
 
-def _ask(teacher: tuple[str, str], questions: list[Question], batch_size: int, precision: str) -> Answer:
+def _ask(
+    teacher: tuple[str, str], questions: list[Question], batch_size: int, precision: str
+) -> Answer:
     """One teacher's answers to a shard of questions, on a worker."""
     global _held
     if _held is None or _held[0] != teacher:
         _held = None  # let go of the old one first
         path, expected = teacher
         if file_sha256(path) != expected:
-            raise MtkdError(f"{path} on {get_worker().address} is not the file that the client has: copy it there")
+            raise MtkdError(
+                f"{path} on {get_worker().address} is not the file that the client has: copy it "
+                "there"
+            )
         keep_freed_memory()
         _held = (teacher, load_checkpoint(Path(path), "train_teacher")[0])
-    ranges = [range(i, min(i + batch_size, len(questions))) for i in range(0, len(questions), batch_size)]
+    ranges = [
+        range(i, min(i + batch_size, len(questions))) for i in range(0, len(questions), batch_size)
+    ]
     logits, pixels = zip(*answers(_held[1], questions, ranges, precision, _machine()), strict=True)
     return np.concatenate(logits)[:, 0], [p for part in pixels for p in part]
 
@@ -143,7 +176,8 @@ def _ask(teacher: tuple[str, str], questions: list[Question], batch_size: int, p
 def _machine() -> Machine:
     """The GPU of this worker, by its place among the workers of its host, and its share of the cores; else the CPU.
 
-    Found at the first task and kept: when another worker dies, the places of those that live change.
+    Found at the first task and kept: when another worker dies, the places of those that live
+    change.
     """
     if not torch.cuda.is_available():
         return Machine("auto", 0)

@@ -24,9 +24,9 @@ from stages.stores.imported import REMEDY
 from stages.stores.plan import StorePlan, make_plans, was_imported
 
 COPY = ".partial"  # see cache.place.copy_place
-# Largest difference of a logit, relative to 1 + |logit|, that a teacher may have from its store on another device or in
-# another batch, by the store's precision. On an H100 and on CPUs 7e-4, 7e-3, 2e-2 and 0.16 were seen; another
-# anatomy's teacher differs by 0.6 and more, in every frame.
+# Largest difference of a logit, relative to 1 + |logit|, that a teacher may have from its store on
+# another device or in another batch, by the store's precision. On an H100 and on CPUs 7e-4, 7e-3,
+# 2e-2 and 0.16 were seen; another anatomy's teacher differs by 0.6 and more, in every frame.
 TOLERANCES = {"32-true": 2e-3, "tf32": 5e-2, "16-mixed": 5e-2, "bf16-mixed": 3e-1}
 Wanted = Mapping[str, Mapping[str, object]]  # anatomy -> parts of the identity
 
@@ -46,7 +46,15 @@ def list_stores() -> None:
             continue
         views, frames, _, height, width = one.shape
         size = readable(cache.stats(path)["bytes"])
-        table.add_row(str(path), "complete", str(frames), str(views), f"{height}x{width}", size, one.identity[:12])
+        table.add_row(
+            str(path),
+            "complete",
+            str(frames),
+            str(views),
+            f"{height}x{width}",
+            size,
+            one.identity[:12],
+        )
     if begun := _begun():
         wanted = _wanted(load_params())
         for path in begun:
@@ -59,7 +67,11 @@ def _state(path: Path, wanted: Wanted) -> str:
     if cache.is_being_written(_writers(path)):
         return "being written"
     reason = _useless(path, wanted)
-    return f"{reason}: `mtkd cache prune` removes it" if reason else "begun: `mtkd cache-logits` goes on with it"
+    return (
+        f"{reason}: `mtkd cache prune` removes it"
+        if reason
+        else "begun: `mtkd cache-logits` goes on with it"
+    )
 
 
 def show_stats(whose: list[str]) -> None:
@@ -76,9 +88,10 @@ def verify(whose: list[str], recompute: int, tolerance: float | None, machine: M
 
     Args:
         whose: anatomies, or paths of stores; all anatomies if none is named.
-        recompute: number of random frames on which the teacher is asked again, of each that is here.
-        tolerance: largest difference of a logit, relative to 1 + |logit|, that counts as the same answer; None for that
-            of the store's precision, see :data:`TOLERANCES`.
+        recompute: number of random frames on which the teacher is asked again, of each that is
+            here.
+        tolerance: largest difference of a logit, relative to 1 + |logit|, that counts as the same
+            answer; None for that of the store's precision, see :data:`TOLERANCES`.
         machine: where teachers compute.
 
     Raises:
@@ -125,38 +138,55 @@ def _other_pixels(anatomy: str, pixels: Sequence[int] | None) -> list[str]:
     views, frames = one.shape[:2]
     places = ((view, frame) for view in range(views) for frame in range(frames))
     other = [
-        place for place, shown in zip(places, pixels or [], strict=False) if one.pixels(place[1], place[0]) != shown
+        place
+        for place, shown in zip(places, pixels or [], strict=False)
+        if one.pixels(place[1], place[0]) != shown
     ]
     if not other:
         return []
     view, frame = other[0]
     return [
-        f"{one.path} answers other pixels than the prepared ones in {len(other)} places, frame {one.frames[frame]} "
+        f"{one.path} answers other pixels than the prepared ones in {len(other)} places, frame "
+        f"{one.frames[frame]} "
         f"(view {view}) first: run `dvc repro -s -f cache_logits@{anatomy}`"
     ]
 
 
-def _recomputed(plan: StorePlan, count: int, tolerance: float | None, machine: Machine) -> list[str]:
+def _recomputed(
+    plan: StorePlan, count: int, tolerance: float | None, machine: Machine
+) -> list[str]:
     """Where a teacher does not answer what its store says; that there is none to ask counts too."""
     try:
         network = plan.teacher()
     except MtkdError as error:
         return [str(error)]
-    one, questions, precision = cache.open_store(store(plan.anatomy)), plan.questions(), plan.params.cache.precision
+    one, questions, precision = (
+        cache.open_store(store(plan.anatomy)),
+        plan.questions(),
+        plan.params.cache.precision,
+    )
     allowed = TOLERANCES[precision] if tolerance is None else tolerance
-    chosen = np.random.default_rng().choice(len(questions), min(count, len(questions)), replace=False)
+    chosen = np.random.default_rng().choice(
+        len(questions), min(count, len(questions)), replace=False
+    )
     asked = [questions[i] for i in chosen]
     problems = []
     single = [range(i, i + 1) for i in range(len(asked))]
     with progress(f"{plan.anatomy}: teacher asked again") as bar:
         answered = answers(network, asked, single, precision, machine)
-        for number, (position, (logits, _)) in enumerate(zip(chosen, answered, strict=True), start=1):
+        for number, (position, (logits, _)) in enumerate(
+            zip(chosen, answered, strict=True), start=1
+        ):
             view, frame = divmod(int(position), len(plan.frames))
-            worst = _difference(logits[0, 0], one.read(frame, view).astype(np.float32), _rounding(plan))
+            worst = _difference(
+                logits[0, 0], one.read(frame, view).astype(np.float32), _rounding(plan)
+            )
             if not worst <= allowed:
                 problems.append(
-                    f"{one.path}: frame {one.frames[frame]} (view {view}): the teacher now answers otherwise: a logit "
-                    f"differs by {worst:.3g} times 1 + |logit|, the tolerance for cache.precision {precision} is "
+                    f"{one.path}: frame {one.frames[frame]} (view {view}): the teacher now "
+                    "answers otherwise: a logit "
+                    f"differs by {worst:.3g} times 1 + |logit|, the tolerance for cache.precision "
+                    f"{precision} is "
                     f"{allowed:g}: run `dvc repro -s -f cache_logits@{plan.anatomy}`"
                 )
             bar(number, len(asked))
@@ -238,7 +268,9 @@ def _wanted(params: Params) -> Wanted:
         digest = frames_digest(taught_frames(anatomies))
     except MtkdError:  # nothing is prepared
         digest = None
-    return {anatomy: expected_parts(params, digest, known_checkpoint(anatomy)) for anatomy in anatomies}
+    return {
+        anatomy: expected_parts(params, digest, known_checkpoint(anatomy)) for anatomy in anatomies
+    }
 
 
 def _stores(folder: Path) -> list[Path]:

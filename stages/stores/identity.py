@@ -9,12 +9,15 @@ from pipeline.settings import Params
 from stages.shared.paths import teacher_checkpoint
 
 
-def expected_parts(params: Params, frames: str | None, checkpoint: Path | None) -> dict[str, object]:
+def expected_parts(
+    params: Params, frames: str | None, checkpoint: Path | None
+) -> dict[str, object]:
     """The parts of a store's identity.
 
     Args:
         params: for the section ``cache`` and the size of the frames.
-        frames: digest of the training frames' list and pixels, or None where only the rest can be known.
+        frames: digest of the training frames' list and pixels, or None where only the rest can be
+            known.
         checkpoint: the teacher, or None likewise.
     """
     parts: dict[str, object] = {
@@ -35,7 +38,9 @@ def known_checkpoint(anatomy: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def misfits(attributes: Mapping[str, Any], anatomy: str, expected: Mapping[str, object]) -> dict[str, str]:
+def misfits(
+    attributes: Mapping[str, Any], anatomy: str, expected: Mapping[str, object]
+) -> dict[str, str]:
     """What a store is for and should not be, by part, each as found and expected; empty if it fits.
 
     Args:
@@ -43,7 +48,10 @@ def misfits(attributes: Mapping[str, Any], anatomy: str, expected: Mapping[str, 
         anatomy: whose store is wanted.
         expected: parts of the identity, and ``shard_frames`` where that matters.
     """
-    found = {**attributes.get("identity_parts", {}), **{k: attributes.get(k) for k in ("anatomy", "shard_frames")}}
+    found = {
+        **attributes.get("identity_parts", {}),
+        **{k: attributes.get(k) for k in ("anatomy", "shard_frames")},
+    }
     wanted = {"anatomy": anatomy, **expected}
     return {
         part: f"its {part} is {found.get(part)}, expected {value}"

@@ -42,25 +42,29 @@ class StorePlan:
         """The teacher, in eval mode.
 
         Raises:
-            MtkdError: there is none, or it is another anatomy's, or was trained at another size, or only its answers
-                were imported.
+            MtkdError: there is none, or it is another anatomy's, or was trained at another size, or
+                only its answers were imported.
         """
         checkpoint = teacher_checkpoint(self.anatomy)
         if is_imported(checkpoint):
             raise MtkdError(
-                f"{checkpoint} holds no weights, the answers of {self.anatomy}'s teacher were imported as "
-                f"{store(self.anatomy)}: `mtkd import-teacher {self.anatomy} STORE` imports them anew, "
+                f"{checkpoint} holds no weights, the answers of {self.anatomy}'s teacher were "
+                "imported as "
+                f"{store(self.anatomy)}: `mtkd import-teacher {self.anatomy} STORE` imports them "
+                "anew, "
                 f"`dvc repro -s -f train_teacher@{self.anatomy}` trains a teacher here"
             )
         network, card = load_checkpoint(checkpoint, f"train_teacher@{self.anatomy}")
         if card.anatomies != (self.anatomy,):
             raise MtkdError(
-                f"{checkpoint} holds the decoders {', '.join(card.anatomies)}, expected {self.anatomy} alone: "
+                f"{checkpoint} holds the decoders {', '.join(card.anatomies)}, expected "
+                f"{self.anatomy} alone: "
                 f"run `dvc repro -s -f train_teacher@{self.anatomy}`"
             )
         if card.image_size != self.params.data.image_size:
             raise MtkdError(
-                f"{checkpoint} was trained at {card.image_size}: run `dvc repro train_teacher@{self.anatomy}`"
+                f"{checkpoint} was trained at {card.image_size}: run `dvc repro "
+                f"train_teacher@{self.anatomy}`"
             )
         return network
 
@@ -69,7 +73,14 @@ class StorePlan:
         settings, size = self.params.cache, self.params.data.image_size
         if not settings.views:
             return clean_questions(self.frames)
-        return list(chain(*(view_questions(self.frames, settings.seed, v, size) for v in range(settings.views))))
+        return list(
+            chain(
+                *(
+                    view_questions(self.frames, settings.seed, v, size)
+                    for v in range(settings.views)
+                )
+            )
+        )
 
     def grid(self, teacher: Network) -> tuple[int, int]:
         """Rows and columns of the teacher's logits."""
@@ -96,7 +107,9 @@ class StorePlan:
             frames=[frame.id for frame in self.frames],
             grid=grid,
             image_size=self.params.data.image_size,
-            identity_parts=expected_parts(self.params, self.digest, checkpoint or teacher_checkpoint(self.anatomy)),
+            identity_parts=expected_parts(
+                self.params, self.digest, checkpoint or teacher_checkpoint(self.anatomy)
+            ),
             views=views or [{"view": 0, "clean": True}],
             shard_frames=settings.shard_frames,
             keep_bits=settings.keep_bits,
@@ -115,17 +128,25 @@ def make_plans(anatomies: list[str], params: Params) -> list[StorePlan]:
     """
     unknown = sorted(set(anatomies) - set(params.data.anatomies))
     if unknown:
-        raise MtkdError(f"not in data.anatomies: {', '.join(unknown)}; there: {', '.join(params.data.anatomies)}")
+        raise MtkdError(
+            f"not in data.anatomies: {', '.join(unknown)}; there: "
+            f"{', '.join(params.data.anatomies)}"
+        )
     frames = taught_frames(params.data.anatomies)
     digest = frames_digest(frames)
-    return [StorePlan(anatomy, frames, digest, params) for anatomy in anatomies or params.data.anatomies]
+    return [
+        StorePlan(anatomy, frames, digest, params) for anatomy in anatomies or params.data.anatomies
+    ]
 
 
 def was_imported(plan: StorePlan) -> bool:
     """Whether there is no teacher to ask; said then."""
     imported = is_imported(teacher_checkpoint(plan.anatomy))
     if imported:
-        say(f"{plan.anatomy}: its teacher's answers were imported, {store(plan.anatomy)} is left as it is")
+        say(
+            f"{plan.anatomy}: its teacher's answers were imported, {store(plan.anatomy)} is left "
+            "as it is"
+        )
     return imported
 
 
@@ -149,7 +170,10 @@ def _require_places(anatomy: str) -> None:
     for folder in (SCRATCH / STORES, STORES):
         require_writable(folder)
     if store(anatomy).is_mount():
-        raise MtkdError(f"{store(anatomy)} is a mount point, and a store can't replace that: mount {STORES} instead")
+        raise MtkdError(
+            f"{store(anatomy)} is a mount point, and a store can't replace that: mount {STORES} "
+            "instead"
+        )
 
 
 def require_space(raw: int, written: float = 0.0, kept: int = 0) -> None:
@@ -171,7 +195,8 @@ def require_space(raw: int, written: float = 0.0, kept: int = 0) -> None:
         free = free_space(folder)
         if free < size:
             raise MtkdError(
-                f"{folder} needs {readable(size)} before compression, the disk has {readable(free)} free: make room, "
+                f"{folder} needs {readable(size)} before compression, the disk has "
+                f"{readable(free)} free: make room, "
                 "or lower cache.views"
             )
 

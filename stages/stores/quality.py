@@ -20,7 +20,9 @@ from pipeline.settings import Cache, Params
 FEWEST, MOST = 16, 32
 
 
-def ask(teacher: Network, questions: Sequence[Question], settings: Cache, machine: Machine) -> NDArray[np.float32]:
+def ask(
+    teacher: Network, questions: Sequence[Question], settings: Cache, machine: Machine
+) -> NDArray[np.float32]:
     """A teacher's logits (n, 2, h, w) on n questions, in batches of ``cache.batch_size``."""
     starts = range(0, len(questions), settings.batch_size)
     batches = [range(i, min(i + settings.batch_size, len(questions))) for i in starts]
@@ -33,32 +35,46 @@ def augmentation_gap(
 ) -> dict[str, Any]:
     """How far the student's target lies from the teacher's answer on an augmented frame.
 
-    It is measured on frames spread over the whole set, each with the first of its transforms that moves it.
+    It is measured on frames spread over the whole set, each with the first of its transforms that
+    moves it.
 
-    ``geometry``: the clean frame's answer, warped, against that on the warped frame. ``full``: against that on the
-    frame as the student sees it, warped and recoloured. ``views``: the latter answer itself, as a stored view holds it.
+    ``geometry``: the clean frame's answer, warped, against that on the warped frame. ``full``:
+    against that on the frame as the student sees it, warped and recoloured. ``views``: the latter
+    answer itself, as a stored view holds it.
 
     Returns:
-        Under ``augmentation_gap`` for each of the three: ``kl``, the mean over valid cells of KL(answer || target) in
-        nats, and ``disagreement``, the percentage of valid cells where the larger of the two logits is another. Under
-        ``augmentation_gap_frames``, the number of frames that were asked again.
+        Under ``augmentation_gap`` for each of the three: ``kl``, the mean over valid cells of
+            KL(answer || target) in
+        nats, and ``disagreement``, the percentage of valid cells where the larger of the two logits
+        is another. Under ``augmentation_gap_frames``, the number of frames that were asked again.
     """
     some = _spread(frames)
     augmentations = [_moving(params.cache.seed, frame.id, params.data.image_size) for frame in some]
 
     def answer(shown: Sequence[Augmentation]) -> NDArray[np.float32]:
-        return ask(teacher, [Question(*one) for one in zip(some, shown, strict=True)], params.cache, machine)
+        return ask(
+            teacher,
+            [Question(*one) for one in zip(some, shown, strict=True)],
+            params.cache,
+            machine,
+        )
 
     if params.cache.views:
-        clean = _as_stored(ask(teacher, clean_questions(some), params.cache, machine), params.cache.keep_bits)
+        clean = _as_stored(
+            ask(teacher, clean_questions(some), params.cache, machine), params.cache.keep_bits
+        )
     else:
         clean = np.stack([store.read(frame.id) for frame in some]).astype(np.float32)
-    warped = np.stack([warp_logits(z, one.affine) for z, one in zip(clean, augmentations, strict=True)])
+    warped = np.stack(
+        [warp_logits(z, one.affine) for z, one in zip(clean, augmentations, strict=True)]
+    )
     valid = np.stack([valid_cells(one.affine, clean.shape[-2:]) for one in augmentations])
     seen = answer(augmentations)
     return {
         "augmentation_gap": {
-            "geometry": _gap(answer([Augmentation(one.affine) for one in augmentations]), warped, valid),
+            "geometry": _gap(
+                answer([Augmentation(one.affine) for one in augmentations]), warped, valid
+            ),
             "full": _gap(seen, warped, valid),
             "views": _gap(seen, _as_stored(seen, params.cache.keep_bits), valid),
         },
@@ -71,12 +87,17 @@ def _moving(seed: int, frame: str, size: tuple[int, int]) -> Augmentation:
     return next(one for one in turns if one.affine != IDENTITY)
 
 
-def rounding_error(teacher: Network, frames: Sequence[Frame], params: Params, machine: Machine) -> dict[str, float]:
+def rounding_error(
+    teacher: Network, frames: Sequence[Frame], params: Params, machine: Machine
+) -> dict[str, float]:
     """What ``cache.keep_bits`` costs: the largest change of a probability, and the mean KL divergence in nats."""
     exact = ask(teacher, clean_questions(_spread(frames)), params.cache, machine)
     stored = _as_stored(exact, params.cache.keep_bits)
     p, q = _probability(exact), _probability(stored)
-    return {"rounding_probability": _short(np.abs(p - q).max()), "rounding_kl": _short(_divergence(p, q).mean())}
+    return {
+        "rounding_probability": _short(np.abs(p - q).max()),
+        "rounding_kl": _short(_divergence(p, q).mean()),
+    }
 
 
 def _spread(frames: Sequence[Frame]) -> Sequence[Frame]:
@@ -88,9 +109,14 @@ def _as_stored(logits: NDArray[np.float32], keep_bits: int | None) -> NDArray[np
     return rounded(logits.astype(np.float16), keep_bits).astype(np.float32)
 
 
-def _gap(answer: NDArray[np.float32], target: NDArray[np.float32], valid: NDArray[np.bool_]) -> dict[str, float]:
+def _gap(
+    answer: NDArray[np.float32], target: NDArray[np.float32], valid: NDArray[np.bool_]
+) -> dict[str, float]:
     p, q = _probability(answer)[valid], _probability(target)[valid]
-    return {"kl": _short(_divergence(p, q).mean()), "disagreement": _short(100 * ((p > 0.5) != (q > 0.5)).mean())}
+    return {
+        "kl": _short(_divergence(p, q).mean()),
+        "disagreement": _short(100 * ((p > 0.5) != (q > 0.5)).mean()),
+    }
 
 
 def _probability(logits: NDArray[np.float32]) -> NDArray[np.float64]:

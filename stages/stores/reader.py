@@ -51,10 +51,14 @@ def open_stores(params: Params) -> Stores:
         for anatomy, one in zip(anatomies, stores, strict=True)
     ]
     if any(lines):
-        raise MtkdError("\n".join([*filter(None, lines), *_other_lists(stores, [frame.id for frame in frames])]))
+        raise MtkdError(
+            "\n".join([*filter(None, lines), *_other_lists(stores, [frame.id for frame in frames])])
+        )
     grids = {one.shape[-2:] for one in stores}
     if len(grids) > 1:
-        raise MtkdError(f"the stores have different grids {sorted(grids)}: run `dvc repro cache_logits`")
+        raise MtkdError(
+            f"the stores have different grids {sorted(grids)}: run `dvc repro cache_logits`"
+        )
     return Stores(stores, params.cache.views, params.cache.seed)
 
 
@@ -62,8 +66,16 @@ def _other_lists(stores: Sequence[Store], wanted: Sequence[str]) -> list[str]:
     """A line for each way in which stores hold other frames than are wanted, naming a store and a frame."""
     found: dict[str, list[Store]] = {}
     for one in stores:
-        for verb, frames in (("lacks", {*wanted} - {*one.frames}), ("has other", {*one.frames} - {*wanted})):
+        for verb, frames in (
+            ("lacks", {*wanted} - {*one.frames}),
+            ("has other", {*one.frames} - {*wanted}),
+        ):
             if frames:
-                found.setdefault(f"{verb} frames, {min(frames)} first of {len(frames)}", []).append(one)
-    others = {what: f", like {len(these) - 1} other stores" if these[1:] else "" for what, these in found.items()}
+                found.setdefault(f"{verb} frames, {min(frames)} first of {len(frames)}", []).append(
+                    one
+                )
+    others = {
+        what: f", like {len(these) - 1} other stores" if these[1:] else ""
+        for what, these in found.items()
+    }
     return [f"{these[0].path} {what}{others[what]}" for what, these in found.items()]

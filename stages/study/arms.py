@@ -36,10 +36,13 @@ class Case:
         name: of the way, as tables call it.
         student: the student and its schedule.
         distill: how it is distilled, or None for partial labels alone.
-        arm: what is done with the teachers' answers. ``stores``: as the stage does it. ``pseudo_labels``: only the
-            classes that the stored logits choose. ``live``: teachers in memory, asked on each batch as the student sees
-            it. ``coarse``: as a store with half the grid would hold them. ``trusted``: a teacher counts in proportion
-            to its validation Dice. ``with_pixels``: Shu's divergence over pixels is added. ``apart``: no teacher speaks
+        arm: what is done with the teachers' answers. ``stores``: as the stage does it.
+            ``pseudo_labels``: only the classes that the stored logits choose. ``live``: teachers in
+            memory, asked on each batch as the student sees
+            it. ``coarse``: as a store with half the grid would hold them. ``trusted``: a teacher
+            counts in proportion
+            to its validation Dice. ``with_pixels``: Shu's divergence over pixels is added.
+            ``apart``: no teacher speaks
             on pixels that are labelled as another organ.
         folder: the project whose frames, teachers and stores are used.
         unlabelled: whether the teachers also speak on frames without a label, if there are any.
@@ -55,7 +58,11 @@ class Case:
 
 def lesson(case: Case, params: Params, machine: Machine) -> tuple[Objective, FrameDataset]:
     """The objective of a case, and frames with the targets that it needs; the case's folder is the current one."""
-    anatomies, frames, seed = params.data.anatomies, frames_of("train", params.data.anatomies), case.student.seed
+    anatomies, frames, seed = (
+        params.data.anatomies,
+        frames_of("train", params.data.anatomies),
+        case.student.seed,
+    )
     weights = class_weights(frames, anatomies) if case.student.class_weights else None
     alone = supervised(len(anatomies), weights)
     if case.distill is None:
@@ -64,7 +71,9 @@ def lesson(case: Case, params: Params, machine: Machine) -> tuple[Objective, Fra
     frames = taught_frames(anatomies) if case.unlabelled else frames
     if case.arm == "live":
         teachers = _teachers(params, machine)
-        return _live(both, teachers), _WithCells(frames, anatomies, seed, stride=teachers[0].output_stride)
+        return _live(both, teachers), _WithCells(
+            frames, anatomies, seed, stride=teachers[0].output_stride
+        )
     changed: dict[str, Callable[[], Objective]] = {
         "stores": lambda: both,
         "pseudo_labels": lambda: _retold(both, _hardened),
@@ -76,7 +85,9 @@ def lesson(case: Case, params: Params, machine: Machine) -> tuple[Objective, Fra
     return changed[case.arm](), FrameDataset(frames, anatomies, seed, open_stores(params))
 
 
-def _retold(objective: Objective, retell: Callable[[Tensor, Sample], dict[str, Tensor]]) -> Objective:
+def _retold(
+    objective: Objective, retell: Callable[[Tensor, Sample], dict[str, Tensor]]
+) -> Objective:
     """Something else in place of what the batch says of the teachers, made from the student's logits and the batch."""
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
@@ -104,7 +115,11 @@ def _apart(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
     grid = (teachers.shape[-2], teachers.shape[-1])
     own = F.one_hot(batch["anatomy"], teachers.shape[1]).bool()[:, :, None, None]
     organ = F.adaptive_avg_pool2d((batch["label"] == 1).float(), grid)[:, None] > 0.5
-    return {"teachers": torch.where((organ & ~own)[:, :, None], resize(logits, grid).detach().float(), teachers)}
+    return {
+        "teachers": torch.where(
+            (organ & ~own)[:, :, None], resize(logits, grid).detach().float(), teachers
+        )
+    }
 
 
 def _trusted(objective: Objective, trust: Sequence[float]) -> Objective:
@@ -119,26 +134,37 @@ def _trusted(objective: Objective, trust: Sequence[float]) -> Objective:
 
 
 def _validation_dice(anatomy: str) -> float:
-    return read(METRICS / "teachers" / f"{anatomy}.json", f"train_teacher@{anatomy}")["val_dice"]["mean"] or 0.0
+    return (
+        read(METRICS / "teachers" / f"{anatomy}.json", f"train_teacher@{anatomy}")["val_dice"][
+            "mean"
+        ]
+        or 0.0
+    )
 
 
 def _added(objective: Objective, other: Objective) -> Objective:
     """Both divergences, each with its weight."""
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
-        return objective.terms(logits, batch) | {"kl_pixels": other.terms(logits, batch)["kl_divergence"]}
+        return objective.terms(logits, batch) | {
+            "kl_pixels": other.terms(logits, batch)["kl_divergence"]
+        }
 
     def frames(batch: Sample) -> Terms:
         counted = objective.frames(batch)
         return counted | {"kl_pixels": counted["kl_divergence"]}
 
-    return Objective(terms, {**objective.weights, "kl_pixels": other.weights["kl_divergence"]}, frames)
+    return Objective(
+        terms, {**objective.weights, "kl_pixels": other.weights["kl_divergence"]}, frames
+    )
 
 
 class _WithCells(FrameDataset):
     """Frames with the cells of the teachers' grid that lie inside the original, for teachers that are asked live."""
 
-    def __init__(self, frames: Sequence[Frame], anatomies: Sequence[str], augment: int, *, stride: int) -> None:
+    def __init__(
+        self, frames: Sequence[Frame], anatomies: Sequence[str], augment: int, *, stride: int
+    ) -> None:
         super().__init__(frames, anatomies, augment)
         self.stride = stride
 
@@ -151,7 +177,10 @@ class _WithCells(FrameDataset):
 
 
 def _teachers(params: Params, machine: Machine) -> list[Network]:
-    paths = [(teacher_checkpoint(anatomy), f"train_teacher@{anatomy}") for anatomy in params.data.anatomies]
+    paths = [
+        (teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")
+        for anatomy in params.data.anatomies
+    ]
     return [load_checkpoint(*one)[0].to(machine.torch_device) for one in paths]
 
 

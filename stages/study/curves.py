@@ -13,14 +13,17 @@ from stages.reporting.charts import COLOURS, svg, unframed
 
 
 def write_curves(
-    path: Path, runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], lengths: Mapping[str, float]
+    path: Path,
+    runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+    lengths: Mapping[str, float],
 ) -> None:
     """Mean validation Dice over epochs, a panel per student and a line per way; the band spans the seeds.
 
     Args:
         path: the SVG file; equal runs give equal bytes.
         runs: by student and way, one result per seed (see :func:`stages.study.runs.measure_all`).
-        lengths: by way, the frames of one of its epochs in epochs of the baseline, which are those that are drawn.
+        lengths: by way, the frames of one of its epochs in epochs of the baseline, which are those
+            that are drawn.
     """
     figure = Figure(figsize=(4.5 * len(runs) + 2, 3.6), layout="constrained")
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
@@ -30,7 +33,9 @@ def write_curves(
             dice = np.array([run["val_dice"] for run in seeds], float)
             epochs = np.arange(1, dice.shape[1] + 1) * lengths[way]
             axes.plot(epochs, dice.mean(0), color=colour, label=way)
-            axes.fill_between(epochs, dice.min(0), dice.max(0), color=colour, alpha=0.12, linewidth=0)
+            axes.fill_between(
+                epochs, dice.min(0), dice.max(0), color=colour, alpha=0.12, linewidth=0
+            )
     panels[0].set_ylabel("validation Dice (%)")
     panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     write_atomically(path, svg(figure, "study").encode())

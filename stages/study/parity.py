@@ -31,7 +31,8 @@ def run(seeds: int, views: int, jobs: int, output: Path, machine: Machine) -> No
     """Train what is missing, print the table and write it.
 
     Args:
-        seeds: 1 .. seeds; a seed's students start from the same weights and see frames in the same order.
+        seeds: 1 .. seeds; a seed's students start from the same weights and see frames in the same
+            order.
         views: stored views of the arm that replays them.
         jobs: runs at the same time.
         output: Markdown.
@@ -50,9 +51,15 @@ def run(seeds: int, views: int, jobs: int, output: Path, machine: Machine) -> No
         REPLAYED: {"distill": params.distill, "folder": VIEWS},
     }
     students = [params.student.model_copy(update={"seed": seed}) for seed in range(1, seeds + 1)]
-    cases = [Case(name=name, student=student, **arm) for student in students for name, arm in arms.items()]
+    cases = [
+        Case(name=name, student=student, **arm)
+        for student in students
+        for name, arm in arms.items()
+    ]
     results = measure_all(cases, jobs, machine)
-    text = "\n".join(_table({name: [r for r in results if r["name"] == name] for name in arms}, views))
+    text = "\n".join(
+        _table({name: [r for r in results if r["name"] == name] for name in arms}, views)
+    )
     write_atomically(output, text.encode())
     say(text)
     say(f"-> {output}")
@@ -91,7 +98,8 @@ def _is_current(anatomy: str) -> bool:
 def _table(arms: dict[str, Sequence[dict[str, Any]]], views: int) -> list[str]:
     live = {r["seed"]: r["dice"]["mean"] for r in arms[LIVE]}
     lines = [
-        "| | test Dice, per seed | mean | minus live, 95 % interval | seconds per epoch | peak memory (MiB) |",
+        "| | test Dice, per seed | mean | minus live, 95 % interval | seconds per epoch | peak "
+        "memory (MiB) |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for name, runs in arms.items():
@@ -99,8 +107,10 @@ def _table(arms: dict[str, Sequence[dict[str, Any]]], views: int) -> list[str]:
         gap = _interval([r["dice"]["mean"] - live[r["seed"]] for r in runs])
         title = f"{name} (K = {views})" if name == REPLAYED else name
         lines.append(
-            f"| {title} | {' '.join(f'{d:.1f}' for d in dice)} | {mean(dice):.1f} | {'' if name == LIVE else gap} "
-            f"| {mean(r['seconds_per_epoch'] for r in runs):.1f} | {max(r['peak_mib'] for r in runs)} |"
+            f"| {title} | {' '.join(f'{d:.1f}' for d in dice)} | {mean(dice):.1f} | "
+            f"{'' if name == LIVE else gap} "
+            f"| {mean(r['seconds_per_epoch'] for r in runs):.1f} | "
+            f"{max(r['peak_mib'] for r in runs)} |"
         )
     return lines
 

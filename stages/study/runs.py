@@ -1,7 +1,8 @@
 """Comparing students that were trained in different ways on one project's frames, teachers and stores.
 
-A case is one training run. It has a process of its own, and leaves one file of results; a study that is started
-again measures only the cases whose file is missing or was made from other settings, frames, labels or teachers.
+A case is one training run. It has a process of its own, and leaves one file of results; a study
+that is started again measures only the cases whose file is missing or was made from other settings,
+frames, labels or teachers.
 """
 
 import json
@@ -79,7 +80,8 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
     with progress("epochs of students") as bar:
         while True:
             for case, file in islice(waiting, len(free)):
-                # A process per case: the memory of another would hide its peak, and one that is killed ends alone.
+                # A process per case: the memory of another would hide its peak, and one that is
+                # killed ends alone.
                 epochs.append(context.RawValue("q", 0))
                 process, slot = ProcessPoolExecutor(1, context, _begin, (epochs[-1],)), free.pop(0)
                 with environment(slot):  # which the process is started in
@@ -94,7 +96,11 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
                 free.append(slot)
             bar(sum(counted.value for counted in epochs), total)
     if failed:
-        raise MtkdError("\n".join([f"{len(failed)} of {len(missing)} runs failed, the others are kept:", *failed]))
+        raise MtkdError(
+            "\n".join(
+                [f"{len(failed)} of {len(missing)} runs failed, the others are kept:", *failed]
+            )
+        )
     return [json.loads(file.read_text()) for file in files]
 
 
@@ -130,7 +136,10 @@ def _begin(epochs: Any) -> None:
 
 def _data(folder: Path) -> str:
     """The identity of all prepared frames and labels of a project."""
-    anatomies, roots = load_params(folder / PARAMS).data.anatomies, (folder / PREPARED_FRAMES, folder / PREPARED_LABELS)
+    anatomies, roots = (
+        load_params(folder / PARAMS).data.anatomies,
+        (folder / PREPARED_FRAMES, folder / PREPARED_LABELS),
+    )
     frames = [frame for split in SPLITS for frame in list_frames(*roots, split, anatomies)]
     return frames_digest(frames) + labels_digest(frames)
 
@@ -152,9 +161,12 @@ def case_file(case: Case, data: str) -> Path:
         inputs |= {
             "arm": case.arm,
             "unlabelled": settings.unlabelled_root if case.unlabelled else None,
-            # A setting that came later is left out at its default, so that runs of before still count.
+            # A setting that came later is left out at its default, so that runs of before still
+            # count.
             "distill": case.distill.model_dump(exclude_defaults=True),
-            "stores": [open_store(case.folder / store(anatomy)).identity for anatomy in settings.anatomies],
+            "stores": [
+                open_store(case.folder / store(anatomy)).identity for anatomy in settings.anatomies
+            ],
         }
     digest = sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:10]
     name = re.sub(r"\W+", "_", case.name)
@@ -198,7 +210,9 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
     )
     peak = peak_memory(machine.torch_device) / 2**20
     test = frames_of("test", anatomies)
-    results = list(evaluate(network.eval(), test, anatomies, params.evaluate.batch_size, None, machine))
+    results = list(
+        evaluate(network.eval(), test, anatomies, params.evaluate.batch_size, None, machine)
+    )
     return {
         "name": case.name,
         "arch": case.student.arch,
@@ -216,4 +230,6 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
 
 def _in_percent(epoch: Epoch) -> dict[str, float | None]:
     values = {"mean": epoch.mean_dice, **epoch.dice}
-    return {name: None if value is None else round(100 * value, 1) for name, value in values.items()}
+    return {
+        name: None if value is None else round(100 * value, 1) for name, value in values.items()
+    }

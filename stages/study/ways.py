@@ -41,8 +41,10 @@ class Way:
     Attributes:
         distill: as in :class:`stages.study.arms.Case`.
         arm: likewise.
-        longer: how many times the epochs of the other ways; below one where each of its epochs has more frames.
-        class_weights: whether the loss on labels weighs rare classes up, also where ``student.class_weights`` is off.
+        longer: how many times the epochs of the other ways; below one where each of its epochs has
+            more frames.
+        class_weights: whether the loss on labels weighs rare classes up, also where
+            ``student.class_weights`` is off.
         unlabelled: as in ``Case``.
     """
 
@@ -54,8 +56,8 @@ class Way:
 
 
 Ways = dict[str, Way]
-# Without teachers, also longer and with Kolbinger's class weights; Shu's reference run; the other reading; ours; hard
-# labels; and how ours and the baselines end.
+# Without teachers, also longer and with Kolbinger's class weights; Shu's reference run; the other
+# reading; ours; hard labels; and how ours and the baselines end.
 GAIN: Ways = {
     BASELINE: Way(),
     "baseline, twice as long": Way(longer=2),
@@ -117,8 +119,8 @@ def run(
         machine: where.
 
     Raises:
-        MtkdError: a teacher or its store is missing or of another run, a student or a way is not known, or ``output``
-            is no Markdown file.
+        MtkdError: a teacher or its store is missing or of another run, a student or a way is not
+            known, or ``output`` is no Markdown file.
     """
     known, params = STUDIES[name], load_params()
     anatomies = params.data.anatomies
@@ -138,16 +140,24 @@ def run(
     if any(known[way].distill for way in shown):
         open_stores(params)  # refuses stores of other teachers, also where no run is missing
     cases = [
-        _case(way, known[way], arch, seed, epochs) for seed in range(1, seeds + 1) for arch in students for way in shown
+        _case(way, known[way], arch, seed, epochs)
+        for seed in range(1, seeds + 1)
+        for arch in students
+        for way in shown
     ]
     results = measure_all(cases, jobs, machine)
     teachers = _teachers(machine)
     runs = {
-        arch: {way: [r for r in results if (r["arch"], r["name"]) == (arch, way)] for way in shown} for arch in students
+        arch: {way: [r for r in results if (r["arch"], r["name"]) == (arch, way)] for way in shown}
+        for arch in students
     }
     text = "\n".join(line for arch in students for line in _tables(arch, runs[arch], teachers))
     curves = output.with_suffix(".svg")
-    write_curves(curves, runs, {way: more if known[way].distill and known[way].unlabelled else 1.0 for way in shown})
+    write_curves(
+        curves,
+        runs,
+        {way: more if known[way].distill and known[way].unlabelled else 1.0 for way in shown},
+    )
     write_atomically(output, f"{text}\n![Validation Dice over epochs]({curves.name})\n".encode())
     say(text)
     say(f"-> {output}")
@@ -193,18 +203,27 @@ def _teachers(machine: Machine) -> dict[str, Dice]:
     for anatomy in here:
         teacher, _ = load_checkpoint(teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")
         results += list(
-            evaluate(teacher, frames_of("test", [anatomy]), [anatomy], params.evaluate.batch_size, None, machine)
+            evaluate(
+                teacher,
+                frames_of("test", [anatomy]),
+                [anatomy],
+                params.evaluate.batch_size,
+                None,
+                machine,
+            )
         )
-        validation[anatomy] = read(METRICS / "teachers" / f"{anatomy}.json", f"train_teacher@{anatomy}")["val_dice"][
-            "mean"
-        ]
+        validation[anatomy] = read(
+            METRICS / "teachers" / f"{anatomy}.json", f"train_teacher@{anatomy}"
+        )["val_dice"]["mean"]
     return {
         "dice": summarise(results, anatomies)["dice"],
         "validation": {"mean": _mean(list(validation.values())), **validation},
     }
 
 
-def _tables(arch: str, own: dict[str, list[dict[str, Any]]], teachers: dict[str, Dice]) -> list[str]:
+def _tables(
+    arch: str, own: dict[str, list[dict[str, Any]]], teachers: dict[str, Dice]
+) -> list[str]:
     """One architecture: Dice per anatomy, the mean over seeds; below, what is closed of each baseline's gap."""
     lines = [f"### {arch}", ""]
     for key, where in WHERE.items():
@@ -213,21 +232,35 @@ def _tables(arch: str, own: dict[str, list[dict[str, Any]]], teachers: dict[str,
 
 
 def _table(key: str, where: str, own: dict[str, list[dict[str, Any]]], teachers: Dice) -> list[str]:
-    means = {way: {name: _mean([r[key].get(name) for r in runs]) for name in teachers} for way, runs in own.items()}
+    means = {
+        way: {name: _mean([r[key].get(name) for r in runs]) for name in teachers}
+        for way, runs in own.items()
+    }
     counted = {
-        baseline: [a for a in teachers if a != "mean" and _lead(teachers[a], means[baseline][a]) >= CLEAR]
+        baseline: [
+            a for a in teachers if a != "mean" and _lead(teachers[a], means[baseline][a]) >= CLEAR
+        ]
         for baseline in own
         if baseline.startswith(BASELINE)
     }
-    lines = [f"| Dice (%), {where} | teachers | {' | '.join(own)} |", f"|---|{'---:|' * (len(own) + 1)}"]
+    lines = [
+        f"| Dice (%), {where} | teachers | {' | '.join(own)} |",
+        f"|---|{'---:|' * (len(own) + 1)}",
+    ]
     for name in teachers:
         cells = [number(teachers[name]), *(number(means[way][name]) for way in own)]
-        lines.append(f"| {name.replace('_', ' ')}{' *' if name in counted[BASELINE] else ''} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {name.replace('_', ' ')}{' *' if name in counted[BASELINE] else ''} | "
+            f"{' | '.join(cells)} |"
+        )
     spans = [_span([r[key]["mean"] for r in runs]) for runs in own.values()]
     lines.append(f"| mean, lowest and highest seed | | {' | '.join(spans)} |")
     for baseline, clear in counted.items():
         against, star = ("", " *") if baseline == BASELINE else (f" against {baseline}", "")
-        cells = [_shares([_closed(key, r, own[baseline], teachers, clear) for r in runs]) for runs in own.values()]
+        cells = [
+            _shares([_closed(key, r, own[baseline], teachers, clear) for r in runs])
+            for runs in own.values()
+        ]
         label = f"gap closed{against} (%), mean (per seed), over {len(clear)} anatomies{star}"
         lines.append(f"| {label} | 100 | {' | '.join(cells)} |")
     if key == "dice":
@@ -240,7 +273,11 @@ def _table(key: str, where: str, own: dict[str, list[dict[str, Any]]], teachers:
 
 
 def _closed(
-    key: str, run: dict[str, Any], baselines: Sequence[dict[str, Any]], teachers: Dice, counted: Sequence[str]
+    key: str,
+    run: dict[str, Any],
+    baselines: Sequence[dict[str, Any]],
+    teachers: Dice,
+    counted: Sequence[str],
 ) -> float | None:
     """(run - baseline) / (teachers - baseline) in percent, against the baseline of the same seed; None: no gap."""
     (base,) = [b for b in baselines if b["seed"] == run["seed"]]

@@ -32,13 +32,17 @@ def begin(path, frames=10, *, shard=4, parts=PARTS, views=1, anatomy="liver", gr
 def write(path, frames=10, *, seed=0, views=1, **options):
     target = path / "stores" / f"{options.get('anatomy', 'liver')}.zarr"
     with begin(path, frames, views=views, **options) as writer:
-        writer.append(logits(frames * views, seed, options.get("grid", GRID)), range(frames * views))
+        writer.append(
+            logits(frames * views, seed, options.get("grid", GRID)), range(frames * views)
+        )
         writer.finish(target)
     return target
 
 
 def files(path):
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
+    }
 
 
 def resume(path, frames=10, *, views=1, batch=1000, pause=0.0, **options):

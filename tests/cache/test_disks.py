@@ -49,7 +49,10 @@ def test_a_mount_of_the_same_disk_is_another_one_too(tmp_path, monkeypatch):
     move = Path.replace
 
     def replace(self, target):
-        if (self.parent.name, Path(target).parent.name) in [("scratch", "stores"), ("stores", "scratch")]:
+        if (self.parent.name, Path(target).parent.name) in [
+            ("scratch", "stores"),
+            ("stores", "scratch"),
+        ]:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         return move(self, target)
 
@@ -60,7 +63,9 @@ def test_a_mount_of_the_same_disk_is_another_one_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["same disk", "another disk"])
-def test_a_link_in_the_place_of_a_store_is_replaced_and_what_it_points_to_stays(tmp_path, disk, elsewhere):
+def test_a_link_in_the_place_of_a_store_is_replaced_and_what_it_points_to_stays(
+    tmp_path, disk, elsewhere
+):
     other = write(tmp_path / "other", seed=1)
     kept = files(other)
     if elsewhere:
@@ -79,9 +84,14 @@ def test_a_link_in_the_place_of_a_store_is_replaced_and_what_it_points_to_stays(
 def test_a_disk_that_gets_full_while_a_store_is_copied_there_loses_nothing(linked, monkeypatch):
     old = files(write(linked, seed=1))
     with monkeypatch.context() as patch:
-        patch.setattr(place, "sync", lambda file: (_ for _ in ()).throw(OSError(errno.EDQUOT, "Disk quota exceeded")))
+        patch.setattr(
+            place,
+            "sync",
+            lambda file: (_ for _ in ()).throw(OSError(errno.EDQUOT, "Disk quota exceeded")),
+        )
         with pytest.raises(
-            cache.NotWrittenError, match=r"stores/liver.zarr cannot .* \(Disk quota exceeded\): make room"
+            cache.NotWrittenError,
+            match=r"stores/liver.zarr cannot .* \(Disk quota exceeded\): make room",
         ):
             write(linked)
     assert left(linked) == ["liver.zarr", "liver.zarr"]
@@ -102,7 +112,9 @@ def test_a_copy_that_is_not_what_was_written_does_not_take_the_place(linked, mon
         written.write(content)
 
     monkeypatch.setattr("cache.place.shutil.copyfileobj", damaging)
-    with pytest.raises(cache.IntegrityError, match=r"all of it is kept in .*scratch/liver.zarr: check the disk"):
+    with pytest.raises(
+        cache.IntegrityError, match=r"all of it is kept in .*scratch/liver.zarr: check the disk"
+    ):
         write(linked)
     assert files(linked / "stores/liver.zarr") == old
     assert left(linked) == ["liver.zarr", "liver.zarr"]
@@ -110,7 +122,10 @@ def test_a_copy_that_is_not_what_was_written_does_not_take_the_place(linked, mon
 
 def test_one_copies_to_a_place_at_a_time(linked):
     """Two projects may share a folder of stores."""
-    with cache.ScratchLock(linked / "stores/.liver.zarr.partial"), pytest.raises(cache.StoreBusyError):
+    with (
+        cache.ScratchLock(linked / "stores/.liver.zarr.partial"),
+        pytest.raises(cache.StoreBusyError),
+    ):
         write(linked)
     resume(linked)
     assert left(linked) == ["liver.zarr"]
@@ -201,15 +216,21 @@ def test_what_a_kill_leaves_of_a_discarded_store_is_discarded(tmp_path, monkeypa
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "scratch").symlink_to(tmp_path / "missing")
-    with pytest.raises(cache.NotWrittenError, match=r"scratch cannot be made \(File exists\): begin in a folder on"):
+    with pytest.raises(
+        cache.NotWrittenError, match=r"scratch cannot be made \(File exists\): begin in a folder on"
+    ):
         begin(tmp_path)
 
 
 def test_a_disk_without_fsync_will_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(durable.os, "fsync", lambda number: (_ for _ in ()).throw(OSError(errno.EINVAL, "Invalid")))
+    monkeypatch.setattr(
+        durable.os, "fsync", lambda number: (_ for _ in ()).throw(OSError(errno.EINVAL, "Invalid"))
+    )
     with (tmp_path / "a").open("w") as file:
         durable.sync(file)
-    monkeypatch.setattr(durable.os, "fsync", lambda number: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+    monkeypatch.setattr(
+        durable.os, "fsync", lambda number: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error"))
+    )
     with (tmp_path / "a").open("w") as file, pytest.raises(OSError, match="I/O error"):
         durable.sync(file)
 
@@ -221,7 +242,9 @@ def refuse(number):
     return flock
 
 
-@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+@pytest.fixture(
+    params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=["ENOSYS", "ENOLCK", "EOPNOTSUPP"]
+)
 def no_flock(request, monkeypatch):
     """As on Lustre without -o flock, on NFS without a lock daemon, ..."""
     monkeypatch.setattr(lock.fcntl, "flock", refuse(request.param))
@@ -229,7 +252,9 @@ def no_flock(request, monkeypatch):
 
 def test_without_flock_stores_are_written_by_one_writer_at_a_time(tmp_path, no_flock):
     with begin(tmp_path) as writer:
-        with pytest.raises(cache.StoreBusyError, match=f"is being written by process {os.getpid()}: wait for it"):
+        with pytest.raises(
+            cache.StoreBusyError, match=f"is being written by process {os.getpid()}: wait for it"
+        ):
             begin(tmp_path)
         assert cache.is_being_written(writer.path)
         child = fork.Process(target=writer._lock.let_go)  # a loader worker's copy of the writer
@@ -317,7 +342,10 @@ def test_a_lock_that_does_not_say_whose_it_is_is_not_replaced(tmp_path, no_flock
     scratch = tmp_path / "scratch/liver.zarr"
     for content in ("", "{", "7", "{}"):
         lock_of(scratch).write_text(content)
-        with pytest.raises(cache.StoreBusyError, match=r"does not say by which process: if none writes there, remove"):
+        with pytest.raises(
+            cache.StoreBusyError,
+            match=r"does not say by which process: if none writes there, remove",
+        ):
             cache.ScratchLock(scratch)
 
 
@@ -349,7 +377,9 @@ def test_of_many_that_find_a_dead_lock_one_replaces_it(tmp_path):
         assert len(list(scratch.parent.iterdir())) == 1
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.EIO])
+@pytest.mark.parametrize(
+    "number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.EIO]
+)
 def test_a_lock_that_cannot_be_written_is_named(tmp_path, monkeypatch, number):
     remedies = {errno.ENOSPC: "make room", errno.ENAMETOOLONG: "give a shorter name"}
     remedy = remedies.get(number, "let its folder be on a disk that this user can write")
@@ -367,7 +397,9 @@ def test_a_lock_that_cannot_be_written_is_named(tmp_path, monkeypatch, number):
 def numbered_anew(monkeypatch):
     """As CIFS and some NFS do: no two looks at a file see one number."""
     same = os.path.samestat
-    monkeypatch.setattr(lock.os.path, "samestat", lambda one, other: stat.S_ISDIR(one.st_mode) and same(one, other))
+    monkeypatch.setattr(
+        lock.os.path, "samestat", lambda one, other: stat.S_ISDIR(one.st_mode) and same(one, other)
+    )
 
 
 def test_where_files_are_numbered_anew_a_lock_is_known_by_its_content(tmp_path, numbered_anew):
@@ -380,7 +412,9 @@ def test_where_files_are_numbered_anew_a_lock_is_known_by_its_content(tmp_path, 
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_the_lock_of_a_removed_file_keeps_nobody_out(tmp_path, numbered_anew, monkeypatch, replaced):
+def test_the_lock_of_a_removed_file_keeps_nobody_out(
+    tmp_path, numbered_anew, monkeypatch, replaced
+):
     """Who held it may remove it after it was opened here, and another may create it again."""
     path = tmp_path / "scratch/liver.zarr.lock"
     opened = lock._opened

@@ -47,7 +47,9 @@ def unreadable(path):
         assert len(problems) == 1
         return problems
     bad = 0
-    counts = [int(many[1]) if (many := re.search(r": (\d+) frames", line)) else 1 for line in problems]
+    counts = [
+        int(many[1]) if (many := re.search(r": (\d+) frames", line)) else 1 for line in problems
+    ]
     for frame, expected in enumerate(logits(10).astype(np.float16)):
         try:
             np.testing.assert_array_equal(store.read(frame), expected)
@@ -113,7 +115,10 @@ def test_an_attribute_that_is_no_json_is_refused(tmp_path):
 def test_errors_of_a_store_from_elsewhere_name_the_readers_remedy(tmp_path):
     path = write(tmp_path)
     (path / "logits/c/0/1/0/0/0").unlink()
-    for line in (*cache.verify(path, remedy="write it again"), *cache.verify("no.zarr", remedy="write it again")):
+    for line in (
+        *cache.verify(path, remedy="write it again"),
+        *cache.verify("no.zarr", remedy="write it again"),
+    ):
         assert line.endswith(": write it again")
         assert "dvc" not in line
 
@@ -124,7 +129,10 @@ def test_a_missing_or_foreign_table_is_refused(tmp_path, table):
     file = path / table / "c/0/0"
     shutil.copy(other / table / "c/1/0", file)
     for _ in range(2):
-        with pytest.raises(cache.IntegrityError, match=f"{table}/c/0/0: not as it was written: run `dvc repro -s -f"):
+        with pytest.raises(
+            cache.IntegrityError,
+            match=f"{table}/c/0/0: not as it was written: run `dvc repro -s -f",
+        ):
             cache.open_store(path)
         file.unlink(missing_ok=True)
 
@@ -141,13 +149,21 @@ def test_one_flipped_bit_anywhere_is_refused(tmp_path):
             file.write_bytes(content)
             problems = unreadable(path)
             assert problems, file
-            assert all(str(path) in line and "run `dvc repro" in line and "\n" not in line for line in problems)
+            assert all(
+                str(path) in line and "run `dvc repro" in line and "\n" not in line
+                for line in problems
+            )
             file.write_bytes(original)
 
 
 def test_a_truncated_file_is_refused_at_any_length(tmp_path):
     path = write(tmp_path)
-    for file in [path / "zarr.json", path / "logits/zarr.json", path / "checksum/c/0/0", path / "logits/c/0/2/0/0/0"]:
+    for file in [
+        path / "zarr.json",
+        path / "logits/zarr.json",
+        path / "checksum/c/0/0",
+        path / "logits/c/0/2/0/0/0",
+    ]:
         original = file.read_bytes()
         for length in (0, 1, 3, len(original) // 2, len(original) - 1):
             file.write_bytes(original[:length])

@@ -21,7 +21,9 @@ def test_what_was_written_is_read(tmp_path):
     store = cache.open_store(write(tmp_path))
     for i, frame in enumerate(logits(10)):
         np.testing.assert_array_equal(store.read(i), frame.astype(np.float16))
-        np.testing.assert_array_equal(store.read(f"liver/01/image{i:02d}"), frame.astype(np.float16))
+        np.testing.assert_array_equal(
+            store.read(f"liver/01/image{i:02d}"), frame.astype(np.float16)
+        )
         assert store.pixels(i) == i
     assert store.read(0).dtype == np.float16
     assert cache.verify(store.path) == []
@@ -62,7 +64,9 @@ def test_xarray_reads_named_dimensions(tmp_path):
     xarray = pytest.importorskip("xarray")
     data = xarray.open_zarr(write(tmp_path), consolidated=False)
     assert data["logits"].dims == ("view", "frame", "channel", "y", "x")
-    np.testing.assert_array_equal(data["logits"].isel(view=0, frame=3).values, logits(10)[3].astype(np.float16))
+    np.testing.assert_array_equal(
+        data["logits"].isel(view=0, frame=3).values, logits(10)[3].astype(np.float16)
+    )
 
 
 def test_thousands_of_frames_fit_in_the_attributes(tmp_path):
@@ -86,7 +90,11 @@ def test_any_zarr_reader_understands_it(tmp_path):
     assert np.isnan(array.fill_value)
     assert group["checksum"].shape == (1, 10)
     assert group["checksum"].dtype == np.uint32
-    assert group["checksum"].metadata.dimension_names == group["pixels"].metadata.dimension_names == ("view", "frame")
+    assert (
+        group["checksum"].metadata.dimension_names
+        == group["pixels"].metadata.dimension_names
+        == ("view", "frame")
+    )
     assert group.attrs["channels"] == ["background", "anatomy"]
     assert group.attrs["format_version"] == 1
     assert group.attrs["complete"] is True
@@ -94,7 +102,9 @@ def test_any_zarr_reader_understands_it(tmp_path):
     assert group.attrs["codec"]["chosen"] in group.attrs["codec"]["trial_bytes"]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     frames=st.integers(1, 9),
     views=st.integers(1, 3),
@@ -121,7 +131,10 @@ def test_any_sizes(tmp_path_factory, frames, views, shard, grid, batch):
 def test_the_identity_is_that_of_everything_that_determines_the_content(tmp_path):
     one = cache.open_store(write(tmp_path / "a"))
     assert one.identity == cache.open_store(write(tmp_path / "b", seed=1)).identity
-    assert one.identity != cache.open_store(write(tmp_path / "c", parts=PARTS | {"teacher": "cc"})).identity
+    assert (
+        one.identity
+        != cache.open_store(write(tmp_path / "c", parts=PARTS | {"teacher": "cc"})).identity
+    )
     assert one.identity != cache.open_store(write(tmp_path / "d", frames=9)).identity
 
 

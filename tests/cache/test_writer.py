@@ -142,7 +142,13 @@ def test_a_damaged_store_is_replaced_and_what_a_killed_writer_put_aside_is_clear
     ],
 )
 def test_arguments_are_checked_before_anything_is_begun(tmp_path, argument, value, error):
-    sound = {"anatomy": "liver", "frames": ["a"], "grid": (2, 2), "image_size": (8, 8), "identity_parts": {}}
+    sound = {
+        "anatomy": "liver",
+        "frames": ["a"],
+        "grid": (2, 2),
+        "image_size": (8, 8),
+        "identity_parts": {},
+    }
     with pytest.raises((TypeError, ValueError), match=error):
         cache.create_store(tmp_path / "s.zarr", **(sound | {argument: value}))
     assert not list(tmp_path.iterdir())
@@ -183,7 +189,11 @@ def test_a_writer_goes_on_after_a_shard_that_it_could_not_write(tmp_path, monkey
         for stop in (4, 8, 10):  # the disk is full once for each shard
             start, written = writer.next, writer.bytes_written
             with monkeypatch.context() as patch:
-                patch.setattr(writer, "_write_shard", lambda: (_ for _ in ()).throw(OSError(28, "No space left")))
+                patch.setattr(
+                    writer,
+                    "_write_shard",
+                    lambda: (_ for _ in ()).throw(OSError(28, "No space left")),
+                )
                 with pytest.raises(cache.NotWrittenError, match=f"after {start} of 10"):
                     writer.append(logits(10)[start:stop], range(start, stop))
                 with pytest.raises((cache.IncompleteError, cache.NotWrittenError)):
@@ -308,16 +318,22 @@ def test_a_full_disk_loses_no_whole_shard(tmp_path):
     )
     env = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(cache.__file__).parents[1]), str(Path(__file__).parent)]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(cache.__file__).parents[1]), str(Path(__file__).parent)]
+        ),
     }
     largest = max(len(content) for name, content in whole.items() if "/c/" in name)
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "full", str(largest - 1)], env=env, capture_output=True
+        [sys.executable, "-c", code, tmp_path / "full", str(largest - 1)],
+        env=env,
+        capture_output=True,
     )
     assert done.returncode == 1
     said = done.stderr.decode().splitlines()[-1]
     assert "cache.errors.NotWrittenError" in said
-    assert re.search(r"full/scratch/liver.zarr cannot be written after \d+ of 60 frames \(File too large\)", said)
+    assert re.search(
+        r"full/scratch/liver.zarr cannot be written after \d+ of 60 frames \(File too large\)", said
+    )
     assert "start again: it goes on after these" in said
     assert not (tmp_path / "full" / "stores" / "liver.zarr").exists()
     assert files(resume(tmp_path / "full", 30, views=2, grid=(64, 80))) == whole

@@ -1,7 +1,7 @@
 """Work on a GPU that is not there: tensors without values whose operations are looked at one by one.
 
-Inference runs on fake ``cuda`` tensors. Autograd's engine would ask for a CUDA context, so training runs on ``meta``
-tensors. They take the same branches, for these ask whether the device is a CPU.
+Inference runs on fake ``cuda`` tensors. Autograd's engine would ask for a CUDA context, so training
+runs on ``meta`` tensors. They take the same branches, for these ask whether the device is a CPU.
 """
 
 from collections import Counter
@@ -41,7 +41,9 @@ class Waits(TorchDispatchMode):
         kwargs = kwargs or {}
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         name = function._schema.name
-        by_mask = name in INDEXED and any(index.dtype == torch.bool for index in args[1] if index is not None)
+        by_mask = name in INDEXED and any(
+            index.dtype == torch.bool for index in args[1] if index is not None
+        )
         if (name in READ or by_mask) and _on_device(inputs):
             self.waits[name] += 1  # before it runs: without values it may fail
         result = function(*args, **kwargs)
@@ -75,7 +77,9 @@ def moved(module: nn.Module, device: str) -> nn.Module:
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                part._parameters[name] = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
+                part._parameters[name] = nn.Parameter(
+                    parameter.detach().to(device), parameter.requires_grad
+                )
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = buffer.to(device)

@@ -38,7 +38,11 @@ class Answers:
     views, view_seed = 0, 0
 
     def read(self, frame, view, pixels):
-        return torch.randn((3, 2, 8, 12), generator=torch.Generator().manual_seed(pixels)).numpy().astype("float16")
+        return (
+            torch.randn((3, 2, 8, 12), generator=torch.Generator().manual_seed(pixels))
+            .numpy()
+            .astype("float16")
+        )
 
 
 def frozen_norms(network):
@@ -69,7 +73,10 @@ def run(folder, devices, accumulate, *, compiled=False, fabric=None, resume=None
     network = frozen_norms(create_model("mininetv2", 3))
     gradients = []
     settings = Distill(temperature=1.0, weight=3.0, softmax="classes_balanced")
-    frames = [list_frames(folder / "frames", folder / "labels", split, ANATOMIES) for split in ("train", "val")]
+    frames = [
+        list_frames(folder / "frames", folder / "labels", split, ANATOMIES)
+        for split in ("train", "val")
+    ]
     with counted("all_reduce") as messages, counted("barrier") as barriers:
         epoch = fit(
             fabric,
@@ -80,10 +87,17 @@ def run(folder, devices, accumulate, *, compiled=False, fabric=None, resume=None
             SETTINGS,
             machine,
             done=lambda epoch: None,
-            step=lambda *_: gradients.append({k: p.grad.clone() for k, p in network.named_parameters()}),
+            step=lambda *_: gradients.append(
+                {k: p.grad.clone() for k, p in network.named_parameters()}
+            ),
             resume=resume,
         )[0]
-    told = {"terms": epoch.terms, "norms": epoch.gradient_norms, "dice": epoch.dice, "gradients": gradients}
+    told = {
+        "terms": epoch.terms,
+        "norms": epoch.gradient_norms,
+        "dice": epoch.dice,
+        "gradients": gradients,
+    }
     told |= {"messages": messages.call_count, "barriers": barriers.call_count}
     return fabric.global_rank, told
 

@@ -49,7 +49,10 @@ def test_implied_columns_that_deny_most_masks_are_left_out(tmp_path):
     rows = "image00.png,1,0\nimage01.png,1,0\nimage02.png,0,1\n"
     file.write_text(rows)
     (warning,) = prepared(root, tmp_path).warnings
-    assert "denies 2 of 3 frames the liver that their masks show, so its columns are in another order" in warning
+    assert (
+        "denies 2 of 3 frames the liver that their masks show, so its columns are in another order"
+        in warning
+    )
     assert read_presence(tmp_path / "labels" / "test" / "liver") == {}
     file.write_text("image,colon,liver\n" + rows)  # who names the columns knows them
     assert len(prepared(root, tmp_path / "again").warnings) == 2
@@ -57,7 +60,9 @@ def test_implied_columns_that_deny_most_masks_are_left_out(tmp_path):
 
 def test_spaces_in_the_header_are_underscores(tmp_path):
     (tmp_path / "weak_labels.csv").write_text("image,Abdominal wall\nimage00.png,1\n")
-    assert read_weak_labels(tmp_path / "weak_labels.csv", ["abdominal_wall"]).shows == {0: {"abdominal_wall": True}}
+    assert read_weak_labels(tmp_path / "weak_labels.csv", ["abdominal_wall"]).shows == {
+        0: {"abdominal_wall": True}
+    }
 
 
 def test_twelve_columns_are_the_data_sets_if_it_has_twelve_of_its_own(tmp_path):
@@ -71,7 +76,10 @@ def test_twelve_columns_are_the_data_sets_if_it_has_twelve_of_its_own(tmp_path):
     ("text", "message"),
     [
         ("image00.png,x,0\nimage01.png,1,0\n", "row 1 is no file name and 2 times 0 or 1"),
-        ("image,Kolon,Leber\nimage00.png,1,0\n", r"its columns \(Kolon, Leber\) name none of colon, liver"),
+        (
+            "image,Kolon,Leber\nimage00.png,1,0\n",
+            r"its columns \(Kolon, Leber\) name none of colon, liver",
+        ),
         ("image00.png,1,0\nimage0.png,1,1\n", "row 2 is another one of frame 0"),
         ("image,colon,Colon\nimage00.png,1,0\n", "names a column twice"),
         ("\n", "is empty"),
@@ -83,7 +91,9 @@ def test_what_would_be_misread_is_refused(tmp_path, text, message):
         read_weak_labels(tmp_path / "weak_labels.csv", ["liver", "colon"])
 
 
-@pytest.mark.parametrize("text", ["image00.png,1\n", "image00.png,1,2\n", "image.png,1,0\nimage00.png,1,0\n"])
+@pytest.mark.parametrize(
+    "text", ["image00.png,1\n", "image00.png,1,2\n", "image.png,1,0\nimage00.png,1,0\n"]
+)
 def test_odd_rows_are_refused(tmp_path, text):
     (tmp_path / "weak_labels.csv").write_text("image00.png,1,0\n" + text)
     with pytest.raises(DataError, match=r"weak_labels\.csv: row 2 "):
@@ -93,7 +103,9 @@ def test_odd_rows_are_refused(tmp_path, text):
 def test_test_frames_keep_what_is_known_of_them(tmp_path):
     root = write_dataset(tmp_path / "dsad")
     for surgery in ("01", "03"):
-        (root / "liver" / surgery / "weak_labels.csv").write_text("image00.png,0,1\nimage01.png,1,1\n")
+        (root / "liver" / surgery / "weak_labels.csv").write_text(
+            "image00.png,0,1\nimage01.png,1,1\n"
+        )
     (root / ".cache").mkdir()  # no anatomy
     summary = prepared(root, tmp_path)
     assert summary.warnings == []

@@ -81,7 +81,9 @@ def test_outside_the_frame_labels_are_ignored_and_cells_invalid():
     cells = valid_cells(outward, GRID)
     assert not cells[:, 24:].any()
     assert cells[:, :24].all()
-    frame = warp(np.arange(128, dtype=np.uint8)[None].repeat(96, 0)[..., None].repeat(3, 2), outward)
+    frame = warp(
+        np.arange(128, dtype=np.uint8)[None].repeat(96, 0)[..., None].repeat(3, 2), outward
+    )
     assert (frame[0, 96:, 0] == 126 - np.arange(32)).all()  # reflect-101
 
 

@@ -45,7 +45,9 @@ def original(affine, size):
 
 def inside(places, size, reach):
     """Whether such a place lies in the frame, ``reach`` beyond its outermost pixel centres."""
-    return np.all([(-reach <= at) & (at <= n - 1 + reach) for at, n in zip(places, size, strict=True)], axis=0)
+    return np.all(
+        [(-reach <= at) & (at <= n - 1 + reach) for at, n in zip(places, size, strict=True)], axis=0
+    )
 
 
 def test_one_transform_moves_frame_label_and_stored_logits(scene):
@@ -67,8 +69,12 @@ def test_one_transform_moves_frame_label_and_stored_logits(scene):
         valid = item["valid"].numpy()
         np.testing.assert_array_equal(valid, inside(original(affine, GRID), GRID, 1e-6))
         outside += (~valid).sum()
-        full = cv2.resize(item["teachers"][0, 1].numpy(), SIZE[::-1], interpolation=cv2.INTER_LINEAR)
-        interior = cv2.resize(valid.astype(np.float32), SIZE[::-1], interpolation=cv2.INTER_LINEAR) == 1
+        full = cv2.resize(
+            item["teachers"][0, 1].numpy(), SIZE[::-1], interpolation=cv2.INTER_LINEAR
+        )
+        interior = (
+            cv2.resize(valid.astype(np.float32), SIZE[::-1], interpolation=cv2.INTER_LINEAR) == 1
+        )
         # A cell is the mean of four by four pixels, and the frame has 8 bits.
         assert np.abs(full - shown)[interior].max() < 0.05
     assert outside
@@ -79,7 +85,9 @@ def test_a_clean_frame_is_whole(scene):
     item = FrameDataset([frame], ["liver"], None, teachers)[0, 0]
     assert item["valid"].all()
     assert (item["label"] != IGNORE).all()
-    np.testing.assert_array_equal(item["teachers"].numpy(), teachers.read("", 0, 0).astype(np.float32))
+    np.testing.assert_array_equal(
+        item["teachers"].numpy(), teachers.read("", 0, 0).astype(np.float32)
+    )
 
 
 def test_stored_logits_are_interpolated_where_the_frame_came_from():
@@ -88,7 +96,10 @@ def test_stored_logits_are_interpolated_where_the_frame_came_from():
         affine = sample(seed, 0, "x", SIZE).affine
         places = original(affine, GRID)
         slow = [
-            map_coordinates(one.astype(float), places, order=1, mode="nearest") for one in logits.reshape(-1, *GRID)
+            map_coordinates(one.astype(float), places, order=1, mode="nearest")
+            for one in logits.reshape(-1, *GRID)
         ]
         warped = warp_logits(logits, affine).reshape(-1, *GRID)
-        assert np.abs(warped - np.stack(slow)).max() < 0.05 * np.ptp(logits)  # OpenCV may round to 1/32 of a pixel
+        assert np.abs(warped - np.stack(slow)).max() < 0.05 * np.ptp(
+            logits
+        )  # OpenCV may round to 1/32 of a pixel

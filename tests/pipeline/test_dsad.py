@@ -30,14 +30,25 @@ def write(path, pixels):
 
 
 def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png(width, height, colour_type, rows, *chunks, bits=8):
     """A PNG of rows as they stand in the file: for modes that OpenCV can't write."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return PNG_SIGNATURE + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return (
+        PNG_SIGNATURE
+        + chunk(b"IHDR", header)
+        + b"".join(chunks)
+        + chunk(b"IDAT", data)
+        + chunk(b"IEND", b"")
+    )
 
 
 def problem_of(read, path):
@@ -54,7 +65,15 @@ def problem_of(read, path):
 
 @pytest.mark.parametrize(
     ("surgery", "split"),
-    [("03", "val"), ("3", "val"), ("003", "val"), ("21", "test"), ("1", "train"), ("30", "train"), ("13", "train")],
+    [
+        ("03", "val"),
+        ("3", "val"),
+        ("003", "val"),
+        ("21", "test"),
+        ("1", "train"),
+        ("30", "train"),
+        ("13", "train"),
+    ],
 )
 def test_digits_compare_as_integers_and_never_as_substrings(surgery, split):
     assert Splits(val=(3,), test=("021",)).of(surgery) == split
@@ -62,7 +81,13 @@ def test_digits_compare_as_integers_and_never_as_substrings(surgery, split):
 
 def test_ids_that_are_no_numbers_compare_as_text():
     splits = Splits(val=("a3",), test=("3b",))
-    assert [splits.of(s) for s in ("a3", "3b", "3", "a03", "A3")] == ["val", "test", "train", "train", "train"]
+    assert [splits.of(s) for s in ("a3", "3b", "3", "a03", "A3")] == [
+        "val",
+        "test",
+        "train",
+        "train",
+        "train",
+    ]
     assert surgery_id("²") == "²"  # a digit to str.isdigit, no number to int
 
 
@@ -97,7 +122,10 @@ def test_sources_are_in_order_of_anatomy_surgery_number_and_name(tmp_path):
     ]
     one = sources[4]
     assert (one.anatomy, one.surgery, one.name) == ("colon", "2", "image99")
-    assert (one.image, one.mask) == (root / "colon" / "2" / "image99.png", root / "colon" / "2" / "mask99.png")
+    assert (one.image, one.mask) == (
+        root / "colon" / "2" / "image99.png",
+        root / "colon" / "2" / "mask99.png",
+    )
 
 
 def test_only_the_listed_anatomies_are_scanned(root):
@@ -109,11 +137,23 @@ def test_only_the_listed_anatomies_are_scanned(root):
 def test_what_else_lies_there_is_passed_over(root):
     expected = scan(root, ["liver", "colon"])
     surgery = root / "liver" / "01"
-    for name in ("weak_labels.csv", ".DS_Store", "._image00.png", "image00.png.txt", "notes.txt", "image.png"):
+    for name in (
+        "weak_labels.csv",
+        ".DS_Store",
+        "._image00.png",
+        "image00.png.txt",
+        "notes.txt",
+        "image.png",
+    ):
         (surgery / name).write_text("x")
     (root / "weak_labels.csv").write_text("x")
     (root / "liver" / "weak_labels.csv").write_text("x")
-    for folder in (surgery / "anno_1", surgery / "anno_3", root / "multilabel" / "01", root / ".git" / "01"):
+    for folder in (
+        surgery / "anno_1",
+        surgery / "anno_3",
+        root / "multilabel" / "01",
+        root / ".git" / "01",
+    ):
         write_png(folder / "mask00.png", np.zeros((2, 2), np.uint8))
     (root / "liver" / ".ipynb_checkpoints").mkdir()
     (root / "liver" / "empty").mkdir()
@@ -146,7 +186,11 @@ def test_names_may_be_in_capitals_but_not_in_both(root):
     liver = root / "liver" / "01"
     (liver / "image00.png").rename(liver / "Image00.PNG")
     sources, problems = scan(root, ["liver"])
-    assert (sources[0].id, sources[0].image.name, problems) == ("liver/01/image00", "Image00.PNG", [])
+    assert (sources[0].id, sources[0].image.name, problems) == (
+        "liver/01/image00",
+        "Image00.PNG",
+        [],
+    )
     (liver / "image00.png").write_bytes((liver / "Image00.PNG").read_bytes())
     if len(list(liver.glob("[iI]mage00.*"))) == 2:  # not on a file system that ignores case
         assert "has the same name but for its case" in scan(root, ["liver"])[1][0]
@@ -184,7 +228,11 @@ def test_a_root_that_cannot_be_scanned_says_to_set_it(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "weak_labels.csv").write_text("")
-    for name, what in (("nowhere", "does not exist"), ("file", "is no folder"), ("empty", "holds no anatomy folders")):
+    for name, what in (
+        ("nowhere", "does not exist"),
+        ("file", "is no folder"),
+        ("empty", "holds no anatomy folders"),
+    ):
         with pytest.raises(DataError, match=f"{name} {what}.*set data.root"):
             scan(tmp_path / name, ["liver"])
 
@@ -203,7 +251,9 @@ def test_colour_is_rgb_and_alpha_is_dropped(tmp_path, rgb):
     bgr = rgb[..., ::-1]
     np.testing.assert_array_equal(read_frame(write(tmp_path / "a.png", bgr)), rgb)
     alpha = np.full((5, 6), 9, np.uint8)
-    np.testing.assert_array_equal(read_frame(write(tmp_path / "b.png", np.dstack([bgr, alpha]))), rgb)
+    np.testing.assert_array_equal(
+        read_frame(write(tmp_path / "b.png", np.dstack([bgr, alpha]))), rgb
+    )
 
 
 def test_grey_becomes_three_equal_channels(tmp_path, rgb):
@@ -215,7 +265,9 @@ def test_grey_becomes_three_equal_channels(tmp_path, rgb):
 def test_sixteen_bits_are_rounded_to_eight(tmp_path, channels):
     values = np.array([0, 128, 129, 257, 385, 386, 65406, 65407, 65535], np.uint16)
     pixels = values[None, :, None].repeat(channels, 2).squeeze()
-    frame = read_frame(write(tmp_path / "a.png", pixels.reshape(1, 9, channels) if channels > 1 else values[None]))
+    frame = read_frame(
+        write(tmp_path / "a.png", pixels.reshape(1, 9, channels) if channels > 1 else values[None])
+    )
     assert frame.dtype == np.uint8
     assert frame[0, :, 1].tolist() == [0, 0, 1, 1, 1, 2, 254, 255, 255]
 
@@ -240,7 +292,12 @@ def test_one_bit_is_black_or_white(tmp_path):
 
 
 def test_above_zero_is_foreground_and_what_is_not_255_is_odd(tmp_path):
-    for values, odd in (([0, 255, 0], False), ([0, 1, 255], True), ([0, 0, 0], False), ([7, 0, 7], True)):
+    for values, odd in (
+        ([0, 255, 0], False),
+        ([0, 1, 255], True),
+        ([0, 0, 0], False),
+        ([7, 0, 7], True),
+    ):
         mask, found = read_mask(write(tmp_path / "m.png", np.array([values], np.uint8)))
         assert mask.dtype == np.bool_
         assert mask[0].tolist() == [v > 0 for v in values]
@@ -261,7 +318,9 @@ def test_any_colour_is_foreground(tmp_path):
 
 def test_what_is_transparent_is_background(tmp_path):
     white = np.full((1, 3, 3), 255, np.uint8)
-    mask, odd = read_mask(write(tmp_path / "m.png", np.dstack([white, np.array([[0, 255, 128]], np.uint8)])))
+    mask, odd = read_mask(
+        write(tmp_path / "m.png", np.dstack([white, np.array([[0, 255, 128]], np.uint8)]))
+    )
     assert (mask.tolist(), odd) == ([[False, True, True]], False)
     black = np.zeros((1, 3, 4), np.uint8)
     black[..., 3] = 255
@@ -278,7 +337,13 @@ class TestDamage:
         whole = path.read_bytes()
         for length in range(len(whole)):
             path.write_bytes(whole[:length])
-            expected = "is empty" if not length else "no PNG" if length < len(PNG_SIGNATURE) else "is truncated"
+            expected = (
+                "is empty"
+                if not length
+                else "no PNG"
+                if length < len(PNG_SIGNATURE)
+                else "is truncated"
+            )
             assert expected in problem_of(read, path)
 
     def test_no_flipped_bit_passes(self, read, tmp_path, rgb):
@@ -322,7 +387,9 @@ class TestDamage:
         assert "cannot be read" in problem_of(read, tmp_path / "a.png")
 
 
-@pytest.mark.skipif(not (REAL_DATA / "camvid_partial").is_dir(), reason="the real frames are not here")
+@pytest.mark.skipif(
+    not (REAL_DATA / "camvid_partial").is_dir(), reason="the real frames are not here"
+)
 def test_a_slice_of_real_street_frames():
     root = REAL_DATA / "camvid_partial"
     anatomies = ["pole", "bicyclist"]
@@ -330,7 +397,9 @@ def test_a_slice_of_real_street_frames():
     assert problems == []
     assert [s.anatomy for s in sources] == ["pole"] * 101 + ["bicyclist"] * 61
     splits = Splits(val=("05", "09"), test=("02", "08", 12))
-    assert [sum(splits.of(s.surgery) == split for s in sources) for split in ("train", "val", "test")] == [34, 13, 115]
+    assert [
+        sum(splits.of(s.surgery) == split for s in sources) for split in ("train", "val", "test")
+    ] == [34, 13, 115]
     for source in sources[::20]:
         mask, odd = read_mask(source.mask)
         assert read_frame(source.image).shape == (*mask.shape, 3) == (240, 320, 3)

@@ -34,7 +34,9 @@ def frames(tmp_path):
     for number in range(5):
         paths = [tmp_path / kind / f"{number}.png" for kind in ("image", "label")]
         write_png(paths[0], rng.integers(0, 255, (32, 48, 3)).astype(np.uint8))
-        write_png(paths[1], disc((32, 48), rng.integers(8, 24, 2), 3 * (number % 4)).astype(np.uint8))
+        write_png(
+            paths[1], disc((32, 48), rng.integers(8, 24, 2), 3 * (number % 4)).astype(np.uint8)
+        )
         found.append(Frame(f"x/{number}", ANATOMIES[number % 3], "01", *paths))
     return found
 
@@ -43,7 +45,9 @@ def frames(tmp_path):
 def slowly(network, frames):
     """Frame by frame, in NumPy, by the definitions."""
     frozen = Frozen(network, torch.device("cpu"), torch.float32)
-    pixels = torch.from_numpy(np.stack([load_frame(frame.image).transpose(2, 0, 1) for frame in frames]))
+    pixels = torch.from_numpy(
+        np.stack([load_frame(frame.image).transpose(2, 0, 1) for frame in frames])
+    )
     natives = torch.cat([frozen.margins(part) for part in pixels.split(2)])
     found = []
     for frame, native in zip(frames, natives, strict=True):
@@ -89,14 +93,18 @@ def test_processes_measure_the_same_in_order(network, frames):
     with outline_processes(CPU) as none, outline_processes(Machine("cpu", 2)) as processes:
         assert none is None
         assert processes is not None
-        found = list(evaluate(network, frames, ANATOMIES, 2, TOLERANCE, Machine("cpu", 2), processes))
+        found = list(
+            evaluate(network, frames, ANATOMIES, 2, TOLERANCE, Machine("cpu", 2), processes)
+        )
     require_same(found, expected, frames)
 
 
 def test_a_batch_is_on_its_way_while_the_one_before_is_measured(network, frames, monkeypatch):
     begun = []
     real = per_frame.to_host
-    monkeypatch.setattr(per_frame, "to_host", lambda tensor: begun.append(len(tensor)) or real(tensor))
+    monkeypatch.setattr(
+        per_frame, "to_host", lambda tensor: begun.append(len(tensor)) or real(tensor)
+    )
     monkeypatch.setattr(per_frame, "in_flight", lambda device: 1)
     next(evaluate(network, frames, ANATOMIES, 2, None, CPU))
     assert begun == [2, 2, 2, 2]  # leads and pixels of two batches

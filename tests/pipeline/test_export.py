@@ -6,7 +6,14 @@ import torch
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.deployment.export import Segmenter, as_batch, disagreement, open_onnx, open_openvino, trace
+from pipeline.deployment.export import (
+    Segmenter,
+    as_batch,
+    disagreement,
+    open_onnx,
+    open_openvino,
+    trace,
+)
 from pipeline.models import create_model
 
 
@@ -28,8 +35,9 @@ def balanced_segmenter(arch, frame, network_size):
     return segmenter
 
 
-# Sizes are (height, width). Two pairs are explicit: a tall frame that no stride divides, and a network that sees less
-# than the smallest size of any family. The first pair that is drawn is the smallest, 32 x 32.
+# Sizes are (height, width). Two pairs are explicit: a tall frame that no stride divides, and a
+# network that sees less than the smallest size of any family. The first pair that is drawn is the
+# smallest, 32 x 32.
 @pytest.mark.parametrize("arch", ["segformer_b0", "mininetv2", "deeplabv3_efficientnet_lite0"])
 @example(frame_size=(77, 45), network_size=None)
 @example(frame_size=(47, 61), network_size=(5, 11))
@@ -48,5 +56,10 @@ def test_every_size_is_exported_exactly(tmp_path_factory, arch, frame_size, netw
     file = tmp_path_factory.mktemp("export") / "network.onnx"
     trace(segmenter, torch.zeros(1, 3, *frame_size, dtype=torch.uint8), file)
     session, compiled = open_onnx(file), open_openvino(file)
-    assert disagreement(segmenter, lambda x: session.run(None, {"frame": as_batch(x)})[0][0] > 0, [frame]) == 0
+    assert (
+        disagreement(
+            segmenter, lambda x: session.run(None, {"frame": as_batch(x)})[0][0] > 0, [frame]
+        )
+        == 0
+    )
     assert disagreement(segmenter, lambda x: compiled(as_batch(x))[0][0] > 0, [frame]) == 0

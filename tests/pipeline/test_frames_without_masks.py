@@ -20,11 +20,22 @@ def start(script, *arguments, **how):
 
 def frames_of(script, folder, number, *options):
     start(script, folder, str(number), *options, check=True)
-    return {file.relative_to(folder).as_posix(): cv2.imread(str(file)) for file in Path(folder).rglob("*.*")}
+    return {
+        file.relative_to(folder).as_posix(): cv2.imread(str(file))
+        for file in Path(folder).rglob("*.*")
+    }
 
 
 def test_a_film_goes_on_where_the_phantom_ends(project):
-    project(data__phantom={"seed": 1, "surgeries": 3, "frames": 2, "image_size": [64, 80], "difficulty": 0.3})
+    project(
+        data__phantom={
+            "seed": 1,
+            "surgeries": 3,
+            "frames": 2,
+            "image_size": [64, 80],
+            "difficulty": 0.3,
+        }
+    )
     film = frames_of("film_phantom.py", "film", 1)
     assert sorted(film) == [f"01/{anatomy}_02.png" for anatomy in ANATOMIES]
     pixels, _ = render("colon", 1, 2, seed=1, size=(64, 80), difficulty=0.3)
@@ -34,7 +45,12 @@ def test_a_film_goes_on_where_the_phantom_ends(project):
 def test_crops_show_parts_of_training_frames(project):
     project()
     crops = frames_of("crop_frames.py", "crops", 2)
-    names = [f"01/{a}_image{i:02d}_{crop:02d}.png" for a in ("colon", "liver") for i in range(3) for crop in range(2)]
+    names = [
+        f"01/{a}_image{i:02d}_{crop:02d}.png"
+        for a in ("colon", "liver")
+        for i in range(3)
+        for crop in range(2)
+    ]
     assert sorted(crops) == names
     assert len({pixels.tobytes() for pixels in crops.values()}) == len(crops)
     frame = cv2.imread("dsad/colon/01/image00.png")
@@ -44,7 +60,8 @@ def test_crops_show_parts_of_training_frames(project):
     assert any(kept)
     assert not all(kept)
     assert all(
-        (mirrored[name][:, :: 1 if same else -1] == crops[name]).all() for name, same in zip(names, kept, strict=True)
+        (mirrored[name][:, :: 1 if same else -1] == crops[name]).all()
+        for name, same in zip(names, kept, strict=True)
     )
 
 
@@ -52,7 +69,9 @@ def test_crops_keep_their_masks_where_labels_are_to_learn_from_them(project):
     """The discs of a data set of two anatomies are brighter than all else, also in a crop."""
     project()
     frames = frames_of("crop_frames.py", "labelled", 2, "--mirror", "--masks")
-    assert len(frames) == 2 * (2 * 9 + 2 * 3 * 2)  # of two anatomies: all frames, and two crops of three, with masks
+    assert len(frames) == 2 * (
+        2 * 9 + 2 * 3 * 2
+    )  # of two anatomies: all frames, and two crops of three, with masks
     assert (frames["colon/02/image00.png"] == cv2.imread("dsad/colon/02/image00.png")).all()
     crops = [name for name in frames if len(Path(name).stem) > len("image00") and "image" in name]
     assert len(crops) == 12
@@ -65,8 +84,16 @@ def test_crops_keep_their_masks_where_labels_are_to_learn_from_them(project):
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
-        ("hide_masks.py", ["nowhere", "labelled", "unlabelled", "3"], "error: nowhere is no folder"),
-        ("hide_masks.py", ["dsad/colon", "labelled", "unlabelled", "3"], "error: dsad/colon holds no <anatomy>"),
+        (
+            "hide_masks.py",
+            ["nowhere", "labelled", "unlabelled", "3"],
+            "error: nowhere is no folder",
+        ),
+        (
+            "hide_masks.py",
+            ["dsad/colon", "labelled", "unlabelled", "3"],
+            "error: dsad/colon holds no <anatomy>",
+        ),
         ("hide_masks.py", ["dsad", "labelled", "unlabelled"], "Usage: "),
         ("crop_frames.py", ["crops", "0"], "Usage: "),
         ("crop_frames.py", ["dsad", "1"], "error: dsad is there already"),

@@ -27,13 +27,17 @@ def lively(name: str, decoders: int = 3) -> Network:
             nn.init.normal_(module.bias, std=0.2)
     with torch.no_grad():
         network.train()(torch.randn(2, 3, 96, 128))
-        for head, margin in zip(network.eval().heads, network.margins(frames(96, 128)).mean((0, 2, 3)), strict=True):
+        for head, margin in zip(
+            network.eval().heads, network.margins(frames(96, 128)).mean((0, 2, 3)), strict=True
+        ):
             head.classifier.bias[1] -= margin
     return network
 
 
 def frames(height: int, width: int) -> torch.Tensor:
-    return torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    return torch.randint(
+        0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -54,7 +58,10 @@ def test_frozen_margins_are_the_networks(name, wide):
 @torch.inference_mode()
 def test_frozen_masks_are_the_networks(name):
     network, size = lively(name), (90, 120)
-    plain, frozen = Segmenter(network, size, (96, 128)), Segmenter(Frozen(network, CPU, torch.float32), size, (96, 128))
+    plain, frozen = (
+        Segmenter(network, size, (96, 128)),
+        Segmenter(Frozen(network, CPU, torch.float32), size, (96, 128)),
+    )
     shown = frames(*size)[:1]
     differ = plain(shown) != frozen(shown)
     assert not (differ & (plain.margins(shown).abs() > 1e-3)).any()
@@ -87,9 +94,12 @@ def test_freezing_copies():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_no_batch_norm_that_reads_a_convolution_is_left(name):
     left = [
-        m for m in Frozen(create_model(name, 1), CPU, torch.float32).native.modules() if isinstance(m, nn.BatchNorm2d)
+        m
+        for m in Frozen(create_model(name, 1), CPU, torch.float32).native.modules()
+        if isinstance(m, nn.BatchNorm2d)
     ]
-    # MiniNetv2 norms convolutions beside max-pools; smp's EfficientNet keeps the head of its classifier.
+    # MiniNetv2 norms convolutions beside max-pools; smp's EfficientNet keeps the head of its
+    # classifier.
     assert len(left) == (5 if name == "mininetv2" else int("efficientnet_b" in name))
 
 
@@ -98,7 +108,11 @@ class TwoReaders(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.first, self.second = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.conv, self.first, self.second = (
+            nn.Conv2d(3, 4, 1),
+            nn.BatchNorm2d(4),
+            nn.BatchNorm2d(4),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv(x)

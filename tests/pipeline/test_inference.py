@@ -51,7 +51,9 @@ def test_a_batch_that_is_on_its_way_changes_no_answer(asked, monkeypatch):
 
 def test_the_next_batch_is_begun_before_one_is_given(asked, monkeypatch):
     begun = []
-    monkeypatch.setattr(inference, "to_host", lambda logits: begun.append(len(logits)) or logits.numpy)
+    monkeypatch.setattr(
+        inference, "to_host", lambda logits: begun.append(len(logits)) or logits.numpy
+    )
     monkeypatch.setattr(inference, "in_flight", lambda device: 1)
     next(answers(*asked, BATCHES, "32-true", Machine("cpu")))
     assert begun == [3, 2]
@@ -71,7 +73,11 @@ def test_a_run_on_the_cpu_leaves_a_gpu_alone(asked, monkeypatch):
     def fail(*_):
         raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
 
-    for name, value in {"is_available": lambda: True, "device_count": lambda: 1, "_lazy_init": fail}.items():
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "_lazy_init": fail,
+    }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
     for workers in (0, 1):
@@ -82,8 +88,12 @@ def test_a_copy_from_a_gpu_is_waited_for_when_it_is_wanted(monkeypatch):
     done = []
     event = SimpleNamespace(synchronize=lambda: done.append("copied"))
     stream = SimpleNamespace(record_event=lambda: done.append("begun") or event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: {torch.device("cuda:1"): stream}[device])
-    there = SimpleNamespace(device=torch.device("cuda:1"), to=lambda place, non_blocking: torch.ones(2))
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: {torch.device("cuda:1"): stream}[device]
+    )
+    there = SimpleNamespace(
+        device=torch.device("cuda:1"), to=lambda place, non_blocking: torch.ones(2)
+    )
     arrived = to_host(there)
     assert done == ["begun"]
     assert arrived().tolist() == [1, 1]

@@ -76,7 +76,9 @@ def test_a_call_lasts_until_the_device_is_done(monkeypatch, kind, waits):
 
 def test_on_cuda_subjects_come_one_after_another_in_this_process(monkeypatch):
     monkeypatch.setattr(Subject, "device", torch.device("cuda"))
-    monkeypatch.setattr(interleaved, "peak_memory", lambda device, *, reset=False: 100 if reset else 300)
+    monkeypatch.setattr(
+        interleaved, "peak_memory", lambda device, *, reset=False: 100 if reset else 300
+    )
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
     monkeypatch.setattr(interleaved, "SECONDS_ON_CUDA", 0.1)
     first, second, third = try_turns([Subject(builds=False), Subject(), Subject(fails_in=1)], 1, 2)

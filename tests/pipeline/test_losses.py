@@ -29,7 +29,10 @@ def frames():
 
 
 def logits(seed, *shape, scale=3.0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    return (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        * scale
+    )
 
 
 def literal_cross_entropy(z, label, anatomy):
@@ -52,7 +55,9 @@ def test_cross_entropy_equals_the_literal_version(frames):
     label, anatomy = frames
     z = logits(1, B, N, 2, H, W)
     ours = partial_label_cross_entropy(z, partial_targets(label, anatomy, N))
-    torch.testing.assert_close(ours.double(), literal_cross_entropy(z, label, anatomy), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours.double(), literal_cross_entropy(z, label, anatomy), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_cross_entropy_adds_up_over_micro_batches(frames):
@@ -81,7 +86,9 @@ def test_class_weights_weigh_pixels():
     weights = torch.tensor([[2.0, 5.0]])
     background = partial_label_cross_entropy(z, torch.where(target == 0, 0, IGNORE))
     anatomy = partial_label_cross_entropy(z, torch.where(target == 1, 1, IGNORE))
-    torch.testing.assert_close(partial_label_cross_entropy(z, target, weights), 2 * background + 5 * anatomy)
+    torch.testing.assert_close(
+        partial_label_cross_entropy(z, target, weights), 2 * background + 5 * anatomy
+    )
 
 
 def literal_pixels(s, t, temperature, valid):
@@ -115,7 +122,9 @@ def literal_balanced(s, t, temperature, valid):
             continue
         ps, pt = (torch.softmax(z[b] / temperature, 1)[..., valid[b]] for z in (s, t))
         kl = (pt * (pt / ps).log()).sum(1)
-        halves = [(pt[:, c] * kl).sum(-1) / (pt[:, c].sum(-1) + 0.01 * valid[b].sum()) for c in (0, 1)]
+        halves = [
+            (pt[:, c] * kl).sum(-1) / (pt[:, c].sum(-1) + 0.01 * valid[b].sum()) for c in (0, 1)
+        ]
         per_frame.append((halves[0] + halves[1]) / 2 * temperature**2)
     return torch.stack(per_frame).mean(0) if per_frame else torch.zeros(s.shape[1], dtype=s.dtype)
 
@@ -134,7 +143,9 @@ def test_kl_equals_the_literal_version(ours, literal, temperature):
     valid = torch.rand(B, H, W, generator=torch.Generator().manual_seed(7)) > 0.3
     valid[1] = False
     expected = literal(s, t, temperature, valid)
-    torch.testing.assert_close(ours(s, t, temperature, valid).double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        ours(s, t, temperature, valid).double(), expected, rtol=1e-4, atol=1e-5
+    )
     everywhere = torch.ones(B, H, W, dtype=torch.bool)
     torch.testing.assert_close(ours(s, t, temperature), ours(s, t, temperature, everywhere))
 
@@ -186,7 +197,10 @@ def test_gradients_of_cross_entropy_equal_finite_differences(frames):
         bump = torch.zeros_like(z)
         bump[index] = step
         with torch.no_grad():
-            above, below = (partial_label_cross_entropy(z + sign * bump, target).double().sum() for sign in (1, -1))
+            above, below = (
+                partial_label_cross_entropy(z + sign * bump, target).double().sum()
+                for sign in (1, -1)
+            )
         slope = (above - below) / (2 * step)
         assert abs(slope - z.grad[index]) < 1e-3 * max(1.0, abs(slope))
 
@@ -238,7 +252,9 @@ def test_frames_without_a_valid_cell_are_left_out_one_by_one(ours, literal):
     s.requires_grad_()
     kept = [b for b in range(4) if valid[b].any()]
     assert kept == [0, 2]
-    expected = sum(literal(s[b : b + 1], t[b : b + 1], 2.0, valid[b : b + 1]) for b in kept) / len(kept)
+    expected = sum(literal(s[b : b + 1], t[b : b + 1], 2.0, valid[b : b + 1]) for b in kept) / len(
+        kept
+    )
     found = ours(s, t, 2.0, valid)
     torch.testing.assert_close(found.double().sum(), expected.sum(), rtol=1e-4, atol=1e-5)
     found.sum().backward()
@@ -250,7 +266,9 @@ def test_frames_without_a_valid_cell_are_left_out_one_by_one(ours, literal):
 
 def test_a_frame_without_a_valid_cell_does_not_count_in_the_mean_over_pieces():
     """The mean over frames that have a valid cell, of a batch and of its pieces by their numbers of such frames."""
-    objective = distilled(supervised(N, None), Distill(temperature=2.0, weight=1.0, softmax="classes"))
+    objective = distilled(
+        supervised(N, None), Distill(temperature=2.0, weight=1.0, softmax="classes")
+    )
     valid = torch.ones(4, H, W, dtype=torch.bool)
     valid[1:3] = False
     s = logits(22, 4, N, 2, H, W)
@@ -267,20 +285,28 @@ def test_a_frame_without_a_valid_cell_does_not_count_in_the_mean_over_pieces():
     counts = [int(objective.frames(piece)["kl_divergence"]) for piece, _ in pieces]
     assert counts == [1, 0, 1]
     parts = [objective.terms(own, piece) for piece, own in pieces]
-    together = sum(count * part["kl_divergence"] for count, part in zip(counts, parts, strict=True)) / 2
+    together = (
+        sum(count * part["kl_divergence"] for count, part in zip(counts, parts, strict=True)) / 2
+    )
     torch.testing.assert_close(objective.terms(s, batch)["kl_divergence"], together)
 
 
 @pytest.mark.parametrize(
     ("softmax", "literal"),
-    [("pixels", literal_pixels), ("classes", literal_classes), ("classes_balanced", literal_balanced)],
+    [
+        ("pixels", literal_pixels),
+        ("classes", literal_classes),
+        ("classes_balanced", literal_balanced),
+    ],
 )
 def test_the_objective_is_cross_entropy_plus_the_weighted_divergence(frames, softmax, literal):
     """Equation 3, with a temperature and a weight of which neither is one."""
     label, anatomy = frames
     s, t = logits(24, B, N, 2, H, W), logits(25, B, N, 2, H, W)
     valid = torch.rand(B, H, W, generator=torch.Generator().manual_seed(26)) > 0.3
-    objective = distilled(supervised(N, None), Distill(temperature=2.5, weight=7.0, softmax=softmax, grid="stores"))
+    objective = distilled(
+        supervised(N, None), Distill(temperature=2.5, weight=7.0, softmax=softmax, grid="stores")
+    )
     terms = objective.terms(s, {"label": label, "anatomy": anatomy, "teachers": t, "valid": valid})
     total = sum(weight * terms[name].double() for name, weight in objective.weights.items())
     expected = literal_cross_entropy(s, label, anatomy) + 7.0 * literal(s, t, 2.5, valid)
@@ -292,7 +318,8 @@ def test_pixels_is_blind_to_another_constant_on_every_channel(whose):
     z = {"student": logits(27, B, N, 2, H, W), "teacher": logits(28, B, N, 2, H, W)}
     shifted = {**z, whose: z[whose] + logits(29, B, N, 2, 1, 1, scale=20.0)}
     torch.testing.assert_close(
-        channel_wise_kl(shifted["student"], shifted["teacher"], 4.0), channel_wise_kl(z["student"], z["teacher"], 4.0)
+        channel_wise_kl(shifted["student"], shifted["teacher"], 4.0),
+        channel_wise_kl(z["student"], z["teacher"], 4.0),
     )
 
 
@@ -325,7 +352,9 @@ def test_a_thin_structure_weighs_as_much_as_its_background():
     missed = torch.stack([torch.zeros_like(lead), torch.full_like(lead, -8.0)], 2)
     everywhere = torch.stack([torch.zeros_like(lead), torch.full_like(lead, 8.0)], 2)
     plain = class_wise_kl(missed, teacher, 1.0) / class_wise_kl(everywhere, teacher, 1.0)
-    balanced = balanced_class_wise_kl(missed, teacher, 1.0) / balanced_class_wise_kl(everywhere, teacher, 1.0)
+    balanced = balanced_class_wise_kl(missed, teacher, 1.0) / balanced_class_wise_kl(
+        everywhere, teacher, 1.0
+    )
     assert float(plain) == pytest.approx(4 / 96, rel=0.01)
     assert 0.75 < float(balanced) < 1
 
@@ -349,14 +378,20 @@ def test_on_the_students_grid_a_cell_counts_between_valid_cells_alone():
     assert counts[0, 0].tolist() == [True] * 5 + [False] * 3
 
 
-@pytest.mark.parametrize(("stored", "own"), [((12, 16), (45, 77)), ((6, 6), (23, 23)), ((9, 12), (34, 45))])
+@pytest.mark.parametrize(
+    ("stored", "own"), [((12, 16), (45, 77)), ((6, 6), (23, 23)), ((9, 12), (34, 45))]
+)
 def test_where_all_stored_cells_are_valid_all_finer_ones_are(stored, own):
     valid = torch.ones(2, *stored, dtype=torch.bool)
-    _, _, counts = on_one_grid(torch.zeros(2, 1, 2, *own), torch.zeros(2, 1, 2, *stored), valid, "student")
+    _, _, counts = on_one_grid(
+        torch.zeros(2, 1, 2, *own), torch.zeros(2, 1, 2, *stored), valid, "student"
+    )
     assert counts.all()
 
 
-@pytest.mark.parametrize(("size", "grid"), [((8, 8), "stores"), ((2, 2), "stores"), ((2, 2), "student")])
+@pytest.mark.parametrize(
+    ("size", "grid"), [((8, 8), "stores"), ((2, 2), "stores"), ((2, 2), "student")]
+)
 def test_otherwise_the_student_comes_to_the_stores_grid(size, grid):
     teachers, valid = torch.randn(1, 1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
     student = torch.randn(1, 1, 2, *size)
@@ -364,4 +399,6 @@ def test_otherwise_the_student_comes_to_the_stores_grid(size, grid):
     assert same is teachers
     assert counts is valid
     mode = {"mode": "area"} if size == (8, 8) else {"mode": "bilinear", "align_corners": False}
-    torch.testing.assert_close(moved[0], torch.nn.functional.interpolate(student[0], size=(4, 4), **mode))
+    torch.testing.assert_close(
+        moved[0], torch.nn.functional.interpolate(student[0], size=(4, 4), **mode)
+    )

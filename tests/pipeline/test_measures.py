@@ -10,7 +10,14 @@ import torch
 
 from pipeline.counts import Counts, count_masks
 from pipeline.evaluation import dice
-from pipeline.evaluation.analysis import claimants, confusion, difference, false_alarms, intervals, per_surgery
+from pipeline.evaluation.analysis import (
+    claimants,
+    confusion,
+    difference,
+    false_alarms,
+    intervals,
+    per_surgery,
+)
 from pipeline.evaluation.bootstrap import Value, estimates, paired, significance
 from pipeline.evaluation.calibration import BINS, calibration, total
 from pipeline.evaluation.per_frame import Result
@@ -36,12 +43,17 @@ def test_counts_on_a_device_are_those_of_each_frame():
     masks[0], labels[0], masks[1], labels[2] = False, 0, True, 1
     found = dice.count(torch.from_numpy(masks), torch.from_numpy(labels))
     assert found.dtype == torch.int64
-    expected = [astuple(count_masks(mask, label == 1)) for mask, label in zip(masks, labels, strict=True)]
+    expected = [
+        astuple(count_masks(mask, label == 1)) for mask, label in zip(masks, labels, strict=True)
+    ]
     assert [tuple(row) for row in found.tolist()] == expected
 
 
 def test_what_divides_by_nothing_is_nan():
-    assert all(isnan(x) for x in (Counts(0, 0, 0, 9).dice, Counts(0, 0, 0, 9).precision, Counts(0, 0, 0, 9).recall))
+    assert all(
+        isnan(x)
+        for x in (Counts(0, 0, 0, 9).dice, Counts(0, 0, 0, 9).precision, Counts(0, 0, 0, 9).recall)
+    )
     assert isnan(Counts(4, 0, 0, 0).specificity)
     assert Counts(0, 3, 0, 6).dice == 0
 
@@ -91,12 +103,20 @@ def test_calibration_is_that_of_a_loop():
     frames = [(RNG.random((7, 5)).astype(np.float32), RNG.random((7, 5)) > 0.6) for _ in range(3)]
     frames[0][0][0, 0], frames[0][0][0, 1] = 0, 1
     together = total([calibration(*one) for one in frames])
-    pairs = [(float(p), bool(y)) for prob, label in frames for p, y in zip(prob.ravel(), label.ravel(), strict=True)]
+    pairs = [
+        (float(p), bool(y))
+        for prob, label in frames
+        for p, y in zip(prob.ravel(), label.ravel(), strict=True)
+    ]
     error = 0.0
     for i in range(BINS):
         own = [(p, y) for p, y in pairs if min(int(p * BINS), BINS - 1) == i]
         if own:
-            error += len(own) / len(pairs) * abs(np.mean([p for p, _ in own]) - np.mean([y for _, y in own]))
+            error += (
+                len(own)
+                / len(pairs)
+                * abs(np.mean([p for p, _ in own]) - np.mean([y for _, y in own]))
+            )
     assert together.ece == pytest.approx(error)
     assert together.brier == pytest.approx(np.mean([(p - y) ** 2 for p, y in pairs]))
 
@@ -115,13 +135,23 @@ def test_intervals_are_those_of_a_slow_bootstrap():
     found = estimates(some, ["a", "b", "c"])
     known = [v for v in some if not isnan(v.value)]
     names = list(dict.fromkeys(v.surgery for v in known))
-    weights = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), 2000)
+    weights = np.random.default_rng(0).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), 2000
+    )
     means = []
     for row in weights:
         drawn = [
-            v for name, times in zip(names, row, strict=True) for v in known if v.surgery == name for _ in range(times)
+            v
+            for name, times in zip(names, row, strict=True)
+            for v in known
+            if v.surgery == name
+            for _ in range(times)
         ]
-        per = [np.mean([v.value for v in drawn if v.anatomy == a]) for a in "ab" if any(v.anatomy == a for v in drawn)]
+        per = [
+            np.mean([v.value for v in drawn if v.anatomy == a])
+            for a in "ab"
+            if any(v.anatomy == a for v in drawn)
+        ]
         means.append(np.mean(per))
     assert found["mean"].low == pytest.approx(np.percentile(means, 2.5))
     assert found["mean"].high == pytest.approx(np.percentile(means, 97.5))
@@ -133,7 +163,9 @@ def test_intervals_are_those_of_a_slow_bootstrap():
 def test_significance_needs_six_surgeries():
     assert significance(values(5)) is None
     old = values(8)
-    better = paired([Value(v.surgery, v.anatomy, v.value + 0.1 + int(v.surgery) / 99) for v in old], old)
+    better = paired(
+        [Value(v.surgery, v.anatomy, v.value + 0.1 + int(v.surgery) / 99) for v in old], old
+    )
     assert significance(better) < 0.05
     assert significance(paired(old, old)) == 1
 
@@ -170,13 +202,23 @@ def drawn_results(rng, gain=0.0):
                 claims[own] = np.where(rng.random((6, 8)) < 0.3 + gain, label, claims[own])
                 if (surgery, i) == (0, 0):
                     claims[1 - own] = False
-                frame = Frame(f"{anatomy}/{surgery}/image{i}", anatomy, str(surgery), Path(), Path())
+                frame = Frame(
+                    f"{anatomy}/{surgery}/image{i}", anatomy, str(surgery), Path(), Path()
+                )
                 inside, claimed = (claims & label).sum((1, 2)), claims.sum((1, 2))
                 several = np.bincount(claims.sum(0).ravel(), minlength=3)
                 counts = count_masks(claims[own], label)
                 nothing = calibration(np.zeros((1, 1), np.float32), label[:1, :1])
                 results.append(
-                    Result(frame, counts, Surface(0, 1), nothing, tuple(inside), tuple(claimed), tuple(several))
+                    Result(
+                        frame,
+                        counts,
+                        Surface(0, 1),
+                        nothing,
+                        tuple(inside),
+                        tuple(claimed),
+                        tuple(several),
+                    )
                 )
                 masks.append((claims, label))
     return results, masks
@@ -188,29 +230,49 @@ def test_confusion_and_false_alarms_are_those_of_masks():
     for labelled in "ab":
         own = [m for r, m in zip(results, masks, strict=True) if r.frame.anatomy == labelled]
         for i, decoder in enumerate("ab"):
-            there = [bool(claim) for c, y in own for claim, is_it in zip(c[i].ravel(), y.ravel(), strict=True) if is_it]
+            there = [
+                bool(claim)
+                for c, y in own
+                for claim, is_it in zip(c[i].ravel(), y.ravel(), strict=True)
+                if is_it
+            ]
             assert table[labelled][decoder] == pytest.approx(100 * np.mean(there), abs=0.006)
     shows = {r.frame.id: {"b": False} for r in results if r.frame.anatomy == "a"}
-    absent = [claims[1] for r, (claims, _) in zip(results, masks, strict=True) if r.frame.anatomy == "a"]
+    absent = [
+        claims[1] for r, (claims, _) in zip(results, masks, strict=True) if r.frame.anatomy == "a"
+    ]
     said = [claim for claim in absent if claim.any()]
     alarm = false_alarms(results, ["a", "b"], shows)["b"]
     assert alarm["frames"] == len(absent) > len(said) > 0
     assert alarm["claimed"] == pytest.approx(100 * len(said) / len(absent), abs=0.006)
-    assert alarm["pixels"] == pytest.approx(100 * np.mean([claim.mean() for claim in said]), abs=0.006)
+    assert alarm["pixels"] == pytest.approx(
+        100 * np.mean([claim.mean() for claim in said]), abs=0.006
+    )
     shares = [np.mean([(claims.sum(0) == n).mean() for claims, _ in masks]) for n in range(3)]
-    assert list(claimants(results).values()) == pytest.approx([100 * share for share in shares], abs=0.006)
+    assert list(claimants(results).values()) == pytest.approx(
+        [100 * share for share in shares], abs=0.006
+    )
 
 
 def test_a_difference_is_the_new_minus_the_old():
-    (new, _), (old, _) = drawn_results(np.random.default_rng(4), gain=0.5), drawn_results(np.random.default_rng(5))
+    (new, _), (old, _) = (
+        drawn_results(np.random.default_rng(4), gain=0.5),
+        drawn_results(np.random.default_rng(5)),
+    )
     found = difference(new, old, ["a", "b"])["dice"]["intervals"]
     gains = {
-        name: [n.counts.dice - o.counts.dice for n, o in zip(new, old, strict=True) if n.frame.anatomy == name]
+        name: [
+            n.counts.dice - o.counts.dice
+            for n, o in zip(new, old, strict=True)
+            if n.frame.anatomy == name
+        ]
         for name in "ab"
     }
     for name in "ab":
         assert found[name]["mean"] == pytest.approx(100 * np.mean(gains[name]), abs=1e-3)
-    assert found["mean"]["mean"] == pytest.approx(50 * (np.mean(gains["a"]) + np.mean(gains["b"])), abs=1e-3)
+    assert found["mean"]["mean"] == pytest.approx(
+        50 * (np.mean(gains["a"]) + np.mean(gains["b"])), abs=1e-3
+    )
     assert 0 < found["mean"]["low"] < found["mean"]["mean"] < found["mean"]["high"]
 
 

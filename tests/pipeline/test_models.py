@@ -19,7 +19,8 @@ from pipeline.training import synchronise
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 
-# Millions: one decoder times 11, and one encoder with 11 decoders. The paper's own figures are in brackets in the docs.
+# Millions: one decoder times 11, and one encoder with 11 decoders. The paper's own figures are in
+# brackets in the docs.
 LEDGER = {
     "deeplabv3_resnet18": (174.9, 63.1),
     "deeplabv3_resnet50": (436.0, 200.9),
@@ -71,7 +72,9 @@ def scrambled(network, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for name, buffer in network.named_buffers():
         if buffer.is_floating_point():
-            buffer.copy_(torch.rand(buffer.shape, generator=generator) + (0.5 if "var" in name else -0.5))
+            buffer.copy_(
+                torch.rand(buffer.shape, generator=generator) + (0.5 if "var" in name else -0.5)
+            )
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
@@ -102,7 +105,10 @@ def test_batch_norm_over_several_devices_keeps_the_activations(name):
     frames = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         expected = network(frames)
-        names, kinds = list(network.state_dict()), sum(isinstance(m, nn.SyncBatchNorm) for m in network.modules())
+        names, kinds = (
+            list(network.state_dict()),
+            sum(isinstance(m, nn.SyncBatchNorm) for m in network.modules()),
+        )
         synchronise(network)
         assert sum(isinstance(m, nn.SyncBatchNorm) for m in network.modules()) > kinds == 0
         torch.testing.assert_close(network(frames), expected, rtol=0, atol=0)
@@ -134,7 +140,8 @@ def test_inference_equals_the_loop(name, decoders, size):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("size", [(64, 96), (136, 168)])
 def test_gradients_and_statistics_equal_the_loop(name, training, size):
-    # In double precision: rounding in single carries a value over a ReLU's kink now and then, and its gradient with it.
+    # In double precision: rounding in single carries a value over a ReLU's kink now and then, and
+    # its gradient with it.
     torch.manual_seed(0)
     network = scrambled(create_model(name, 3)).train(training).double()
     with torch.no_grad():
@@ -149,22 +156,31 @@ def test_gradients_and_statistics_equal_the_loop(name, training, size):
     for ours, other in zip(features, theirs, strict=True):
         if other.grad is not None:
             close(ours.grad, other.grad)
-    # The same loop over heads with the network's weights gives each parameter's gradient and statistic by its place.
+    # The same loop over heads with the network's weights gives each parameter's gradient and
+    # statistic by its place.
     copies = [copy.double() for copy in network.reference_heads()]
     for copy, head in zip(copies, heads, strict=True):
-        for (key, after), (_, reference) in zip(copy.named_buffers(), head.named_buffers(), strict=True):
-            torch.testing.assert_close(after.float(), reference.float(), rtol=1e-4, atol=1e-5, msg=key)
+        for (key, after), (_, reference) in zip(
+            copy.named_buffers(), head.named_buffers(), strict=True
+        ):
+            torch.testing.assert_close(
+                after.float(), reference.float(), rtol=1e-4, atol=1e-5, msg=key
+            )
     with torch.no_grad():
         for parameter in network.heads.parameters():
             parameter.copy_(parameter.grad)
     for copy, head in zip(network.reference_heads(), heads, strict=True):
-        for (key, gradient), (_, reference) in zip(copy.named_parameters(), head.named_parameters(), strict=True):
+        for (key, gradient), (_, reference) in zip(
+            copy.named_parameters(), head.named_parameters(), strict=True
+        ):
             close(gradient.double(), reference.grad, key)
 
 
 def close(ours, theirs, what=""):
     """Within 1e-3 of the largest value."""
-    assert float((ours - theirs).detach().abs().max()) <= 1e-3 * float(theirs.abs().max()) + 1e-9, what
+    assert float((ours - theirs).detach().abs().max()) <= 1e-3 * float(theirs.abs().max()) + 1e-9, (
+        what
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -174,7 +190,9 @@ def test_chosen_decoders_answer_as_among_all(name):
     frames = torch.randn(1, 3, 64, 80)
     with torch.no_grad():
         every = network(frames)
-        torch.testing.assert_close(network(frames, ["spleen", "liver"]), every[:, [2, 0]], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            network(frames, ["spleen", "liver"]), every[:, [2, 0]], atol=1e-5, rtol=1e-4
+        )
         torch.testing.assert_close(network(frames, [3]), every[:, [3]], atol=1e-5, rtol=1e-4)
     with pytest.raises(MtkdError, match=r"no decoder for brain; there: liver, colon"):
         network(frames, ["liver", "brain"])
@@ -214,7 +232,10 @@ def test_segformers_classifier_drops_and_differentiates_as_layers_do():
     torch.manual_seed(0)
     head = scrambled(Head((8, 16), 32)).train()
     head.dropout.p = 0.1
-    stages = [torch.randn(3, 8, 12, 10, requires_grad=True), torch.randn(3, 16, 6, 5, requires_grad=True)]
+    stages = [
+        torch.randn(3, 8, 12, 10, requires_grad=True),
+        torch.randn(3, 16, 6, 5, requires_grad=True),
+    ]
     wanted = [*stages, *head.parameters()]
     layers = {}
     head.norm.register_forward_hook(lambda _, given, out: layers.update(normed=out))
@@ -227,7 +248,9 @@ def test_segformers_classifier_drops_and_differentiates_as_layers_do():
     torch.testing.assert_close(logits, plain)
     upstream = torch.randn_like(logits)
     expected = torch.autograd.grad(plain, wanted, upstream, retain_graph=True)
-    torch.testing.assert_close(torch.autograd.grad(logits, wanted, upstream), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.autograd.grad(logits, wanted, upstream), expected, atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -321,7 +344,9 @@ def test_an_encoder_alone_leaves_decoders_random_and_says_so(tmp_path):
     reference.save_pretrained(tmp_path)
     network = create_model("segformer_b0", 2, str(tmp_path))
     first = network.encoder.state_dict()["stages.0.patch_embeddings.proj.weight"]
-    assert torch.equal(first, reference.segformer.state_dict()["stages.0.patch_embeddings.proj.weight"])
+    assert torch.equal(
+        first, reference.segformer.state_dict()["stages.0.patch_embeddings.proj.weight"]
+    )
     assert all(name.startswith("heads.") for name in network.start.random)
     assert "heads.0.fuse.weight" in network.start.random
 
@@ -339,7 +364,9 @@ def test_an_own_teacher_starts_every_decoder_of_a_student(tmp_path):
         again = load_checkpoint(path, "train_teacher@liver")[0]
         copies = student.reference_heads()
         for own, first in zip(
-            copies[2].named_parameters(), teacher.reference_heads()[0].named_parameters(), strict=True
+            copies[2].named_parameters(),
+            teacher.reference_heads()[0].named_parameters(),
+            strict=True,
         ):
             if "classifier" not in own[0]:
                 assert torch.equal(own[1], first[1]), own[0]
@@ -360,11 +387,20 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, offline):
     mini.anatomies = ("a", "b")
     save_checkpoint(tmp_path / "mini.safetensors", mini, (64, 80))
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
-    small = {"num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 8}
+    small = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "vocab_size": 8,
+    }
     BertModel(BertConfig(hidden_size=8, **small)).save_pretrained(tmp_path / "bert")
     SegformerModel(SegformerConfig(depths=[3, 4, 18, 3])).save_pretrained(tmp_path / "deep")
-    SegformerModel(SegformerConfig(hidden_sizes=[16, 32, 80, 128])).save_pretrained(tmp_path / "thin")
-    SegformerModel(SegformerConfig(num_attention_heads=[1, 1, 1, 1])).save_pretrained(tmp_path / "one_headed")
+    SegformerModel(SegformerConfig(hidden_sizes=[16, 32, 80, 128])).save_pretrained(
+        tmp_path / "thin"
+    )
+    SegformerModel(SegformerConfig(num_attention_heads=[1, 1, 1, 1])).save_pretrained(
+        tmp_path / "one_headed"
+    )
     whole = SegformerForSemanticSegmentation(SegformerConfig())
     for name in ("cut", "no_json", "no_numbers"):
         whole.save_pretrained(tmp_path / name)
@@ -373,28 +409,46 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, offline):
     (tmp_path / "no_json/preprocessor_config.json").write_text("{")
     (tmp_path / "no_numbers/preprocessor_config.json").write_text('{"image_mean": null}')
     weights = whole.state_dict()
-    whole.save_pretrained(tmp_path / "headless", state_dict={k: v for k, v in weights.items() if "decode" not in k})
-    whole.save_pretrained(tmp_path / "renamed", state_dict={f"module.{k}": v for k, v in weights.items()})
-    smp.DeepLabV3("resnet18", encoder_weights=None, decoder_atrous_rates=(6, 12, 18)).save_pretrained(
-        tmp_path / "narrow"
+    whole.save_pretrained(
+        tmp_path / "headless", state_dict={k: v for k, v in weights.items() if "decode" not in k}
     )
-    smp.DeepLabV3("resnet18", encoder_weights=None, encoder_output_stride=16).save_pretrained(tmp_path / "coarse")
+    whole.save_pretrained(
+        tmp_path / "renamed", state_dict={f"module.{k}": v for k, v in weights.items()}
+    )
+    smp.DeepLabV3(
+        "resnet18", encoder_weights=None, decoder_atrous_rates=(6, 12, 18)
+    ).save_pretrained(tmp_path / "narrow")
+    smp.DeepLabV3("resnet18", encoder_weights=None, encoder_output_stride=16).save_pretrained(
+        tmp_path / "coarse"
+    )
     (tmp_path / "empty").mkdir()
     refused = {
-        ("segformer_b0", "mini.safetensors"): r"holds mininetv2 with 2 decoders, expected segformer_b0 with 3",
-        ("mininetv2", "mini.safetensors"): r"mininetv2 with 2 decoders, expected mininetv2 with 3 decoders or one",
+        (
+            "segformer_b0",
+            "mini.safetensors",
+        ): r"holds mininetv2 with 2 decoders, expected segformer_b0 with 3",
+        (
+            "mininetv2",
+            "mini.safetensors",
+        ): r"mininetv2 with 2 decoders, expected mininetv2 with 3 decoders or one",
         ("mininetv2", "junk.safetensors"): r"no checkpoint of this project",
         ("mininetv2", "missing.safetensors"): r"is no file",
         ("segformer_b0", "bert"): r"expected a SegFormer.*it is a bert",
         ("segformer_b0", "deep"): r"depths \[3, 4, 18, 3\], expected",
         ("segformer_b0", "thin"): r"has shape .* expected",
-        ("segformer_b0", "one_headed"): r"has num_attention_heads \[1, 1, 1, 1\], expected .1, 2, 5, 8",
+        (
+            "segformer_b0",
+            "one_headed",
+        ): r"has num_attention_heads \[1, 1, 1, 1\], expected .1, 2, 5, 8",
         ("segformer_b0", "cut"): r"gave no weights, expected a SegFormer",
         ("segformer_b0", "headless"): r"lacks \d+ tensors, decode_head",
         ("segformer_b0", "renamed"): r"lacks \d+ tensors",
         ("segformer_b0", "no_json"): r"preprocessor_config.json is no JSON object",
         ("segformer_b0", "no_numbers"): r"image_mean is None, expected three numbers",
-        ("deeplabv3_resnet18", "narrow"): r"has decoder_atrous_rates .*6, 12, 18.*, expected \(12, 24, 36\)",
+        (
+            "deeplabv3_resnet18",
+            "narrow",
+        ): r"has decoder_atrous_rates .*6, 12, 18.*, expected \(12, 24, 36\)",
         ("deeplabv3_resnet18", "coarse"): r"has encoder_output_stride 16, expected 8",
         ("segformer_b0", "empty"): r"gave no weights, expected a SegFormer",
         ("deeplabv3_resnet18", "empty"): r"gave no weights, expected an smp.DeepLabV3 on resnet18",
@@ -417,7 +471,9 @@ def test_frames_smaller_than_the_attention_needs_are_padded():
 
 def test_without_a_network_the_line_says_what_to_do(offline):
     for name in ("segformer_b0", "deeplabv3_resnet18"):
-        with pytest.raises(MtkdError, match=r"'imagenet' gave no weights.*go online once") as caught:
+        with pytest.raises(
+            MtkdError, match=r"'imagenet' gave no weights.*go online once"
+        ) as caught:
             create_model(name, 1, "imagenet")
         assert "\n" not in str(caught.value)
 
@@ -448,7 +504,9 @@ def own_networks(monkeypatch, tmp_path):
     """A folder whose modules are found as if they were in pipeline/models, beside the one of docs/examples."""
     import pipeline.models
 
-    monkeypatch.setattr(pipeline.models, "__path__", [*pipeline.models.__path__, str(EXAMPLES), str(tmp_path)])
+    monkeypatch.setattr(
+        pipeline.models, "__path__", [*pipeline.models.__path__, str(EXAMPLES), str(tmp_path)]
+    )
     yield tmp_path
     for module in [name for name in sys.modules if name.startswith("pipeline.models.own_")]:
         del sys.modules[module]
@@ -465,7 +523,9 @@ def test_a_network_of_ones_own_is_built_and_kept_like_the_others(own_networks, t
     assert all(name.startswith("heads.") for name in network.start.random)
     save_checkpoint(tmp_path / "own.safetensors", network, (50, 70))
     with torch.no_grad():
-        torch.testing.assert_close(load_checkpoint(tmp_path / "own.safetensors", "train_student")[0](frames), logits)
+        torch.testing.assert_close(
+            load_checkpoint(tmp_path / "own.safetensors", "train_student")[0](frames), logits
+        )
 
 
 def test_own_networks_are_told_from_misspelt_ones(own_networks):

@@ -31,7 +31,12 @@ def test_the_names_are_those_of_the_dresden_data_set(default_params):
 def test_a_frame_is_a_function_of_its_arguments():
     for one, other in zip(shown("liver"), shown("liver"), strict=True):
         np.testing.assert_array_equal(one, other)
-    others = [shown("liver", 2), shown("liver", 1, 1), shown("liver", seed=2), shown("liver", difficulty=0.9)]
+    others = [
+        shown("liver", 2),
+        shown("liver", 1, 1),
+        shown("liver", seed=2),
+        shown("liver", difficulty=0.9),
+    ]
     assert len({frame.tobytes() for frame, _ in [shown("liver"), *others]}) == 5
 
 
@@ -94,7 +99,9 @@ def test_colour_alone_does_not_tell_organs_apart(views):
         means[anatomy, surgery] = frame[labels == number(anatomy)].mean(axis=0)
     confused = 0
     for (anatomy, surgery), mean in means.items():
-        rest = [(np.linalg.norm(mean - other), a) for (a, s), other in means.items() if s != surgery]
+        rest = [
+            (np.linalg.norm(mean - other), a) for (a, s), other in means.items() if s != surgery
+        ]
         confused += min(rest)[1] != anatomy
     assert confused / len(means) > 0.3
 
@@ -116,12 +123,16 @@ def test_files_are_those_of_dsad_whatever_the_number_of_workers(tmp_path):
         assert written == len(ANATOMIES)
         assert seen == [(i, written) for i in range(1, written + 1)]
     files = {p.relative_to(tmp_path / "a"): p.read_bytes() for p in (tmp_path / "a").rglob("*.png")}
-    assert files == {p.relative_to(tmp_path / "b"): p.read_bytes() for p in (tmp_path / "b").rglob("*.png")}
+    assert files == {
+        p.relative_to(tmp_path / "b"): p.read_bytes() for p in (tmp_path / "b").rglob("*.png")
+    }
     assert len(files) == 3 * len(ANATOMIES)
     for i, anatomy in enumerate(ANATOMIES, start=1):
         folder = tmp_path / "a" / anatomy / "01"
         mask = cv2.imread(str(folder / "mask00.png"), cv2.IMREAD_UNCHANGED)
-        labels = cv2.imread(str(tmp_path / "a/multilabel" / anatomy / "01/label00.png"), cv2.IMREAD_UNCHANGED)
+        labels = cv2.imread(
+            str(tmp_path / "a/multilabel" / anatomy / "01/label00.png"), cv2.IMREAD_UNCHANGED
+        )
         np.testing.assert_array_equal(mask, (labels == i) * 255)
         frame = cv2.imread(str(folder / "image00.png"), cv2.IMREAD_UNCHANGED)
         assert (frame.shape, frame.dtype) == ((64, 80, 3), np.uint8)

@@ -11,7 +11,14 @@ from helpers import REAL_DATA, write_dataset, write_png
 from pipeline import prepared
 from pipeline.dsad import DataError, Splits
 from pipeline.errors import MtkdError
-from pipeline.prepared import frames_digest, list_frames, list_unlabelled, load_frame, load_label, prepare
+from pipeline.prepared import (
+    frames_digest,
+    list_frames,
+    list_unlabelled,
+    load_frame,
+    load_label,
+    prepare,
+)
 
 SPLITS = Splits(val=(2,), test=("03",))
 ANATOMIES = ("liver", "colon")
@@ -62,7 +69,9 @@ def write_unlabelled(folder, *surgeries, size=(40, 40)):
 
 def test_frames_without_masks_are_prepared_apart(root, out, tmp_path):
     folder = write_unlabelled(tmp_path / "video", "01", "44")
-    summary = prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder)
+    summary = prepare(
+        root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder
+    )
     assert summary.unlabelled == 2
     frames = list_unlabelled(out / "frames")
     assert [(f.id, f.surgery, f.labelled) for f in frames] == [
@@ -76,8 +85,13 @@ def test_masks_beside_them_are_passed_over(root, out, tmp_path):
     folder = write_unlabelled(tmp_path / "video", "01")
     for name in ("image03.png", "mask03.png"):
         write_png(folder / "01" / name, np.full((8, 8, 3), 9, np.uint8))
-    prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder)
-    assert [f.id for f in list_unlabelled(out / "frames")] == ["unlabelled/01/frame7", "unlabelled/01/image03"]
+    prepare(
+        root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder
+    )
+    assert [f.id for f in list_unlabelled(out / "frames")] == [
+        "unlabelled/01/frame7",
+        "unlabelled/01/image03",
+    ]
 
 
 def test_without_such_a_folder_there_are_none(root, out):
@@ -87,13 +101,24 @@ def test_without_such_a_folder_there_are_none(root, out):
 
 def test_frames_without_masks_may_not_come_from_surgeries_that_measure(root, out, tmp_path):
     folder = write_unlabelled(tmp_path / "video", "01", "2", "03")
-    write_png(folder / "01" / "twin.png", cv2.imread(str(root / "liver" / "02" / "image00.png"))[..., ::-1])
+    write_png(
+        folder / "01" / "twin.png",
+        cv2.imread(str(root / "liver" / "02" / "image00.png"))[..., ::-1],
+    )
     (folder / "01" / "frame8.jpg").write_bytes(b"x")
     (folder / "05").mkdir()
     write_png(folder / "stray.png", np.zeros((8, 8, 3), np.uint8))
     (folder / "01" / "broken.png").write_bytes(b"no png")
     with pytest.raises(DataError) as error:
-        prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder)
+        prepare(
+            root,
+            ANATOMIES,
+            SPLITS,
+            (32, 48),
+            out / "frames",
+            out / "labels",
+            unlabelled_root=folder,
+        )
     said = "\n".join(error.value.problems)
     assert len(error.value.problems) == 7
     for part in (
@@ -102,15 +127,21 @@ def test_frames_without_masks_may_not_come_from_surgeries_that_measure(root, out
         "twin.png (train) are the same frame in two splits",
     ):  # fmt: skip
         assert part in said
-    assert [problem.startswith("data.unlabelled_root: ") for problem in error.value.problems] == [True] * 6 + [False]
+    assert [problem.startswith("data.unlabelled_root: ") for problem in error.value.problems] == [
+        True
+    ] * 6 + [False]
     assert list(out.iterdir()) == []
 
 
-@pytest.mark.parametrize(("name", "what"), [("nowhere", "does not exist"), ("file", "is no folder")])
+@pytest.mark.parametrize(
+    ("name", "what"), [("nowhere", "does not exist"), ("file", "is no folder")]
+)
 def test_a_folder_of_frames_that_is_not_there(root, out, tmp_path, name, what):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=rf"{name} {what}: set data\.unlabelled_root"):
-        prepare(root, ANATOMIES, SPLITS, (8, 8), out / "f", out / "l", unlabelled_root=tmp_path / name)
+        prepare(
+            root, ANATOMIES, SPLITS, (8, 8), out / "f", out / "l", unlabelled_root=tmp_path / name
+        )
 
 
 def test_the_geometry_is_that_of_pixel_centres(tmp_path, out):
@@ -120,7 +151,10 @@ def test_the_geometry_is_that_of_pixel_centres(tmp_path, out):
         for number in range(2):
             shown = np.roll(pixels, number + 2 * int(surgery), 0)
             write_png(tmp_path / "d" / "liver" / surgery / f"image{number}.png", shown)
-            write_png(tmp_path / "d" / "liver" / surgery / f"mask{number}.png", (shown[..., 0] > 127) * np.uint8(255))
+            write_png(
+                tmp_path / "d" / "liver" / surgery / f"mask{number}.png",
+                (shown[..., 0] > 127) * np.uint8(255),
+            )
     run(tmp_path / "d", out, ["liver"], size=(16, 24))
     frame = list_frames(out / "frames", out / "labels", "train", ["liver"])[0]
     shown = np.roll(pixels, 2, 0).astype(float)
@@ -135,7 +169,10 @@ def test_the_same_data_gives_the_same_bytes(root, out, tmp_path):
     ours = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
     again = tmp_path / "again"
     assert ours == {p.relative_to(again): p.read_bytes() for p in again.rglob("*") if p.is_file()}
-    digests = [frames_digest(list_frames(o / "frames", o / "labels", "train", ANATOMIES)) for o in (out, again)]
+    digests = [
+        frames_digest(list_frames(o / "frames", o / "labels", "train", ANATOMIES))
+        for o in (out, again)
+    ]
     assert digests[0] == digests[1]
     one = list_frames(out / "frames", out / "labels", "train", ANATOMIES)
     assert frames_digest(one[::-1]) != digests[0]
@@ -204,14 +241,26 @@ def test_at_its_own_size_nothing_changes(root, out):
     for frame in list_frames(out / "frames", out / "labels", "test", ANATOMIES):
         source = root / frame.id
         shown = cv2.imread(str(source.with_suffix(".png")))[..., ::-1]
-        mask = cv2.imread(str(source.with_name(source.name.replace("image", "mask") + ".png")), cv2.IMREAD_UNCHANGED)
+        mask = cv2.imread(
+            str(source.with_name(source.name.replace("image", "mask") + ".png")),
+            cv2.IMREAD_UNCHANGED,
+        )
         np.testing.assert_array_equal(load_frame(frame.image), shown)
         np.testing.assert_array_equal(load_label(frame.label), mask // 255)
 
 
 def test_progress_counts_every_frame_once(root, out):
     steps = []
-    prepare(root, ANATOMIES, SPLITS, (8, 8), out / "f", out / "l", workers=2, progress=lambda *step: steps.append(step))
+    prepare(
+        root,
+        ANATOMIES,
+        SPLITS,
+        (8, 8),
+        out / "f",
+        out / "l",
+        workers=2,
+        progress=lambda *step: steps.append(step),
+    )
     assert steps == [(n, 18) for n in range(1, 19)]
 
 
@@ -265,7 +314,9 @@ def test_a_damaged_frame_hides_neither_its_mask_s_damage_nor_a_leak(root, out):
         (liver / name).write_bytes(b"")
     (root / "colon" / "03" / "image00.png").write_bytes((liver / "image01.png").read_bytes())
     first, second, third, leak = problems_of(root, out)
-    assert [first, second, third] == [f"{liver / n}: is empty" for n in ("image00.png", "mask00.png", "mask01.png")]
+    assert [first, second, third] == [
+        f"{liver / n}: is empty" for n in ("image00.png", "mask00.png", "mask01.png")
+    ]
     assert str(liver / "image01.png") in leak
 
 
@@ -313,14 +364,20 @@ def test_the_same_frame_in_two_splits_is_an_error(root, out):
 
 def test_the_same_pixels_in_another_file_are_the_same_frame(root, out):
     one, other = root / "liver" / "01" / "image00.png", root / "liver" / "02" / "image01.png"
-    content = cv2.imencode(".png", cv2.imread(str(one)), [cv2.IMWRITE_PNG_COMPRESSION, 0])[1].tobytes()
+    content = cv2.imencode(".png", cv2.imread(str(one)), [cv2.IMWRITE_PNG_COMPRESSION, 0])[
+        1
+    ].tobytes()
     other.write_bytes(content)
     assert one.read_bytes() != content
-    assert problems_of(root, out) == (f"{one} (train) and {other} (val) are the same frame in two splits",)
+    assert problems_of(root, out) == (
+        f"{one} (train) and {other} (val) are the same frame in two splits",
+    )
 
 
 def test_a_frame_may_stand_in_several_sub_data_sets_of_one_split(root, out):
-    (root / "colon" / "03" / "image01.png").write_bytes((root / "liver" / "03" / "image00.png").read_bytes())
+    (root / "colon" / "03" / "image01.png").write_bytes(
+        (root / "liver" / "03" / "image00.png").read_bytes()
+    )
     assert run(root, out).warnings == []
 
 
@@ -343,7 +400,9 @@ def test_an_unknown_anatomy_hides_no_other_that_cannot_be_trained(root, out):
 
 
 def test_no_anatomies(root, out):
-    assert problems_of(root, out, anatomies=[]) == ("data.anatomies: names none; there: colon, liver",)
+    assert problems_of(root, out, anatomies=[]) == (
+        "data.anatomies: names none; there: colon, liver",
+    )
 
 
 def test_splits_anatomies_and_folders_that_contradict_themselves(root, out):
@@ -400,7 +459,9 @@ def test_some_masks_with_black_and_white_exchanged_are_named(root, out, count):
         write_png(path, 255 - cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
     (warning,) = run(root, out).warnings
     first, *named = warning.splitlines()
-    assert first.startswith(f"{count} mask{'s are' if count > 1 else ' is'} more than 80% white, unlike other masks")
+    assert first.startswith(
+        f"{count} mask{'s are' if count > 1 else ' is'} more than 80% white, unlike other masks"
+    )
     assert first.endswith("are black and white exchanged? The anatomy must be white:")
     assert named == [f"  {path}" for path in turned]
 
@@ -408,7 +469,9 @@ def test_some_masks_with_black_and_white_exchanged_are_named(root, out, count):
 def test_an_anatomy_that_now_and_then_covers_nearly_all_is_not_suspicious(root, out):
     masks = sorted((root / "liver").rglob("mask*.png"))
     for path, share in zip(masks, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), strict=True):
-        write_png(path, (np.arange(48 * 64).reshape(48, 64) < share * 48 * 64).astype(np.uint8) * 255)
+        write_png(
+            path, (np.arange(48 * 64).reshape(48, 64) < share * 48 * 64).astype(np.uint8) * 255
+        )
     assert run(root, out).warnings == []
 
 
@@ -450,12 +513,19 @@ def test_what_is_not_used_is_named_by_kind(root, out):
     (colon / "anno_1").mkdir()
     (unused,) = [warning for warning in run(root, out).warnings if "not used" in warning]
     assert unused == (
-        f"not used: 2 .jpg ({liver / 'image00.jpg'}, {liver / 'overview.jpg'}), 1 folder ({liver / 'frames'}), "
+        f"not used: 2 .jpg ({liver / 'image00.jpg'}, {liver / 'overview.jpg'}), 1 folder "
+        f"({liver / 'frames'}), "
         f"2 .txt ({liver / 'notes.txt'}, {colon / 'more.TXT'})"
     )
 
 
-LIKE_FRAMES = ("image00 (1).png", "image-1.png", "frame_000.png", "label_000.png", "Mask 1 copy.png")
+LIKE_FRAMES = (
+    "image00 (1).png",
+    "image-1.png",
+    "frame_000.png",
+    "label_000.png",
+    "Mask 1 copy.png",
+)
 
 
 @pytest.mark.parametrize("name", LIKE_FRAMES)
@@ -472,7 +542,13 @@ def test_what_lies_beside_surgeries_and_anatomies_is_named(root, out):
     write_dataset(root, ["spleen", "multilabel"], ["01"])
     for name in ("colon.zip", "colon/04.tar.gz", "colon/05.7z", "colon/01/more.tar"):
         (root / name).write_bytes(b"")
-    for name in ("README.md", "anatomies.txt", "preview.png", "liver/notes.csv", "liver/weak_labels.csv"):
+    for name in (
+        "README.md",
+        "anatomies.txt",
+        "preview.png",
+        "liver/notes.csv",
+        "liver/weak_labels.csv",
+    ):
         (root / name).write_bytes(b"")
     for name in ("04", "@eaDir", "__MACOSX", ".hidden"):
         (root / "liver" / name).mkdir()
@@ -481,7 +557,8 @@ def test_what_lies_beside_surgeries_and_anatomies_is_named(root, out):
     assert run(root, out).warnings == [
         f"not used: 1 .png ({root / 'preview.png'}), 1 .csv ({root / 'liver' / 'notes.csv'})",
         "archives are not read, unpack them or move them elsewhere: "
-        f"1 .zip ({root / 'colon.zip'}), 1 .gz ({root / 'colon' / '04.tar.gz'}), 1 .7z ({root / 'colon' / '05.7z'}), "
+        f"1 .zip ({root / 'colon.zip'}), 1 .gz ({root / 'colon' / '04.tar.gz'}), 1 .7z "
+        f"({root / 'colon' / '05.7z'}), "
         f"1 .tar ({root / 'colon' / '01' / 'more.tar'})",
         f"folders of surgeries without a frame: {root / 'liver' / '04'}",
         f"folders of {root} that are not in data.anatomies are not used: spleen",
@@ -492,7 +569,9 @@ def test_archives_beside_frames_without_masks_are_named(root, out):
     folder = write_unlabelled(root / "video", "01")
     for name in ("README.md", "02.zip", "01/more.zip"):
         (folder / name).write_bytes(b"")
-    summary = prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder)
+    summary = prepare(
+        root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder
+    )
     (archives,) = summary.warnings
     assert f"2 .zip ({folder / '02.zip'}, {folder / '01' / 'more.zip'})" in archives
 
@@ -503,7 +582,8 @@ def test_frames_in_a_folder_of_a_surgery_are_an_error(root, out, name):
     for folder in ("part1", "part2/left"):
         write_png(surgery / folder / name, np.zeros((4, 4), np.uint8))
     assert problems_of(root, out) == (
-        f"{surgery}: frames in its folders part1, part2 are not read: move them up into it, or elsewhere",
+        f"{surgery}: frames in its folders part1, part2 are not read: move them up into it, or "
+        "elsewhere",
     )
 
 
@@ -519,18 +599,23 @@ def test_nothing_that_looks_like_a_frame_is_passed_over(root, out):
     write_png(colon / "04" / "000123.png", np.zeros((4, 4), np.uint8))
     (colon / "05").symlink_to("nowhere")
     look = "look like frames or masks; name them imageMM.png and maskMM.png, as PNG files, or move them elsewhere"
-    links = "links to nothing; get their content (datalad get, git annex get, dvc pull), or remove them"
+    links = (
+        "links to nothing; get their content (datalad get, git annex get, dvc pull), or remove them"
+    )
     assert problems_of(root, out) == (
         f"{liver / '01'}: image00.jpg, mask00.jpg: {look}",
         f"{liver / '02'}: image_00.png, mask_00.png: {look}",
         f"{liver / '03'}: image02.png -> ../../.git/annex/objects/x and 1 more: {links}",
         f"{colon}: 05 -> nowhere: {links}",
         f"{colon}: image77.png, mask77.png: not in a surgery's folder; move into one",
-        f"{colon / '04'}: holds 000123.png and no imageMM.png with maskMM.png: rename these, or move them elsewhere",
+        f"{colon / '04'}: holds 000123.png and no imageMM.png with maskMM.png: rename these, or "
+        "move them elsewhere",
     )
 
 
-def test_linked_folders_are_refused_where_changes_behind_them_would_not_be_seen(root, out, tmp_path):
+def test_linked_folders_are_refused_where_changes_behind_them_would_not_be_seen(
+    root, out, tmp_path
+):
     (root / "liver").rename(tmp_path / "liver")
     (root / "liver").symlink_to(tmp_path / "liver")
     (root / "colon" / "02").rename(tmp_path / "surgery")
@@ -549,7 +634,9 @@ def test_links_to_files_are_frames(root, out, tmp_path):
         link = root / file.relative_to(tmp_path)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(file)
-    summary = prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", linked=False)
+    summary = prepare(
+        root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", linked=False
+    )
     assert summary.counts["train"] == {"liver": 3, "colon": 3}
 
 
@@ -562,7 +649,14 @@ def test_frames_without_masks_may_lie_beside_what_systems_leave(root, out, tmp_p
         (folder / left).write_bytes(b"x")
         (folder / "07" / left).write_bytes(b"x")
     summary = prepare(
-        root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder, linked=False
+        root,
+        ANATOMIES,
+        SPLITS,
+        (32, 48),
+        out / "frames",
+        out / "labels",
+        unlabelled_root=folder,
+        linked=False,
     )
     assert summary.unlabelled == 1
     assert summary.warnings == []
@@ -572,8 +666,18 @@ def test_frames_without_masks_in_nested_folders_are_named(root, out, tmp_path):
     folder = write_unlabelled(tmp_path / "more", "07")
     (folder / "07" / "part2").mkdir()
     (folder / "07" / "frame7.png").rename(folder / "07" / "part2" / "frame7.png")
-    with pytest.raises(DataError, match=r"07: frames in its folder part2 are not read: move them up"):
-        prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder)
+    with pytest.raises(
+        DataError, match=r"07: frames in its folder part2 are not read: move them up"
+    ):
+        prepare(
+            root,
+            ANATOMIES,
+            SPLITS,
+            (32, 48),
+            out / "frames",
+            out / "labels",
+            unlabelled_root=folder,
+        )
 
 
 def test_a_surgery_whose_name_is_not_utf8_is_named(root, out):
@@ -629,9 +733,16 @@ def test_real_laparoscopic_frames(out):
     root = REAL_DATA / "cholecseg8k" / "single"
     anatomies = sorted(p.name for p in root.iterdir())
     summary = run(root, out, anatomies, Splits(val=(37,), test=(35, 55)))
-    assert {split: sum(n.values()) for split, n in summary.counts.items()} == {"train": 31, "val": 4, "test": 6}
+    assert {split: sum(n.values()) for split, n in summary.counts.items()} == {
+        "train": 31,
+        "val": 4,
+        "test": 6,
+    }
     assert summary.warnings == [
-        *(f"{a}: no val frames, its last epoch is kept" for a in ("connective_tissue", "fat", "liver")),
+        *(
+            f"{a}: no val frames, its last epoch is kept"
+            for a in ("connective_tissue", "fat", "liver")
+        ),
         *(
             f"{a}: no test frames, it has no result and is left out of the mean"
             for a in ("connective_tissue", "gastrointestinal_tract")
@@ -643,11 +754,17 @@ def test_real_laparoscopic_frames(out):
             assert load_label(frame.label).any()
 
 
-@pytest.mark.skipif(not (REAL_DATA / "camvid_partial").is_dir(), reason="the real frames are not here")
+@pytest.mark.skipif(
+    not (REAL_DATA / "camvid_partial").is_dir(), reason="the real frames are not here"
+)
 def test_a_slice_of_real_street_frames(out):
     splits = Splits(val=(5, 9), test=(2, 8, 12))
     summary = run(REAL_DATA / "camvid_partial", out, ["bicyclist"], splits, size=(128, 160))
-    assert {split: n["bicyclist"] for split, n in summary.counts.items()} == {"train": 14, "val": 8, "test": 39}
+    assert {split: n["bicyclist"] for split, n in summary.counts.items()} == {
+        "train": 14,
+        "val": 8,
+        "test": 39,
+    }
     assert summary.files == []
     (others,) = summary.warnings
     assert others.endswith("are not used: building, car, fence and 7 more")

@@ -27,7 +27,14 @@ from pipeline.dsad import Splits
 from pipeline.errors import MtkdError
 from pipeline.files import Unchanged, write_atomically
 from pipeline.inference import answers, clean_questions
-from pipeline.machine import Machine, computing, float32_products, make_fabric, make_loader, weights_format
+from pipeline.machine import (
+    Machine,
+    computing,
+    float32_products,
+    make_fabric,
+    make_loader,
+    weights_format,
+)
 from pipeline.models import create_model
 from pipeline.prepared import list_frames, prepare
 from pipeline.resume import Resume
@@ -40,13 +47,17 @@ from pipeline.training_errors import FiniteTerms, mendable
 @given(st.integers(2, 40), st.integers(2, 9), st.integers(1, 4), st.integers(1, 3))
 def test_the_shares_of_all_processes_are_the_batch(frames, batch_size, ranks, pieces):
     whole = list(EpochBatches(frames, batch_size, 5))
-    shares = [EpochBatches(frames, batch_size, 5, Share(rank, ranks, pieces)) for rank in range(ranks)]
+    shares = [
+        EpochBatches(frames, batch_size, 5, Share(rank, ranks, pieces)) for rank in range(ranks)
+    ]
     assert all(len(list(share)) == len(share) == share.steps * pieces for share in shares)
     for step, batch in enumerate(whole):
         own = []
         for share in shares:
             sizes = share.sizes()[step]
-            for keys, size in zip(list(share)[step * pieces : (step + 1) * pieces], sizes, strict=True):
+            for keys, size in zip(
+                list(share)[step * pieces : (step + 1) * pieces], sizes, strict=True
+            ):
                 assert len(keys) >= 2
                 assert len(set(keys)) == len(keys)
                 assert set(keys) <= set(batch)
@@ -56,7 +67,12 @@ def test_the_shares_of_all_processes_are_the_batch(frames, batch_size, ranks, pi
 
 @given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 4))
 def test_every_validation_frame_is_seen_once(frames, batch_size, ranks):
-    seen = [i for r in range(ranks) for b in clean_batches(frames, batch_size, Share(r, ranks)) for _, i in b]
+    seen = [
+        i
+        for r in range(ranks)
+        for b in clean_batches(frames, batch_size, Share(r, ranks))
+        for _, i in b
+    ]
     assert sorted(seen) == list(range(frames))
 
 
@@ -67,7 +83,14 @@ def prepared(tmp_path_factory):
     root = write_dataset(folder / "dsad", share_a_batch.ANATOMIES, ("01", "02", "03"), frames=2)
     for path in (root / "spleen/01").glob("*00.png"):
         path.unlink()
-    prepare(root, share_a_batch.ANATOMIES, Splits([2], []), (32, 48), folder / "frames", folder / "labels")
+    prepare(
+        root,
+        share_a_batch.ANATOMIES,
+        Splits([2], []),
+        (32, 48),
+        folder / "frames",
+        folder / "labels",
+    )
     return folder
 
 
@@ -90,7 +113,9 @@ def require_equal(told, expected):
     assert None not in told["dice"].values()
     for step, gradients in enumerate(expected["gradients"]):
         for name, gradient in gradients.items():
-            torch.testing.assert_close(told["gradients"][step][name], gradient, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                told["gradients"][step][name], gradient, rtol=1e-4, atol=1e-5
+            )
 
 
 def test_a_batch_in_two_pieces_is_the_same_batch(prepared, one_process):
@@ -108,7 +133,9 @@ def test_two_processes_equal_one(prepared, one_process, tmp_path, launcher, accu
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command = [sys.executable, *(torchrun if launcher == "torchrun" else [])]
     arguments = [prepared, tmp_path / "told", 2, accumulate]
-    done = subprocess.run([*command, share_a_batch.__file__, *map(str, arguments)], env=environment(), timeout=120)
+    done = subprocess.run(
+        [*command, share_a_batch.__file__, *map(str, arguments)], env=environment(), timeout=120
+    )
     assert done.returncode == 0
     for rank in range(2):
         told = torch.load(tmp_path / f"told.{rank}")
@@ -136,7 +163,9 @@ def refused():
     raise MtkdError("frame.png is missing or damaged: run `dvc repro -s -f prepare`")
 
 
-@pytest.mark.parametrize(("fault", "line"), [(killed, "a loader process ended by itself"), (refused, "frame.png is")])
+@pytest.mark.parametrize(
+    ("fault", "line"), [(killed, "a loader process ended by itself"), (refused, "frame.png is")]
+)
 def test_a_loader_process_that_ends_is_told_in_one_line(fault, line):
     with pytest.raises(MtkdError) as caught, mendable():
         list(make_loader(Faulty(fault), [[0]], 1))
@@ -177,7 +206,11 @@ def test_files_that_change_are_noticed(tmp_path):
 
 
 def in_precision(precision, monkeypatch):
-    monkeypatch.setattr(share_a_batch, "SETTINGS", share_a_batch.SETTINGS.model_copy(update={"precision": precision}))
+    monkeypatch.setattr(
+        share_a_batch,
+        "SETTINGS",
+        share_a_batch.SETTINGS.model_copy(update={"precision": precision}),
+    )
 
 
 def test_mixed_precision_stays_near(prepared, one_process, monkeypatch):
@@ -190,7 +223,9 @@ def test_mixed_precision_stays_near(prepared, one_process, monkeypatch):
 def test_a_gradient_scaler_is_asked_in_every_step(prepared, one_process, scale, after):
     """Fabric gives a CPU none of its own. Where gradients overflow it halves the scale and leaves out the step."""
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    fabric = Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    fabric = Fabric(
+        accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]
+    )
     resume = Kept()
     told = share_a_batch.run(prepared, 1, 1, fabric=fabric, resume=resume)[1]
     torch.testing.assert_close(told["terms"], one_process["terms"], rtol=0.03, atol=0.03)
@@ -208,7 +243,9 @@ def test_tf32_is_float32_on_a_cpu(prepared, one_process, monkeypatch):
     told = share_a_batch.run(prepared, 1, 1)[1]
     assert told["terms"] == one_process["terms"]
     assert all(
-        torch.equal(a[k], b[k]) for a, b in zip(told["gradients"], one_process["gradients"], strict=True) for k in a
+        torch.equal(a[k], b[k])
+        for a, b in zip(told["gradients"], one_process["gradients"], strict=True)
+        for k in a
     )
 
 
@@ -243,14 +280,21 @@ def test_training_and_inference_compute_as_the_precision_says(prepared, monkeypa
     in_precision("tf32", monkeypatch)
     share_a_batch.run(prepared, 1, 1)
     assert seen == [("cpu", "tf32")]
-    frames = list_frames(prepared / "frames", prepared / "labels", "val", share_a_batch.ANATOMIES)[:2]
+    frames = list_frames(prepared / "frames", prepared / "labels", "val", share_a_batch.ANATOMIES)[
+        :2
+    ]
     network = create_model("mininetv2", 3).eval()
-    list(answers(network, clean_questions(frames), [range(1), range(1, 2)], "bf16-mixed", Machine("cpu")))
+    list(
+        answers(
+            network, clean_questions(frames), [range(1), range(1, 2)], "bf16-mixed", Machine("cpu")
+        )
+    )
     assert seen[1:] == [("cpu", "bf16-mixed")] * 2
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype"), [("tf32", "float32"), ("bf16-mixed", "bfloat16"), ("16-mixed", "float16")]
+    ("precision", "dtype"),
+    [("tf32", "float32"), ("bf16-mixed", "bfloat16"), ("16-mixed", "float16")],
 )
 def test_inference_on_a_cpu_is_in_the_precision_that_was_asked_for(precision, dtype):
     network = create_model("mininetv2", 2).eval()
@@ -260,9 +304,15 @@ def test_inference_on_a_cpu_is_in_the_precision_that_was_asked_for(precision, dt
 
 def test_weights_are_contiguous_for_mixed_precision_on_a_gpu_alone():
     cases = [
-        (device, precision) for device in ("cpu", "cuda") for precision in ("32-true", "tf32", "bf16-mixed", "16-mixed")
+        (device, precision)
+        for device in ("cpu", "cuda")
+        for precision in ("32-true", "tf32", "bf16-mixed", "16-mixed")
     ]
-    contiguous = [case for case in cases if weights_format(torch.device(case[0]), case[1]) == torch.contiguous_format]
+    contiguous = [
+        case
+        for case in cases
+        if weights_format(torch.device(case[0]), case[1]) == torch.contiguous_format
+    ]
     assert contiguous == [("cuda", "bf16-mixed"), ("cuda", "16-mixed")]
 
 
@@ -275,7 +325,11 @@ class Backend:
     def __call__(self, graph, inputs):
         if self.fault:
             raise self.fault
-        self.frames += [len(tensor) for tensor in inputs if tensor.dim() == 4 and tensor.shape[1:] == (3, 32, 48)]
+        self.frames += [
+            len(tensor)
+            for tensor in inputs
+            if tensor.dim() == 4 and tensor.shape[1:] == (3, 32, 48)
+        ]
 
         def compute(*values):
             self.calls += 1
@@ -290,7 +344,9 @@ def compiled_by(monkeypatch):
 
     def use(backend):
         monkeypatch.setattr(
-            torch, "compile", lambda module, **options: whole(module, **{**options, "backend": backend})
+            torch,
+            "compile",
+            lambda module, **options: whole(module, **{**options, "backend": backend}),
         )
         torch.compiler.reset()
 
@@ -330,7 +386,9 @@ class Kept:
 
 @pytest.mark.parametrize(("is_due", "epochs"), [(True, [1, 2, 3]), (False, [3])])
 def test_a_run_is_kept_when_it_is_due_and_at_its_end(prepared, monkeypatch, is_due, epochs):
-    monkeypatch.setattr(share_a_batch, "SETTINGS", share_a_batch.SETTINGS.model_copy(update={"epochs": 3}))
+    monkeypatch.setattr(
+        share_a_batch, "SETTINGS", share_a_batch.SETTINGS.model_copy(update={"epochs": 3})
+    )
     kept = Kept(is_due)
     share_a_batch.run(prepared, 1, 1, resume=kept)
     assert [len(state["history"]) for state in kept.states] == epochs
@@ -359,14 +417,21 @@ def test_shares_are_those_of_the_frames_counted_one_by_one(prepared):
     """Pieces of two, two and no frames, of which one has no valid cell."""
     valid = torch.ones(4, 2, 2, dtype=torch.bool)
     valid[1] = False
-    objective = distilled(supervised(3, None), Distill(temperature=1.0, weight=3.0, softmax="classes"))
+    objective = distilled(
+        supervised(3, None), Distill(temperature=1.0, weight=3.0, softmax="classes")
+    )
     sizes, pieces = [2, 2, 0], [valid[:2], valid[2:], valid[:1]]
     batch = _Batch([{"valid": piece} for piece in pieces], sizes, 4, full=True)
     loop = _Loop(SimpleNamespace(world_size=1), None, None, None, objective, Stopwatch())
     found = _shares(loop, batch, batch.pieces)
-    counted = [sum(bool(frame.any()) for frame in piece[:size]) for piece, size in zip(pieces, sizes, strict=True)]
+    counted = [
+        sum(bool(frame.any()) for frame in piece[:size])
+        for piece, size in zip(pieces, sizes, strict=True)
+    ]
     assert counted == [1, 2, 0]
-    assert [float(share["kl_divergence"]) for share in found] == pytest.approx([n / 3 for n in counted])
+    assert [float(share["kl_divergence"]) for share in found] == pytest.approx(
+        [n / 3 for n in counted]
+    )
     assert [share["cross_entropy"] for share in found] == [0.5, 0.5, 0]
 
 
@@ -375,7 +440,9 @@ def test_dilated_depthwise_gradients_hold_in_bfloat16(dilation):
     """Memory that was freed is full of NaN here, and none of it may turn up in a gradient."""
     torch.manual_seed(0)
     conv = nn.Conv2d(128, 128, 3, padding=dilation, dilation=dilation, groups=128, bias=False)
-    maps, pull = (torch.randn(4, 128, 24, 32).to(memory_format=torch.channels_last) for _ in range(2))
+    maps, pull = (
+        torch.randn(4, 128, 24, 32).to(memory_format=torch.channels_last) for _ in range(2)
+    )
     (expected,) = torch.autograd.grad(conv(maps), conv.weight, pull)
     full_of_nan = [torch.full((2**20,), math.nan) for _ in range(3)]
     del full_of_nan
@@ -388,9 +455,12 @@ def test_dilated_depthwise_gradients_hold_in_bfloat16(dilation):
 @pytest.mark.parametrize("answer", [math.nan, math.inf])
 def test_a_divergence_that_is_no_number_stops_training(prepared, answer, monkeypatch):
     shape = (3, 2, 8, 12)
-    monkeypatch.setattr(share_a_batch.Answers, "read", lambda *_: np.full(shape, answer, np.float16))
+    monkeypatch.setattr(
+        share_a_batch.Answers, "read", lambda *_: np.full(shape, answer, np.float16)
+    )
     with pytest.raises(
-        MtkdError, match=r"the kl_divergence is not finite .* in epoch 1, step 1: .* `mtkd cache verify`"
+        MtkdError,
+        match=r"the kl_divergence is not finite .* in epoch 1, step 1: .* `mtkd cache verify`",
     ):
         share_a_batch.run(prepared, 1, 1)
 
@@ -406,13 +476,17 @@ def test_the_step_is_named_in_which_a_loss_was_no_number(prepared, lost, monkeyp
         def terms(*of):
             calls.append(1)
             found = objective.terms(*of)
-            return {**found, "cross_entropy": found["cross_entropy"] * (math.nan if len(calls) == lost else 1.0)}
+            return {
+                **found,
+                "cross_entropy": found["cross_entropy"] * (math.nan if len(calls) == lost else 1.0),
+            }
 
         return replace(objective, terms=terms)
 
     monkeypatch.setattr(share_a_batch, "distilled", broken)
     with pytest.raises(
-        MtkdError, match=rf"the cross_entropy is not finite \(liver, .*\) in epoch 1, step {lost}: lower"
+        MtkdError,
+        match=rf"the cross_entropy is not finite \(liver, .*\) in epoch 1, step {lost}: lower",
     ):
         share_a_batch.run(prepared, 1, 1, resume=kept)
     assert len(calls) == min(lost + 1, 3)
@@ -420,10 +494,14 @@ def test_the_step_is_named_in_which_a_loss_was_no_number(prepared, lost, monkeyp
 
 
 def test_one_process_of_several_says_what_is_not_finite():
-    silent, speaking = (FiniteTerms(["loss"], ["liver", "colon"], 4, speaks=speaks) for speaks in (False, True))
+    silent, speaking = (
+        FiniteTerms(["loss"], ["liver", "colon"], 4, speaks=speaks) for speaks in (False, True)
+    )
     for finite in (silent, speaking):
         finite.judge()
-        finite.add(7, {"loss": torch.tensor([1.0, math.inf]), "pixels": torch.tensor([math.nan, 0.0])})
+        finite.add(
+            7, {"loss": torch.tensor([1.0, math.inf]), "pixels": torch.tensor([math.nan, 0.0])}
+        )
     with pytest.raises(SystemExit):
         silent.judge()
     with pytest.raises(MtkdError, match=r"the loss is not finite \(colon\) in epoch 5, step 7"):
@@ -480,7 +558,9 @@ def test_a_stopwatch_on_a_cpu_counts_seconds(monkeypatch):
 def test_frames_do_not_depend_on_who_loads_them(prepared):
     frames = list_frames(prepared / "frames", prepared / "labels", "train", share_a_batch.ANATOMIES)
     data = FrameDataset(frames, share_a_batch.ANATOMIES, 1)
-    first, second = (list(make_loader(data, EpochBatches(len(frames), 4, 1), workers)) for workers in (0, 2))
+    first, second = (
+        list(make_loader(data, EpochBatches(len(frames), 4, 1), workers)) for workers in (0, 2)
+    )
     for one, other in zip(first, second, strict=True):
         for key in one:
             assert torch.equal(one[key], other[key])

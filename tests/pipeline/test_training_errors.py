@@ -11,7 +11,9 @@ from pipeline.training_errors import TooLittleMemoryError, mendable
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of"),
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of"
+        ),
         torch.AcceleratorError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
@@ -29,12 +31,17 @@ def test_too_little_memory_is_one_line_with_what_to_lower(error):
 @pytest.mark.parametrize(
     "text",
     [
-        "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4321",
-        "NCCL error in: ProcessGroupNCCL.cpp:3384, remote process exited or there was a network error",
-        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer "
+        "[127.0.0.1]:4321",
+        "NCCL error in: ProcessGroupNCCL.cpp:3384, remote process exited or there was a network "
+        "error",
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process "
+        "exiting prematurely.",
         "[Rank 1] NCCL communicator was aborted on rank 1.",
-        "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for 600 s",
-        "failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?",
+        "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, "
+        "OpType=ALLREDUCE) ran for 600 s",
+        "failed to recv, got 0 bytes. Connection was likely closed. Did the remote server "
+        "shutdown or crash?",
     ],
 )
 def test_another_process_that_ended_is_one_line(text):

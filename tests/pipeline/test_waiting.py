@@ -52,7 +52,9 @@ def test_what_waits_is_counted(fault, device):
 def test_what_does_not_wait_is_not_counted():
     with pretended(), Waits() as seen:
         torch.ones(3, device="cuda").to("cpu", non_blocking=True)
-        torch.ones(3, device="cuda").masked_fill(torch.ones(3, dtype=torch.bool, device="cuda"), 0).sum()
+        torch.ones(3, device="cuda").masked_fill(
+            torch.ones(3, dtype=torch.bool, device="cuda"), 0
+        ).sum()
     assert not seen.waits
     assert seen.operations > 2
 
@@ -61,7 +63,9 @@ OBJECTIVES = {
     "supervised": None,
     "pixels": Distill(temperature=4.0, weight=3.0, softmax="pixels", grid="stores"),
     "classes": Distill(temperature=1.0, weight=3.0, softmax="classes", grid="stores"),
-    "classes_balanced": Distill(temperature=1.0, weight=3.0, softmax="classes_balanced", grid="student"),
+    "classes_balanced": Distill(
+        temperature=1.0, weight=3.0, softmax="classes_balanced", grid="student"
+    ),
 }
 
 
@@ -73,7 +77,10 @@ def objective_of(name):
 def backward(logits, objective, batch):
     """The gradients of a batch's loss, with the numbers of frames that the device counts."""
     terms, counted = objective.terms(logits, batch), objective.frames(batch)
-    sum(weight * terms[name].sum() / counted.get(name, FRAMES) for name, weight in objective.weights.items()).backward()
+    sum(
+        weight * terms[name].sum() / counted.get(name, FRAMES)
+        for name, weight in objective.weights.items()
+    ).backward()
 
 
 @pytest.mark.parametrize("way", OBJECTIVES)
@@ -93,7 +100,8 @@ def test_no_training_step_waits(name):
     network, objective = create_model(name, DECODERS), objective_of("classes_balanced")
     with pretended():
         moved(network, "meta").train()
-        # Training takes Adam's fused form, which has fewer operations and needs a device that exists.
+        # Training takes Adam's fused form, which has fewer operations and needs a device that
+        # exists.
         optimizer, batch = torch.optim.Adam(network.parameters(), foreach=True), batch_on("meta")
         normalise(batch["frame"], network)  # copies its constants, once
         with Waits() as seen:
@@ -133,7 +141,9 @@ def test_no_forward_pass_waits(name, training):
 def test_validation_does_not_wait_before_its_end():
     with pretended(), torch.no_grad(), Waits() as seen:
         batch, table = batch_on("cuda"), torch.zeros(5, 4, dtype=torch.int64, device="cuda")
-        masks = dice.own_masks(torch.zeros(FRAMES, DECODERS, 2, 8, 12, device="cuda"), batch["anatomy"], SIZE)
+        masks = dice.own_masks(
+            torch.zeros(FRAMES, DECODERS, 2, 8, 12, device="cuda"), batch["anatomy"], SIZE
+        )
         table[batch["position"]] = dice.count(masks, batch["label"])
     assert not seen.waits
     assert seen.operations > 10
@@ -143,7 +153,9 @@ def test_a_loss_is_judged_when_the_next_one_is_there(monkeypatch):
     """Its copy has left, and the host waits for that alone."""
     arrived = []
     event = SimpleNamespace(synchronize=lambda: arrived.append(1))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=lambda: event))
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=lambda: event)
+    )
     finite = FiniteTerms(["loss"], ["liver", "colon"], 0, speaks=True)
     with pretended(), Waits() as seen:
         finite.add(1, {"loss": torch.zeros(2, device="cuda")})

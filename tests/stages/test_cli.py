@@ -52,7 +52,10 @@ def test_an_error_of_the_system_says_how_to_see_where(project, monkeypatch):
 
     monkeypatch.setattr("stages.report.run", fail)
     output = mtkd("report", code=1)
-    assert output == "error: [Errno 13] Permission denied: 'somewhere' (`mtkd --debug report ...` shows where)\n"
+    assert (
+        output
+        == "error: [Errno 13] Permission denied: 'somewhere' (`mtkd --debug report ...` shows where)\n"
+    )
 
 
 def test_an_error_of_a_store_says_what_to_do_by_itself(project):
@@ -72,10 +75,14 @@ def test_a_damaged_teacher_is_not_missing(run, monkeypatch):
     with safe_open(teacher, framework="numpy") as file:
         card = file.metadata()["mtkd"]
     assert b"mininetv2" in card.encode()
-    (run / "other.safetensors").write_bytes(teacher.read_bytes().replace(b"mininetv2", b"mininetv9"))
+    (run / "other.safetensors").write_bytes(
+        teacher.read_bytes().replace(b"mininetv2", b"mininetv9")
+    )
     assert "mininetv9" in mtkd("import-teacher", "liver", "other.safetensors", code=1)
     (run / "text.safetensors").write_text("no weights")
-    assert "no whole checkpoint of this project" in mtkd("import-teacher", "liver", "text.safetensors", code=1)
+    assert "no whole checkpoint of this project" in mtkd(
+        "import-teacher", "liver", "text.safetensors", code=1
+    )
 
 
 def test_one_of_a_thing_is_singular(project):
@@ -95,9 +102,15 @@ def _prepared(project, anatomies):
 def test_weights_in_another_format_are_refused_with_what_to_do(run, monkeypatch, name):
     monkeypatch.setattr("stages.import_teacher._require_dvc", lambda: None)
     (run / name).write_bytes(b"weights")
-    for command in (("import-teacher", "liver", name), ("evaluate", "--checkpoint", name, "--data", "dsad")):
+    for command in (
+        ("import-teacher", "liver", name),
+        ("evaluate", "--checkpoint", name, "--data", "dsad"),
+    ):
         output = mtkd(*command, code=1)
-        assert f"{name} is no .safetensors file, and only checkpoints of this project are read" in output
+        assert (
+            f"{name} is no .safetensors file, and only checkpoints of this project are read"
+            in output
+        )
         assert "pipeline.checkpoint.save_checkpoint" in output
 
 
@@ -141,7 +154,9 @@ def test_versions_are_those_of_the_loaded_modules(tmp_path):
         "print(machine_record(Machine('cpu'), ('onnxruntime', 'openvino', 'nncf'))['libraries'])"
     )
     environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert "'onnxruntime': '9.9', 'nncf': 'unknown'" in said.stdout
     assert "openvino" not in said.stdout
     assert "numpy" in machine_record(Machine("cpu"))["libraries"]
@@ -162,10 +177,14 @@ def test_a_params_file_of_another_encoding_is_one_line(tmp_path, project):
     assert "frames of 2 anatomies" in mtkd("prepare")
 
 
-@pytest.mark.parametrize(("verb", "name"), [("train-teacher", "liver"), ("train-student", "baseline")])
+@pytest.mark.parametrize(
+    ("verb", "name"), [("train-teacher", "liver"), ("train-student", "baseline")]
+)
 def test_a_training_is_compiled_if_that_is_asked_for(project, monkeypatch, verb, name):
     compiled = []
-    monkeypatch.setattr(f"stages.{verb.replace('-', '_')}.run", lambda _, machine: compiled.append(machine.compile))
+    monkeypatch.setattr(
+        f"stages.{verb.replace('-', '_')}.run", lambda _, machine: compiled.append(machine.compile)
+    )
     mtkd(verb, name)
     mtkd(verb, name, "--compile")
     monkeypatch.setenv("MTKD_COMPILE", "1")

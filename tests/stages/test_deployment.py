@@ -39,7 +39,10 @@ def write_video(path, count=12, size=(48, 64), times=None, front=False):
         stream.codec_context.time_base = Fraction(1, 1000)
         for i in range(count):
             one = av.VideoFrame.from_ndarray(frame(i // 4, size), format="rgb24")
-            one.pts, one.time_base = (times or [100 * k for k in range(count)])[i], Fraction(1, 1000)
+            one.pts, one.time_base = (
+                (times or [100 * k for k in range(count)])[i],
+                Fraction(1, 1000),
+            )
             container.mux(stream.encode(one))
         container.mux(stream.encode())
     return path
@@ -89,7 +92,10 @@ def test_a_file_that_was_changed_after_its_export_is_refused(exported, tmp_path)
     label = json.loads(props["mtkd"])
     lacking = {key: value for key, value in label.items() if key != "mean"}
     for told, message in (
-        (label | {"anatomies": ["liver"]}, r"gives masks \(1, 2, 64, 96\), but says \(1, 1, 64, 96\)"),
+        (
+            label | {"anatomies": ["liver"]},
+            r"gives masks \(1, 2, 64, 96\), but says \(1, 1, 64, 96\)",
+        ),
         (label | {"frame_size": [48, 96]}, "but says"),
         (label | {"anatomies": None}, "is no file that `mtkd export` wrote"),
         (lacking, "is no file that `mtkd export` wrote"),
@@ -102,7 +108,9 @@ def test_a_file_that_was_changed_after_its_export_is_refused(exported, tmp_path)
 
 def test_int8_is_calibrated_and_its_cost_is_told(run):
     output = mtkd("export", CHECKPOINT, "--size", "96x64", "--int8")
-    assert re.search(r"mtkd_int8.xml: Dice [\d.]+ instead of [\d.]+ in float32, on 6 test frames", output)
+    assert re.search(
+        r"mtkd_int8.xml: Dice [\d.]+ instead of [\d.]+ in float32, on 6 test frames", output
+    )
     segment, label = load_exported(run / "exported" / "mtkd_int8.xml")
     float32, same = load_exported(run / "exported" / "mtkd.xml")
     assert label == same
@@ -123,7 +131,13 @@ def test_deleted_models_leave_the_signal_stack(exported):
 
 @pytest.mark.parametrize("arch", ["segformer_b0", "deeplabv3_efficientnet_lite0"])
 def test_every_family_can_be_exported(tmp_path, arch):
-    from pipeline.deployment.export import Label, Segmenter, disagreement, write_onnx, write_openvino
+    from pipeline.deployment.export import (
+        Label,
+        Segmenter,
+        disagreement,
+        write_onnx,
+        write_openvino,
+    )
     from pipeline.models import create_model
 
     folder = tmp_path / "a, b"  # of which OpenVINO's converter makes two
@@ -136,7 +150,9 @@ def test_every_family_can_be_exported(tmp_path, arch):
         segment, found = load_exported(folder / name)
         assert found == label
         assert disagreement(segmenter, segment, [frame(size=size)]) == 0
-    write_openvino(folder / "n.onnx", label, folder / "int8.xml", [frame(seed, size) for seed in range(4)])
+    write_openvino(
+        folder / "n.onnx", label, folder / "int8.xml", [frame(seed, size) for seed in range(4)]
+    )
     segment, found = load_exported(folder / "int8.xml")
     assert found == label
     assert segment(frame(size=size)).shape == (3, *size)
@@ -144,7 +160,9 @@ def test_every_family_can_be_exported(tmp_path, arch):
 
 def test_a_file_whose_masks_differ_is_not_delivered(run, monkeypatch):
     monkeypatch.setattr("stages.export.disagreement", lambda *_: 7)
-    assert "not delivered: its masks differ from the checkpoint's in 7 pixels" in mtkd("export", CHECKPOINT, code=1)
+    assert "not delivered: its masks differ from the checkpoint's in 7 pixels" in mtkd(
+        "export", CHECKPOINT, code=1
+    )
     assert not list((run / "exported").iterdir())
 
 
@@ -171,7 +189,10 @@ def test_openvino_without_room_names_the_file(exported):
     from pipeline.deployment.export import write_openvino
 
     _, label = load_exported(exported / "mtkd.onnx")
-    with files_of_at_most(100_000), pytest.raises(MtkdError, match=r"again.xml cannot be written .*: make room"):
+    with (
+        files_of_at_most(100_000),
+        pytest.raises(MtkdError, match=r"again.xml cannot be written .*: make room"),
+    ):
         write_openvino(exported / "mtkd.onnx", label, exported / "again.xml")
 
 
@@ -186,13 +207,18 @@ def test_what_is_wrong_with_a_model_is_told(exported):
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "mtkd.bin is cut off, 1000 of " in refused("exported/mtkd.xml")
     weights.unlink()
-    assert "mtkd.bin is missing: it holds the weights of exported/mtkd.xml" in refused("exported/mtkd.xml")
+    assert "mtkd.bin is missing: it holds the weights of exported/mtkd.xml" in refused(
+        "exported/mtkd.xml"
+    )
     (exported / "mtkd.xml").write_bytes(b"no xml")
     assert "mtkd.xml is no whole file" in refused("exported/mtkd.xml")
     assert "params.yaml: expected a checkpoint (.safetensors) or what" in refused("params.yaml")
     assert "exported is a folder" in refused("exported")
     (exported / "cut.safetensors").write_bytes((exported.parent / CHECKPOINT).read_bytes()[:1000])
-    for message in (refused("exported/cut.safetensors"), mtkd("export", "exported/cut.safetensors", code=1)):
+    for message in (
+        refused("exported/cut.safetensors"),
+        mtkd("export", "exported/cut.safetensors", code=1),
+    ):
         assert "cut.safetensors is no whole checkpoint" in message
         assert "train_student" not in message
 
@@ -202,13 +228,15 @@ def test_a_difference_is_seen():
     from pipeline.models import create_model
 
     segmenter = Segmenter(create_model("mininetv2", 1).eval(), (32, 32), (32, 32))
-    assert disagreement(segmenter, lambda shown: np.zeros((1, 32, 32), bool), [frame(size=(32, 32))]) != disagreement(
-        segmenter, lambda shown: np.ones((1, 32, 32), bool), [frame(size=(32, 32))]
-    )
+    assert disagreement(
+        segmenter, lambda shown: np.zeros((1, 32, 32), bool), [frame(size=(32, 32))]
+    ) != disagreement(segmenter, lambda shown: np.ones((1, 32, 32), bool), [frame(size=(32, 32))])
 
 
 def test_what_export_refuses(run, tmp_path):
-    assert "holds no PNG frames" in mtkd("export", CHECKPOINT, "--frames", str(tmp_path / "none"), code=1)
+    assert "holds no PNG frames" in mtkd(
+        "export", CHECKPOINT, "--frames", str(tmp_path / "none"), code=1
+    )
     assert "not WIDTHxHEIGHT" in mtkd("export", CHECKPOINT, "--size", "720p", code=2)
     for size in ("0x0", "99999999x64"):
         assert "within 32 .. 8192" in mtkd("export", CHECKPOINT, "--size", size, code=2)
@@ -217,7 +245,14 @@ def test_what_export_refuses(run, tmp_path):
     assert "train_student" not in missing
     (tmp_path / "other.onnx").write_bytes(b"no onnx")
     write_png(tmp_path / "f.png", frame())
-    arguments = ["predict", str(tmp_path / "f.png"), "--output", "o", "--model", str(tmp_path / "other.onnx")]
+    arguments = [
+        "predict",
+        str(tmp_path / "f.png"),
+        "--output",
+        "o",
+        "--model",
+        str(tmp_path / "other.onnx"),
+    ]
     assert "no file that `mtkd export` wrote" in mtkd(*arguments, code=1)
 
 
@@ -225,12 +260,16 @@ def test_what_export_refuses(run, tmp_path):
 def broken_onnxruntime(tmp_path, monkeypatch):
     """A package that is there, but whose import fails, as with a library of the system that is missing."""
     (tmp_path / "onnxruntime").mkdir()
-    (tmp_path / "onnxruntime" / "__init__.py").write_text("raise ImportError('libgomp.so.1:\\n not found')")
+    (tmp_path / "onnxruntime" / "__init__.py").write_text(
+        "raise ImportError('libgomp.so.1:\\n not found')"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
 
 
-def test_a_runtime_that_cannot_be_imported_is_reported_before_anything_is_done(broken_onnxruntime, tmp_path):
+def test_a_runtime_that_cannot_be_imported_is_reported_before_anything_is_done(
+    broken_onnxruntime, tmp_path
+):
     output = mtkd("export", "nowhere.safetensors", "--output", str(tmp_path / "exported"), code=1)
     assert output == (
         "error: onnxruntime is installed but cannot be imported (libgomp.so.1: not found). "
@@ -243,7 +282,8 @@ def test_predict_reports_a_runtime_that_cannot_be_imported(exported, broken_onnx
     write_png(exported.parent / "f.png", frame())
     output = mtkd("predict", "f.png", "--output", "o", "--model", "exported/mtkd.onnx", code=1)
     assert output == (
-        "error: exported/mtkd.onnx needs a package that cannot be imported (libgomp.so.1: not found). "
+        "error: exported/mtkd.onnx needs a package that cannot be imported (libgomp.so.1: not "
+        "found). "
         "Run: pip install --force-reinstall onnx onnxruntime\n"
     )
 
@@ -264,10 +304,23 @@ def test_a_folder_of_frames_keeps_its_shape(run):
 def test_masks_and_label_maps_agree_whatever_the_model_is(exported, model):
     write_png(exported.parent / "f.png", frame(3, (64, 96)))
     mtkd("predict", "f.png", "--output", "m", "--model", model, "--as", "masks")
-    mtkd("predict", "f.png", "--output", "l", "--model", model, "--as", "labels", "--anatomy", "colon")
+    mtkd(
+        "predict",
+        "f.png",
+        "--output",
+        "l",
+        "--model",
+        model,
+        "--as",
+        "labels",
+        "--anatomy",
+        "colon",
+    )
     colon = cv2.imread("m/f_colon.png", 0)
     assert set(np.unique(colon)) <= {0, 255}
-    assert ((cv2.imread("l/f.png", 0) == 2) == (colon == 255)).all()  # its place in the model, not in the choice
+    assert (
+        (cv2.imread("l/f.png", 0) == 2) == (colon == 255)
+    ).all()  # its place in the model, not in the choice
 
 
 def test_a_video_keeps_its_times(run):
@@ -300,14 +353,25 @@ def test_a_video_says_its_colours_and_a_time_given_twice_moves_no_other(tmp_path
     assert abs(found[0].pixels.astype(int) - colour).max() <= 3
     with av.open(str(tmp_path / "out.mp4")) as container:
         context = container.streams.video[0].codec_context
-        assert (context.colorspace, context.color_range, context.color_primaries) == (1, 1, 1)  # BT.709
+        assert (context.colorspace, context.color_range, context.color_primaries) == (
+            1,
+            1,
+            1,
+        )  # BT.709
     with pytest.raises(MtkdError, match="1x7 can't be a video"):
         VideoWriter(tmp_path / "small.mp4", (7, 1), Fraction(25))
 
 
 def test_joined_videos_go_on_in_time_and_size(tmp_path):
     writer = VideoWriter(tmp_path / "out.mp4", (48, 64), Fraction(10))
-    shown = [(5.0, (48, 64)), (5.125, (48, 64)), (0.0, (32, 40)), (0.125, (32, 40)), (None, (64, 80)), (7.0, (48, 64))]
+    shown = [
+        (5.0, (48, 64)),
+        (5.125, (48, 64)),
+        (0.0, (32, 40)),
+        (0.125, (32, 40)),
+        (None, (64, 80)),
+        (7.0, (48, 64)),
+    ]
     for time, size in shown:
         writer.write(frame(size=size), None if time is None else Fraction(time))
     assert not (tmp_path / "out.mp4").exists()
@@ -324,7 +388,9 @@ def test_a_video_without_room_is_kept_as_far_as_it_goes(run):
     needed = (run / "out.mp4").stat().st_size
     with files_of_at_most(needed * 3 // 4):
         output = mtkd("predict", "in.mp4", "--output", "out.mp4", "--model", CHECKPOINT, code=1)
-    assert re.search(r"error: out.mp4 (cannot be written|holds \d+ of 150 frames).*: make room", output)
+    assert re.search(
+        r"error: out.mp4 (cannot be written|holds \d+ of 150 frames).*: make room", output
+    )
     assert "out.mp4 ends early: it holds what was written until then" in output
     with av.open("out.mp4") as container:  # as players do, who stop at the first broken frame
         assert 75 < len(list(container.decode(video=0))) < 150
@@ -342,7 +408,10 @@ def test_a_video_that_is_not_whole_is_an_error(tmp_path, share):
         return (tmp_path / "out.mp4").stat().st_size
 
     needed = write()
-    with files_of_at_most(int(share * needed)), pytest.raises(MtkdError, match=r"out.mp4 .*: make room"):
+    with (
+        files_of_at_most(int(share * needed)),
+        pytest.raises(MtkdError, match=r"out.mp4 .*: make room"),
+    ):
         write()
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
@@ -376,7 +445,10 @@ def test_no_input_is_overwritten(run):
     write_video(run / "in.mp4")
     write_png(run / "in" / "a.png", frame(1))
     write_png(run / "in" / "b.png", frame(2))
-    before = {path: path.read_bytes() for path in (run / "in.mp4", run / "in" / "a.png", run / "in" / "b.png")}
+    before = {
+        path: path.read_bytes()
+        for path in (run / "in.mp4", run / "in" / "a.png", run / "in" / "b.png")
+    }
     for source, output in (("in.mp4", "in/../in.mp4"), ("in", str(run / "in")), ("in/a.png", "in")):
         message = mtkd("predict", source, "--output", output, "--model", CHECKPOINT, code=1)
         assert "is an input and would be overwritten" in message
@@ -422,7 +494,9 @@ def test_what_ends_a_program_leaves_a_playable_video(run, monkeypatch, number):
 
     before = getsignal(number)
     monkeypatch.setattr(predict, "draw", stop)
-    assert "ends early" in mtkd("predict", "in.mp4", "--output", "out.mp4", "--model", CHECKPOINT, code=130)
+    assert "ends early" in mtkd(
+        "predict", "in.mp4", "--output", "out.mp4", "--model", CHECKPOINT, code=130
+    )
     assert 35 < len(list(read_video(run / "out.mp4"))) < 60
     assert getsignal(number) == before
 
@@ -452,10 +526,19 @@ def test_a_lying_video_is_shown_upright_with_its_pixels_as_wide(tmp_path):
 
 def test_frames_of_a_data_set_are_not_its_masks(run):
     folder = run / "few" / "03"
-    for name in ("image00.png", "mask00.png", "anno_1/mask00.png", "label00.png", "._image00.png", "mask07.png"):
+    for name in (
+        "image00.png",
+        "mask00.png",
+        "anno_1/mask00.png",
+        "label00.png",
+        "._image00.png",
+        "mask07.png",
+    ):
         write_png(folder / name, frame())
     assert [p.name for p in list_images(run / "few")] == ["image00.png", "mask07.png"]
-    assert "same masks as the checkpoint on 2 frames" in mtkd("export", CHECKPOINT, "--frames", "few")
+    assert "same masks as the checkpoint on 2 frames" in mtkd(
+        "export", CHECKPOINT, "--frames", "few"
+    )
 
 
 def test_quantising_without_a_labelled_test_frame(run):
@@ -480,7 +563,9 @@ def test_a_stopped_video_is_playable(run, monkeypatch):
         return draw(*arguments)
 
     monkeypatch.setattr(predict, "draw", stop)
-    assert "No space left" in mtkd("predict", "in.mp4", "--output", "out.mp4", "--model", CHECKPOINT, code=1)
+    assert "No space left" in mtkd(
+        "predict", "in.mp4", "--output", "out.mp4", "--model", CHECKPOINT, code=1
+    )
     assert len(list(read_video(run / "out.mp4"))) == 70
 
 
@@ -489,18 +574,29 @@ def test_what_predict_refuses(run):
     (run / "empty").mkdir()
     (run / "no.mp4").write_bytes(b"no video")
     known = "knows no spleen; it knows liver, colon"
-    assert known in mtkd("predict", "f.png", "--output", "o", "--model", CHECKPOINT, "--anatomy", "spleen", code=1)
-    assert "empty holds no frame" in mtkd("predict", "empty", "--output", "o", "--model", CHECKPOINT, code=1)
+    assert known in mtkd(
+        "predict", "f.png", "--output", "o", "--model", CHECKPOINT, "--anatomy", "spleen", code=1
+    )
+    assert "empty holds no frame" in mtkd(
+        "predict", "empty", "--output", "o", "--model", CHECKPOINT, code=1
+    )
     assert "cannot be opened as a video" in mtkd(
         "predict", "no.mp4", "--output", "o.mp4", "--model", CHECKPOINT, code=1
     )
     assert "pip install -e '.[deploy]'" in " ".join(mtkd("export", "--help").split())
-    assert "frames go into a folder" in mtkd("predict", "f.png", "--output", "o.png", "--model", CHECKPOINT, code=1)
-    for verb in (["predict", "f.png", "--model", CHECKPOINT], ["export", CHECKPOINT, "--frames", "."]):
+    assert "frames go into a folder" in mtkd(
+        "predict", "f.png", "--output", "o.png", "--model", CHECKPOINT, code=1
+    )
+    for verb in (
+        ["predict", "f.png", "--model", CHECKPOINT],
+        ["export", CHECKPOINT, "--frames", "."],
+    ):
         assert "f.png is a file; name a folder" in mtkd(*verb, "--output", "f.png/o", code=1)
     assert "none of overlay" in mtkd("predict", "f.png", "--output", "o", "--as", "art", code=2)
     write_video(run / "in.mp4")
-    assert "ends in .mp4" in mtkd("predict", "in.mp4", "--output", "o", "--model", CHECKPOINT, code=1)
+    assert "ends in .mp4" in mtkd(
+        "predict", "in.mp4", "--output", "o", "--model", CHECKPOINT, code=1
+    )
 
 
 def test_colours_are_named_and_apart():

@@ -27,24 +27,40 @@ STUDENT = "checkpoints/students/mtkd.safetensors"
 @pytest.mark.parametrize(
     ("inside", "command", "remedy"),
     [
-        ("stages.shared.training_run.fit", ["train-teacher", "liver"], "--accumulate 2 computes a batch in two pieces"),
+        (
+            "stages.shared.training_run.fit",
+            ["train-teacher", "liver"],
+            "--accumulate 2 computes a batch in two pieces",
+        ),
         ("stages.cache_logits.answers", ["cache-logits", "liver"], "lower cache.batch_size"),
-        ("stages.stores.commands.answers", ["cache", "verify", "liver", "--recompute", "1"], "choose another --device"),
+        (
+            "stages.stores.commands.answers",
+            ["cache", "verify", "liver", "--recompute", "1"],
+            "choose another --device",
+        ),
         ("stages.evaluate.evaluate", ["evaluate"], "lower evaluate.batch_size"),
-        ("stages.evaluate_folder.evaluate", ["evaluate", "--checkpoint", STUDENT, "--data"], "choose another --device"),
+        (
+            "stages.evaluate_folder.evaluate",
+            ["evaluate", "--checkpoint", STUDENT, "--data"],
+            "choose another --device",
+        ),
         ("stages.predict._model", ["predict", "--output", "out"], "give it smaller frames"),
         ("stages.benchmarks.store._writing", ["benchmark", "store"], "choose another --device"),
     ],
 )
 def test_too_little_memory_is_one_line_in_every_stage(run, monkeypatch, inside, command, remedy):
     def fail(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of"
+        )
 
     monkeypatch.setattr(inside, fail)
     data = yaml.safe_load((run / "params.yaml").read_text())["data"]["root"]
     more = {"predict": ["x.png"]}.get(command[0], [data] if command[-1] == "--data" else [])
     if command == ["cache-logits", "liver"]:
-        Path("params.yaml").write_text(Path("params.yaml").read_text().replace("views: 0", "views: 1"))
+        Path("params.yaml").write_text(
+            Path("params.yaml").read_text().replace("views: 0", "views: 1")
+        )
     output = mtkd(*command, *more, code=1)
     assert output.splitlines()[-1].startswith(f"error: too little memory: {remedy}")
 
@@ -59,7 +75,9 @@ def test_a_row_that_does_not_fit_says_so_and_the_others_are_measured(run, monkey
     monkeypatch.setattr(runtimes, "try_turns", without_joined)
     said = []
     monkeypatch.setattr(runtimes, "say", said.append)
-    runtimes.run(["mininetv2"], ["PyTorch"], FORMS, 2, (64, 96), 1, Path("all.json"), Machine("cpu"))
+    runtimes.run(
+        ["mininetv2"], ["PyTorch"], FORMS, 2, (64, 96), 1, Path("all.json"), Machine("cpu")
+    )
     rows = {
         (row["form"], row["precision"], row["decoding"]): row
         for row in json.loads(Path("all.json").read_text())["rows"]
@@ -89,15 +107,24 @@ def test_a_cluster_worker_keeps_its_gpu_though_another_dies(two_gpus, monkeypatc
 
     monkeypatch.setattr("stages.stores.cluster.loaders", lambda processes: 8 // processes)
     place = cluster._machine.__wrapped__
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options = {
+        "n_workers": 2,
+        "threads_per_worker": 1,
+        "processes": False,
+        "dashboard_address": None,
+    }
     with distributed.LocalCluster(**options) as workers, distributed.Client(workers) as client:
         first, second = sorted(client.scheduler_info()["workers"])
-        found = [client.submit(place, workers=[one], pure=False).result() for one in (first, second)]
+        found = [
+            client.submit(place, workers=[one], pure=False).result() for one in (first, second)
+        ]
         assert found == [Machine("cuda:0", 4), Machine("cuda:1", 4)]
         cluster._machine.cache_clear()
         assert client.submit(cluster._machine, workers=[second], pure=False).result() == found[1]
         client.retire_workers([first])
-        assert client.submit(place, pure=False).result() == Machine("cuda:0", 8)  # what it would be, if found anew
+        assert client.submit(place, pure=False).result() == Machine(
+            "cuda:0", 8
+        )  # what it would be, if found anew
         assert client.submit(cluster._machine, pure=False).result() == found[1]
         cluster._machine.cache_clear()
 
@@ -105,9 +132,16 @@ def test_a_cluster_worker_keeps_its_gpu_though_another_dies(two_gpus, monkeypatc
 def test_onnx_runtime_computes_on_the_processor(monkeypatch, tmp_path):
     """Its GPU package would choose TensorRT or CUDA, and TF32, in rows that say processor."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    asked, there = [], ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    asked, there = (
+        [],
+        ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, providers: asked.append(providers) or "session")
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, providers: asked.append(providers) or "session",
+    )
     assert open_onnx(tmp_path / "x.onnx") == "session"
     assert asked == [["CPUExecutionProvider"]]
 
@@ -193,7 +227,9 @@ def test_loaders_are_the_share_of_the_cores(two_gpus, monkeypatch):
         ("stages.benchmarks.store.run", ["benchmark", "store"], 8),
     ],
 )
-def test_what_trains_loads_as_the_stages_do(two_gpus, project, monkeypatch, inside, command, workers):
+def test_what_trains_loads_as_the_stages_do(
+    two_gpus, project, monkeypatch, inside, command, workers
+):
     monkeypatch.setattr("pipeline.environment.cores", lambda: 12)
     monkeypatch.delenv("MTKD_WORKERS", raising=False)
     seen = []
@@ -210,7 +246,9 @@ def test_a_training_on_the_cpu_leaves_a_gpu_alone(run, monkeypatch):
         raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(os.environ["CUDA_VISIBLE_DEVICES"] == "0"))
+    monkeypatch.setattr(
+        torch.cuda, "device_count", lambda: int(os.environ["CUDA_VISIBLE_DEVICES"] == "0")
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: torch.cuda.device_count() > 0)
     monkeypatch.setattr(torch.cuda, "_lazy_init", fail)
     monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
@@ -218,7 +256,9 @@ def test_a_training_on_the_cpu_leaves_a_gpu_alone(run, monkeypatch):
 
 
 def test_evaluation_with_processes_writes_the_same_tables(run):
-    before = {path: Path(path).read_bytes() for path in ("results/per_frame.csv", "metrics/evaluate.json")}
+    before = {
+        path: Path(path).read_bytes() for path in ("results/per_frame.csv", "metrics/evaluate.json")
+    }
     for path in before:
         Path(path).unlink()
     mtkd("evaluate", "--device", "cpu", "--workers", "1")

@@ -56,7 +56,11 @@ def test_every_aggregate_comes_from_the_frames(run):
                 unit = 1 if metric == "hd95" else 100
                 expected = mean([number(r[metric]) for r in own])
                 found = findings["intervals"][name][metric][anatomy]["mean"]
-                assert found is None if expected is None else found == pytest.approx(unit * expected, abs=0.006)
+                assert (
+                    found is None
+                    if expected is None
+                    else found == pytest.approx(unit * expected, abs=0.006)
+                )
         overall = mean(list(per_anatomy.values()))
         assert evaluation[name]["dice"]["mean"] == round(100 * overall, 1)
     for r in table(run / "results/per_surgery.csv"):
@@ -78,16 +82,25 @@ def test_claims_agree_with_each_other(run):
         for anatomy in ("liver", "colon"):
             own = [r for r in rows if (r["network"], r["anatomy"]) == (name, anatomy)]
             tp, fn = (sum(int(r[c]) for r in own) for c in ("tp", "fn"))
-            assert findings["confusion"][name][anatomy][anatomy] == pytest.approx(100 * tp / (tp + fn), abs=0.006)
+            assert findings["confusion"][name][anatomy][anatomy] == pytest.approx(
+                100 * tp / (tp + fn), abs=0.006
+            )
         assert sum(findings["claimants"][name].values()) == pytest.approx(100, abs=0.02)
-    assert findings["false_alarms"]["mtkd"]["liver"] == {"frames": 0, "claimed": None, "pixels": None}
+    assert findings["false_alarms"]["mtkd"]["liver"] == {
+        "frames": 0,
+        "claimed": None,
+        "pixels": None,
+    }
     assert (run / "results/plots/confusion_mtkd.csv").is_file()
     assert len(list((run / "results/qualitative").glob("*.png"))) == 6
 
 
 def test_false_alarms_are_counted_where_somebody_said_that_nothing_is_there(run):
     for anatomy in ("liver", "colon"):
-        lines = ["image,liver,colon", *(f"image{i:02d}.png,{int(anatomy == 'liver')},1" for i in range(3))]
+        lines = [
+            "image,liver,colon",
+            *(f"image{i:02d}.png,{int(anatomy == 'liver')},1" for i in range(3)),
+        ]
         (run / "weak").mkdir(exist_ok=True)
         root = yaml.safe_load((run / "params.yaml").read_text())["data"]["root"]
         if not (run / "dsad2").exists():
@@ -107,13 +120,17 @@ def test_false_alarms_are_counted_where_somebody_said_that_nothing_is_there(run)
 def test_any_checkpoint_on_any_folder(run, tmp_path, monkeypatch):
     root = yaml.safe_load((run / "params.yaml").read_text())["data"]["root"]
     checkpoint = run / "checkpoints/students/mtkd.safetensors"
-    expected = json.loads((run / "results/evaluation.json").read_text())["intervals"]["mtkd"]["dice"]
+    expected = json.loads((run / "results/evaluation.json").read_text())["intervals"]["mtkd"][
+        "dice"
+    ]
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     only_test = tmp_path / "only_test"
     for anatomy in ("liver", "colon"):
         shutil.copytree(f"{root}/{anatomy}/03", only_test / anatomy / "03")
-    output = mtkd("evaluate", "--checkpoint", str(checkpoint), "--data", str(only_test), "--output", "out")
+    output = mtkd(
+        "evaluate", "--checkpoint", str(checkpoint), "--data", str(only_test), "--output", "out"
+    )
     assert "liver" in output
     assert "too few surgeries" in output
     found = json.loads((tmp_path / "elsewhere/out/evaluation.json").read_text())
@@ -124,7 +141,9 @@ def test_any_checkpoint_on_any_folder(run, tmp_path, monkeypatch):
 def test_a_checkpoint_on_complete_label_maps(run, tmp_path):
     maps = write_maps(tmp_path / "labelmap")
     for path in maps.glob("*/label03.png"):
-        path.with_name("label_03.png").write_bytes(path.read_bytes())  # another file, that nobody asks for
+        path.with_name("label_03.png").write_bytes(
+            path.read_bytes()
+        )  # another file, that nobody asks for
         path.with_name("label03_x.png").write_bytes(path.read_bytes())
     (tmp_path / "anatomies.txt").write_text("the colon\nLiver\n")
     measured(maps, tmp_path / "out")
@@ -137,10 +156,15 @@ def test_complete_label_maps_know_what_is_absent(run, tmp_path):
     maps = write_maps(tmp_path / "labelmap")
     (tmp_path / "anatomies.txt").write_text("colon\nliver\n")
     measured(maps, tmp_path / "out")
-    there = {r["anatomy"]: int(r["tp"]) + int(r["fn"]) for r in table(tmp_path / "out/per_frame.csv")}
+    there = {
+        r["anatomy"]: int(r["tp"]) + int(r["fn"]) for r in table(tmp_path / "out/per_frame.csv")
+    }
     assert there["colon"] == 0 < there["liver"]
     alarms = json.loads((tmp_path / "out/evaluation.json").read_text())["false_alarms"]
-    assert {anatomy: alarm["frames"] for anatomy, alarm in alarms.items()} == {"colon": 2, "liver": 0}
+    assert {anatomy: alarm["frames"] for anatomy, alarm in alarms.items()} == {
+        "colon": 2,
+        "liver": 0,
+    }
 
 
 def write_maps(maps, dtype=np.uint8):
@@ -154,13 +178,24 @@ def write_maps(maps, dtype=np.uint8):
 
 def measured(data, output, code=0):
     checkpoint = "checkpoints/students/mtkd.safetensors"
-    return mtkd("evaluate", "--checkpoint", checkpoint, "--data", str(data), "--output", str(output), code=code)
+    return mtkd(
+        "evaluate",
+        "--checkpoint",
+        checkpoint,
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        code=code,
+    )
 
 
 def test_sixteen_bits_are_the_same_values(run, tmp_path):
     for dtype in (np.uint8, np.uint16):
         measured(write_maps(tmp_path / dtype.__name__, dtype), tmp_path / f"out_{dtype.__name__}")
-    assert table(tmp_path / "out_uint8/per_frame.csv") == table(tmp_path / "out_uint16/per_frame.csv")
+    assert table(tmp_path / "out_uint8/per_frame.csv") == table(
+        tmp_path / "out_uint16/per_frame.csv"
+    )
 
 
 def test_label_maps_that_would_be_misread_are_refused_together(run, tmp_path):
@@ -172,7 +207,10 @@ def test_label_maps_that_would_be_misread_are_refused_together(run, tmp_path):
     write_png(maps / "05/label05.png", np.zeros((40, 60), np.uint8))
     write_png(maps / "04/image06.png", np.zeros((40, 60, 3), np.uint8))
     output = measured(maps, tmp_path / "out", code=1)
-    assert f"{maps}/04/label03.png: holds 7, and the checkpoint (there is no anatomies.txt) names only 1 to 2" in output
+    assert (
+        f"{maps}/04/label03.png: holds 7, and the checkpoint (there is no anatomies.txt) names "
+        "only 1 to 2" in output
+    )
     assert f"{maps}/05/label03.png: is a colour" in output
     assert output.count("label04.png: frame and label have different sizes, 60x40 and 61x40") == 1
     assert f"{maps}/05/label05.png: its frame image05.png is missing" in output
@@ -208,7 +246,9 @@ def test_the_report_shows_the_dice_of_the_metrics(run, recorded):
     metrics = json.loads((folder / "metrics/evaluate.json").read_text())
     for network in ("teachers", "baseline", "mtkd"):
         for anatomy, dice in metrics[network]["dice"].items():
-            assert summary.number(intervals[network]["dice"][anatomy]["mean"]) == summary.number(dice)
+            assert summary.number(intervals[network]["dice"][anatomy]["mean"]) == summary.number(
+                dice
+            )
 
 
 def test_what_evaluate_refuses(run, tmp_path):
@@ -217,9 +257,13 @@ def test_what_evaluate_refuses(run, tmp_path):
     assert "holds none of the checkpoint's anatomies" in measured(tmp_path, "out", code=1)
     assert "nosuch does not exist" in measured("nosuch", "out", code=1)
     assert "params.yaml is no folder" in measured("params.yaml", "out", code=1)
-    assert "--output params.yaml: params.yaml is a file" in measured(tmp_path, "params.yaml", code=1)
+    assert "--output params.yaml: params.yaml is a file" in measured(
+        tmp_path, "params.yaml", code=1
+    )
     (run / "dvc.yaml").touch()
-    assert "--output results holds the tables of the evaluate stage" in measured(tmp_path, "results", code=1)
+    assert "--output results holds the tables of the evaluate stage" in measured(
+        tmp_path, "results", code=1
+    )
     (tmp_path / "hollow/liver/03").mkdir(parents=True)
     assert "hollow holds no frames" in measured(tmp_path / "hollow", "out", code=1)
     for name, what in (("nowhere.st", "is missing"), ("params.yaml", "is no .safetensors file")):
@@ -231,7 +275,10 @@ def test_what_evaluate_refuses(run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"image_size": [0, 0]}, "its card's image_size.0: Input should be greater than 0, found 0"),
+        (
+            {"image_size": [0, 0]},
+            "its card's image_size.0: Input should be greater than 0, found 0",
+        ),
         ({"image_size": [64.5, True]}, "its card's image_size.0"),
         ({"image_size": "small"}, "its card's image_size"),
         ({"std": [0.2, 0, 0.2]}, "its card's std.1: Input should be greater than 0, found 0"),
@@ -246,7 +293,11 @@ def test_a_card_that_no_network_can_have_is_refused(run, changes, what):
     with safe_open("checkpoints/students/mtkd.safetensors", framework="pt") as file:
         fields = json.loads(file.metadata()["mtkd"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    save_file(tensors, "made.safetensors", metadata={"mtkd": json.dumps(fields | changes if changes else None)})
+    save_file(
+        tensors,
+        "made.safetensors",
+        metadata={"mtkd": json.dumps(fields | changes if changes else None)},
+    )
     output = mtkd("evaluate", "--checkpoint", "made.safetensors", "--data", str(run), code=1)
     assert "made.safetensors is no whole checkpoint" in output
     assert what in output
@@ -256,7 +307,9 @@ def test_checkpoints_of_other_settings_are_refused(run):
     params = yaml.safe_load((run / "params.yaml").read_text())
 
     def refused(**changes):
-        (run / "params.yaml").write_text(yaml.safe_dump(params | {"data": params["data"] | changes}))
+        (run / "params.yaml").write_text(
+            yaml.safe_dump(params | {"data": params["data"] | changes})
+        )
         return mtkd("evaluate", code=1)
 
     students, teachers = run / "checkpoints/students", run / "checkpoints/teachers"
@@ -269,8 +322,14 @@ def test_checkpoints_of_other_settings_are_refused(run):
     shutil.copy(teachers / "colon.safetensors", teachers / "liver.safetensors")
     shutil.copy(teachers / "colon.safetensors", students / "baseline.safetensors")
     output = refused()
-    assert "liver.safetensors was trained for anatomies [colon], params.yaml asks for [liver]" in output
-    assert "baseline.safetensors was trained for anatomies [colon], params.yaml asks for [liver, colon]" in output
+    assert (
+        "liver.safetensors was trained for anatomies [colon], params.yaml asks for [liver]"
+        in output
+    )
+    assert (
+        "baseline.safetensors was trained for anatomies [colon], params.yaml asks for [liver, "
+        "colon]" in output
+    )
 
 
 def test_a_mean_says_over_how_many_anatomies_it_is(run):
@@ -286,5 +345,9 @@ def test_a_mean_says_over_how_many_anatomies_it_is(run):
 
 def test_folders_that_are_spelt_otherwise_are_told(run, tmp_path):
     root = write_dataset(tmp_path / "dsad", ("liver", "Colon"))
-    output = mtkd("evaluate", "--checkpoint", "checkpoints/students/mtkd.safetensors", "--data", str(root))
-    assert f"{root / 'Colon'} is left out: the checkpoint spells it colon" in " ".join(output.split())
+    output = mtkd(
+        "evaluate", "--checkpoint", "checkpoints/students/mtkd.safetensors", "--data", str(root)
+    )
+    assert f"{root / 'Colon'} is left out: the checkpoint spells it colon" in " ".join(
+        output.split()
+    )

@@ -1,8 +1,8 @@
 """What re-runs for which change, on the real dvc.yaml.
 
-DVC runs the real commands through a stand-in for ``python``: ``prepare`` does its real work, every other stage writes
-outputs that are a hash of exactly what it declares to depend on. So a change spreads as far as it would in earnest, in
-seconds.
+DVC runs the real commands through a stand-in for ``python``: ``prepare`` does its real work, every
+other stage writes outputs that are a hash of exactly what it declares to depend on. So a change
+spreads as far as it would in earnest, in seconds.
 """
 
 import ast
@@ -84,7 +84,9 @@ class Project:
             source = ROOT / name
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(
-                source, folder / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {})
+                source,
+                folder / name,
+                **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}),
             )
         shutil.copytree(ROOT / "data" / "unlabelled", folder / "data" / "unlabelled")
         write_dataset(folder / "dsad", ("liver", "colon", "left ureter"), size=(24, 32))
@@ -100,9 +102,15 @@ class Project:
             "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONDONTWRITEBYTECODE": "1",
             "DVC_NO_ANALYTICS": "1",
-            **{f"GIT_{who}_{what}": "tests" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+            **{
+                f"GIT_{who}_{what}": "tests"
+                for who in ("AUTHOR", "COMMITTER")
+                for what in ("NAME", "EMAIL")
+            },
         }
-        self.params(data__root="dsad", data__anatomies=["liver", "colon"], data__image_size=[24, 32])
+        self.params(
+            data__root="dsad", data__anatomies=["liver", "colon"], data__image_size=[24, 32]
+        )
         self.params(data__splits={"val": [2], "test": [3]})
         self.run("git", "init", "-q")
         self.run("dvc", "init", "-q")
@@ -110,7 +118,9 @@ class Project:
         self.run("git", "commit", "-qm", "start")
 
     def run(self, *command):
-        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -171,7 +181,10 @@ STUDENT_EDITS = [
         ({"student__epochs": 99}, [*STUDENTS, *MEASURED]),
         ({"student__arch": "segformer_b0"}, [*STUDENTS, *MEASURED, "benchmark"]),
         ({"distill__weight": 9.0}, ["train_student@mtkd", *MEASURED]),
-        ({"teacher__epochs": 99}, [*teachers(*ALL), *stores(*ALL), "train_student@mtkd", *MEASURED]),
+        (
+            {"teacher__epochs": 99},
+            [*teachers(*ALL), *stores(*ALL), "train_student@mtkd", *MEASURED],
+        ),
         ({"cache__views": 2}, [*stores(*ALL), "train_student@mtkd", *MEASURED]),
         ({"evaluate__batch_size": 3}, MEASURED),
         ({"benchmark__repeats": 9}, ["benchmark", "report"]),
@@ -188,7 +201,9 @@ def test_parameters_rerun_what_depends_on_them(project, changes, expected):
 
 def test_teachers_that_were_trained_side_by_side_are_done(project):
     project.params(teacher__epochs=98)
-    said = project.run(sys.executable, "-m", "stages.cli", "train-teachers", "--jobs", "2", "--device", "cpu")
+    said = project.run(
+        sys.executable, "-m", "stages.cli", "train-teachers", "--jobs", "2", "--device", "cpu"
+    )
     assert "2 teachers are trained" in said
     assert project.repro() == sorted([*stores(*ALL), "train_student@mtkd", *MEASURED])
 
@@ -216,7 +231,8 @@ def test_an_imported_teacher_is_left_alone(project):
     code = (
         "from pathlib import Path; from pipeline.checkpoint import save_checkpoint;"
         "from pipeline.models import create_model;"
-        "n = create_model('mininetv2', 1); n.anatomies = ('x',); save_checkpoint(Path('mine.safetensors'), n, (24, 32))"
+        "n = create_model('mininetv2', 1); n.anatomies = ('x',); "
+        "save_checkpoint(Path('mine.safetensors'), n, (24, 32))"
     )
     project.run(sys.executable, "-c", code)
     project.run(sys.executable, "-m", "stages.cli", "import-teacher", "colon", "mine.safetensors")
@@ -277,13 +293,18 @@ def test_bare_tables_of_dvc_fit_a_screen(project):
     """Every figure of a DVC metric is a column: those of each anatomy are outputs beside them."""
     shutil.copytree(ROOT / "metrics", project.folder / "metrics", dirs_exist_ok=True)
     table = project.run("dvc", "metrics", "show").splitlines()
-    assert [row.split()[0] for row in table] == ["Path", "metrics/summary.json", "metrics/benchmark.json"]
+    assert [row.split()[0] for row in table] == [
+        "Path",
+        "metrics/summary.json",
+        "metrics/benchmark.json",
+    ]
     assert max(map(len, table)) < 200
     assert project.run("dvc", "metrics", "diff").count("metrics/") < 20
     project.run("git", "checkout", "-q", "--", "metrics")
 
 
-# Modules whose edits cannot change a result: they check settings, refuse, talk, or say where to compute and go on.
+# Modules whose edits cannot change a result: they check settings, refuse, talk, or say where to
+# compute and go on.
 NEUTRAL = {
     "stages/__init__.py", "stages/shared/__init__.py", "stages/stores/__init__.py", "stages/reporting/__init__.py",
     "stages/shared/params.py", "stages/shared/console.py", "stages/shared/paths.py", "stages/shared/environment.py",
@@ -294,14 +315,24 @@ NEUTRAL = {
     "pipeline/prefetch.py", "pipeline/training_errors.py", "pipeline/resume.py", "pipeline/environment.py",
     "pipeline/handover.py", "pipeline/launch.py",
     "cache/lock.py", "cache/durable.py", "cache/errors.py",
-    # Reading what prepare wrote: its own writer is a dependency of prepare, and what it writes one of everybody.
+    # Reading what prepare wrote: its own writer is a dependency of prepare, and what it writes one
+    # of everybody.
     "pipeline/prepared.py", "pipeline/dsad.py",
     # The form for inference: who asks it depends on the whole of pipeline/models.
     "pipeline/models/frozen.py",
     # Tries later stages, and refuses or warns.
     "stages/shared/preflight.py",
 }  # fmt: skip
-STAGES = ["phantom", "prepare", "train_teacher", "cache_logits", "train_student", "evaluate", "benchmark", "report"]
+STAGES = [
+    "phantom",
+    "prepare",
+    "train_teacher",
+    "cache_logits",
+    "train_student",
+    "evaluate",
+    "benchmark",
+    "report",
+]
 
 
 def imported(path):
@@ -324,7 +355,8 @@ def closure(path):
     while todo:
         one = todo.pop()
         seen.add(one)
-        # See NEUTRAL: of what prepared.py needs to write, readers use nothing; what preflight.py tries changes nothing.
+        # See NEUTRAL: of what prepared.py needs to write, readers use nothing; what preflight.py
+        # tries changes nothing.
         if one not in ("pipeline/prepared.py", "stages/shared/preflight.py"):
             todo |= imported(one) - seen
     return seen

@@ -9,7 +9,8 @@ from helpers import ROOT
 
 
 @pytest.mark.parametrize(
-    ("package", "others"), [("pipeline", {"cache", "stages"}), ("cache", {"pipeline", "stages", "torch"})]
+    ("package", "others"),
+    [("pipeline", {"cache", "stages"}), ("cache", {"pipeline", "stages", "torch"})],
 )
 def test_packages_import_downwards_only(package, others):
     for path in (ROOT / package).rglob("*.py"):
@@ -21,4 +22,6 @@ def test_packages_import_downwards_only(package, others):
 
 def test_help_imports_no_heavy_library():
     code = "import sys, stages.cli; print([m for m in ('torch', 'zarr', 'cv2', 'numpy') if m in sys.modules])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"
+    assert (
+        subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"
+    )

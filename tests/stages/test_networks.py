@@ -18,11 +18,15 @@ def run(*arguments, code=0):
 
 def test_models_lists_every_architecture_in_both_forms():
     rows = json.loads(run("models", "--json", "--decoders", "2"))
-    assert {(row["name"], row["decoders"]) for row in rows} == {(name, n) for name in ARCHITECTURES for n in (1, 2)}
+    assert {(row["name"], row["decoders"]) for row in rows} == {
+        (name, n) for name in ARCHITECTURES for n in (1, 2)
+    }
     star = {row["name"]: row for row in rows if row["decoders"] == 2}
     square = {row["name"]: row for row in rows if row["decoders"] == 1}
     for name in ARCHITECTURES:
-        assert square[name]["parameters"] < star[name]["parameters"] < 2 * square[name]["parameters"]
+        assert (
+            square[name]["parameters"] < star[name]["parameters"] < 2 * square[name]["parameters"]
+        )
         assert square[name]["all_parameters"] == 2 * square[name]["parameters"]
         assert 0 < star[name]["multiply_adds"] < square[name]["multiply_adds"]
         assert star[name]["paper_all_parameters"] is None  # published for eleven anatomies only
@@ -42,7 +46,18 @@ def test_networks_are_measured_in_both_forms(tmp_path, monkeypatch):
 
     monkeypatch.setattr(networks, "SHAPES", {"train": (2, (32, 32)), "infer": (1, (64, 64))})
     output = tmp_path / "b.json"
-    run("benchmark", "networks", "--arch", "mininetv2", "--decoders", "2", "--repeats", "1", "--output", str(output))
+    run(
+        "benchmark",
+        "networks",
+        "--arch",
+        "mininetv2",
+        "--decoders",
+        "2",
+        "--repeats",
+        "1",
+        "--output",
+        str(output),
+    )
     found = json.loads(output.read_text())
     assert [(c["task"], c["precision"]) for c in found["cases"]] == [
         ("train", "32-true"), ("train", "bf16-mixed"), ("infer", "32-true"), ("infer", "bf16-mixed"),

@@ -21,12 +21,19 @@ FOLDERS = ("data", "checkpoints", "metrics", "results", "stores")
 def walk(*folders):
     """All files, also behind links."""
     return [
-        Path(place, name) for top in folders for place, _, names in os.walk(top, followlinks=True) for name in names
+        Path(place, name)
+        for top in folders
+        for place, _, names in os.walk(top, followlinks=True)
+        for name in names
     ]
 
 
 def files(*folders):
-    kept = [p for p in walk(*folders) if p.suffix in (".png", ".csv", ".safetensors") or ".zarr" in str(p)]
+    kept = [
+        p
+        for p in walk(*folders)
+        if p.suffix in (".png", ".csv", ".safetensors") or ".zarr" in str(p)
+    ]
     return {str(p): p.read_bytes() for p in kept}
 
 
@@ -53,18 +60,28 @@ def link(folder, disk):
     ids=["folders", "scratch and the outputs themselves"],
 )
 def test_any_folder_may_be_a_link_to_another_disk(run, disk, links):
-    whole = {folder: files(folder) for folder in ("data", "checkpoints", "stores", "results/qualitative")}
+    whole = {
+        folder: files(folder) for folder in ("data", "checkpoints", "stores", "results/qualitative")
+    }
     for folder in links:
         Path(folder).mkdir(parents=True, exist_ok=True)
         link(folder, disk)
         (Path(folder) / "train").mkdir(exist_ok=True)
     (run / "results/qualitative/of an earlier run.png").touch()
-    for step in (("prepare",), ("train-teacher", "liver"), ("cache-logits", "liver"), ("evaluate",)):
+    for step in (
+        ("prepare",),
+        ("train-teacher", "liver"),
+        ("cache-logits", "liver"),
+        ("evaluate",),
+    ):
         mtkd(*step)
     assert all(Path(folder).is_symlink() for folder in links)
     for folder, expected in whole.items():
         assert files(folder) == expected
-    assert sorted(p.name for p in (run / "stores").iterdir() if p.suffix) == ["colon.zarr", "liver.zarr"]
+    assert sorted(p.name for p in (run / "stores").iterdir() if p.suffix) == [
+        "colon.zarr",
+        "liver.zarr",
+    ]
     assert not [p for p in walk(run, disk) if "partial" in str(p)]
 
 
@@ -98,16 +115,23 @@ cp -r data/prepared stores out
 def test_folders_may_be_mounts(run):
     """In a name space of its own, where anybody may mount. What a file system keeps for itself stays."""
     private = ["unshare", "--user", "--map-root-user", "--mount"]
-    if not shutil.which("unshare") or subprocess.run([*private, "mount", "-t", "tmpfs", "none", "/mnt"]).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*private, "mount", "-t", "tmpfs", "none", "/mnt"]).returncode
+    ):
         pytest.skip("nothing can be mounted here")
     whole = files("data/prepared", "stores")
     extra = run / "data/prepared/frames/val/liver/of an earlier run.png"
     extra.touch()
     (run / "out").mkdir()
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "STEPS": STEPS}
-    done = subprocess.run([*private, "bash", "-c", MOUNTED], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [*private, "bash", "-c", MOUNTED], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    assert files("out") == {f"out/{name.removeprefix('data/')}": content for name, content in whole.items()}
+    assert files("out") == {
+        f"out/{name.removeprefix('data/')}": content for name, content in whole.items()
+    }
     assert not [p for p in walk("out") if "partial" in str(p)]
 
 
@@ -119,23 +143,31 @@ def test_a_store_in_whose_place_something_is_mounted_is_told_before_work_begins(
 
 def test_a_second_disk_that_is_too_small_is_told_before_work_begins(run, disk, monkeypatch):
     link("stores", disk)
-    monkeypatch.setattr("stages.stores.plan.free_space", lambda folder: 1000 if folder == STORES else 10**9)
-    monkeypatch.setattr("stages.cache_logits.answers", lambda *arguments: pytest.fail("the teacher was asked"))
+    monkeypatch.setattr(
+        "stages.stores.plan.free_space", lambda folder: 1000 if folder == STORES else 10**9
+    )
+    monkeypatch.setattr(
+        "stages.cache_logits.answers", lambda *arguments: pytest.fail("the teacher was asked")
+    )
     said = mtkd("cache-logits", "liver", code=1)
     assert "stores needs 9.0 KiB before compression, the disk has 1000 B free" in said
 
 
 def test_a_place_that_cannot_be_written_is_told_before_work_begins(run, monkeypatch):
-    monkeypatch.setattr("stages.cache_logits.answers", lambda *arguments: pytest.fail("the teacher was asked"))
     monkeypatch.setattr(
-        "stages.shared.training_run.fit", lambda *arguments, **options: pytest.fail("a network was trained")
+        "stages.cache_logits.answers", lambda *arguments: pytest.fail("the teacher was asked")
+    )
+    monkeypatch.setattr(
+        "stages.shared.training_run.fit",
+        lambda *arguments, **options: pytest.fail("a network was trained"),
     )
     for folder in ("stores", "checkpoints"):
         shutil.move(folder, f"{folder}.there")
         Path(folder).symlink_to("/no/such/disk")
     shutil.copytree("checkpoints.there", "no disk")
     monkeypatch.setattr(
-        "stages.stores.plan.teacher_checkpoint", lambda name: Path(f"no disk/teachers/{name}.safetensors")
+        "stages.stores.plan.teacher_checkpoint",
+        lambda name: Path(f"no disk/teachers/{name}.safetensors"),
     )
     said = "is a link to /no/such/disk, which is missing: mount its disk, or make that folder"
     assert f"error: stores {said}" in mtkd("cache-logits", "liver", code=1)
@@ -145,10 +177,14 @@ def test_a_place_that_cannot_be_written_is_told_before_work_begins(run, monkeypa
 def test_what_a_folder_to_write_in_must_be(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     require_writable(tmp_path / "new/deep")
-    with pytest.raises(MtkdError, match=r"file is a file, and .*file/deep must be a folder: move the file away"):
+    with pytest.raises(
+        MtkdError, match=r"file is a file, and .*file/deep must be a folder: move the file away"
+    ):
         require_writable(tmp_path / "file/deep")
     monkeypatch.setattr("pipeline.files.os.access", lambda path, mode: False)
-    with pytest.raises(MtkdError, match=f"new can't be written, {tmp_path} is read-only or another user's"):
+    with pytest.raises(
+        MtkdError, match=f"new can't be written, {tmp_path} is read-only or another user's"
+    ):
         require_writable(tmp_path / "new")
 
 
@@ -166,7 +202,10 @@ def test_a_file_that_is_a_link_is_replaced_and_what_it_points_to_stays(tmp_path,
     (tmp_path / "out.json").symlink_to(disk / "cached.json")
     write_atomically(tmp_path / "out.json", b"new")
     assert not (tmp_path / "out.json").is_symlink()
-    assert ((tmp_path / "out.json").read_text(), (disk / "cached.json").read_text()) == ("new", "old")
+    assert ((tmp_path / "out.json").read_text(), (disk / "cached.json").read_text()) == (
+        "new",
+        "old",
+    )
 
 
 def test_a_disk_without_fsync_will_do(tmp_path, monkeypatch):
@@ -182,7 +221,9 @@ def test_a_copy_that_was_killed_is_listed_and_pruned(run):
     (run / "stores/.liver.zarr.partial/new").mkdir(parents=True)
     (run / "stores/.liver.zarr.partial.lock").touch()
     assert "a copy that was stopped" in mtkd("cache", "ls")
-    assert "would remove stores/.liver.zarr.partial: a copy that was stopped" in mtkd("cache", "prune", "--dry-run")
+    assert "would remove stores/.liver.zarr.partial: a copy that was stopped" in mtkd(
+        "cache", "prune", "--dry-run"
+    )
     mtkd("cache", "prune")
     assert sorted(p.name for p in (run / "stores").iterdir()) == ["colon.zarr", "liver.zarr"]
 
@@ -238,10 +279,17 @@ def test_a_disk_without_flock_fsync_and_lasting_numbers_of_files(run):
     if compiler is None:
         pytest.skip("no C compiler")
     Path("strange.c").write_text(STRANGE)
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", "strange.so", "strange.c", "-ldl"], check=True)
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", "strange.so", "strange.c", "-ldl"], check=True
+    )
     env = os.environ | {"PYTHONPATH": str(ROOT), "LD_PRELOAD": str(run / "strange.so")}
     kind = "import os; print(os.stat('params.yaml').st_ino == os.stat('params.yaml').st_ino)"
-    if subprocess.run([sys.executable, "-c", kind], env=env, capture_output=True, check=True).stdout != b"False\n":
+    if (
+        subprocess.run(
+            [sys.executable, "-c", kind], env=env, capture_output=True, check=True
+        ).stdout
+        != b"False\n"
+    ):
         pytest.skip("this C library looks at files in another way")
     whole = files("checkpoints", "stores")
     command = [sys.executable, "-c", STEPS, "train-teacher liver", "cache-logits liver"]

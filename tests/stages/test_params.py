@@ -128,12 +128,28 @@ def written(tmp_path):
     ],
 )
 def test_ids_of_surgeries_are_what_is_written(written, text, ids):
-    assert written(("val: [3, 9]", f"val: {text}"), ("test: [2, 7, 11, 14]", "test: []")).data.splits.val == ids
-    assert written(("test: [2, 7, 11, 14]", f"test: {text}"), ("val: [3, 9]", "val: []")).data.splits.test == ids
+    assert (
+        written(
+            ("val: [3, 9]", f"val: {text}"), ("test: [2, 7, 11, 14]", "test: []")
+        ).data.splits.val
+        == ids
+    )
+    assert (
+        written(
+            ("test: [2, 7, 11, 14]", f"test: {text}"), ("val: [3, 9]", "val: []")
+        ).data.splits.test
+        == ids
+    )
 
 
 # Of each group DVC takes at least two for the same value, or readers of YAML disagree.
-ALIKE = [("3.10", "3.1", "3.100"), ("0x1F", "31", "3_1"), ("1e3", "1000.0", "1000"), ("true", "True"), ("null", "~")]
+ALIKE = [
+    ("3.10", "3.1", "3.100"),
+    ("0x1F", "31", "3_1"),
+    ("1e3", "1000.0", "1000"),
+    ("true", "True"),
+    ("null", "~"),
+]
 
 
 @pytest.mark.parametrize("texts", ALIKE)
@@ -145,7 +161,10 @@ def test_what_is_another_surgery_here_is_another_value_to_dvc(written, texts, qu
         try:
             here += written(("val: [3, 9]", f"val: {line}")).data.splits.val
         except MtkdError as error:
-            assert f"data.splits.val.0: {text} is not text to every reader of YAML: put it in quotes" in str(error)
+            assert (
+                f"data.splits.val.0: {text} is not text to every reader of YAML: put it in quotes"
+                in str(error)
+            )
         else:
             to_dvc += parse_yaml(line, "params.yaml")
     assert quote == "" or len(here) == len(texts)
@@ -166,27 +185,47 @@ def test_what_is_another_surgery_here_is_another_value_to_dvc(written, texts, qu
 )
 def test_a_split_that_is_not_a_list_says_so(written, split, text, says):
     name = split.split(":")[0]
-    with pytest.raises(MtkdError, match=rf"data\.splits\.{name}: a list of surgeries is expected, ") as error:
+    with pytest.raises(
+        MtkdError, match=rf"data\.splits\.{name}: a list of surgeries is expected, "
+    ) as error:
         written((split, f"{name}: {text}"))
     assert says in str(error.value)
 
 
 def test_one_rule_says_which_surgeries_are_the_same():
-    assert [surgery_id(name) for name in ("3", "03", 3, "²", "٣", "x3", "-3")] == [3, 3, 3, "²", "٣", "x3", "-3"]
+    assert [surgery_id(name) for name in ("3", "03", 3, "²", "٣", "x3", "-3")] == [
+        3,
+        3,
+        3,
+        "²",
+        "٣",
+        "x3",
+        "-3",
+    ]
 
 
 def test_an_empty_id_is_refused(written):
-    with pytest.raises(MtkdError, match=r"data\.splits\.val\.1: the name of a surgery's folder is wanted"):
+    with pytest.raises(
+        MtkdError, match=r"data\.splits\.val\.1: the name of a surgery's folder is wanted"
+    ):
         written(("val: [3, 9]", "val: [3, '']"))
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("image_size: [64, 80]", "image_size: [064, 80]", "data.image_size.0: 064 is 52 to YAML 1.1"),
+        (
+            "image_size: [64, 80]",
+            "image_size: [064, 80]",
+            "data.image_size.0: 064 is 52 to YAML 1.1",
+        ),
         ("epochs: 25", "epochs: 2_5", "teacher.epochs: 2_5 is 25 to YAML 1.1"),
         ("epochs: 25", "epochs: 1:30", "teacher.epochs: 1:30 is 90 to YAML 1.1"),
-        ("class_weights: false", "class_weights: off", "teacher.class_weights: off is False to YAML 1.1"),
+        (
+            "class_weights: false",
+            "class_weights: off",
+            "teacher.class_weights: off is False to YAML 1.1",
+        ),
         ("- colon", "- 010", "data.anatomies.1: 010 is not text to every reader of YAML"),
         ("- colon", "- 1e3", "data.anatomies.1: 1e3 is not text to every reader of YAML"),
         ("- colon", "- 3.10", "data.anatomies.1: 3.10 is not text"),
@@ -254,7 +293,11 @@ def test_the_paper_preset_is_the_paper():
     assert (stage2.arch, stage2.pretrained) == ("mininetv2", "none")
     assert not stage1.class_weights
     assert not stage2.class_weights
-    assert (paper.distill.temperature, paper.distill.weight, paper.distill.softmax) == (4.0, 3.0, "pixels")
+    assert (paper.distill.temperature, paper.distill.weight, paper.distill.softmax) == (
+        4.0,
+        3.0,
+        "pixels",
+    )
     assert paper.benchmark.image_size == (720, 1280)
 
 
@@ -262,4 +305,6 @@ def test_the_learning_rate_is_exponential_from_first_to_final():
     student = load_params(PRESETS / "paper.yaml").student
     assert learning_rate(student, 0) == 1e-3
     assert learning_rate(student, 60) == pytest.approx(2.5e-5)
-    assert learning_rate(student, 31) / learning_rate(student, 30) == pytest.approx(0.025 ** (1 / 60))
+    assert learning_rate(student, 31) / learning_rate(student, 30) == pytest.approx(
+        0.025 ** (1 / 60)
+    )

@@ -49,7 +49,11 @@ def test_hours_are_steps_and_frames_times_what_they_take(run):
     from stages.shared.params import load_params
 
     rates = plan.Rates(36.0, 72.0, 3.6, 7.2, 0.0, 0, 0)
-    counts = {"train": {"liver": 8, "colon": 5}, "val": {"liver": 2, "colon": 0}, "test": {"liver": 1, "colon": 1}}
+    counts = {
+        "train": {"liver": 8, "colon": 5},
+        "val": {"liver": 2, "colon": 0},
+        "test": {"liver": 1, "colon": 1},
+    }
     found = plan.hours(load_params(), counts, rates, 1)
     # Two epochs each; batches of four, a last one of one frame is left out.
     assert found["teachers"] == pytest.approx((2 * (2 * 36 + 2 * 3.6) + 2 * 36) / 3600, abs=0.006)

@@ -54,7 +54,10 @@ def test_what_is_not_read_is_named(run):
     for name in ("f.png", "g"):
         (run / "frames" / name).symlink_to("nowhere")
     output = predict("frames")
-    assert "not read: 2 .webp (frames/b.webp, frames/c.webp), 1 .gif (frames/d.gif), 1 .mp4 (frames/e.mp4)" in output
+    assert (
+        "not read: 2 .webp (frames/b.webp, frames/c.webp), 1 .gif (frames/d.gif), 1 .mp4 "
+        "(frames/e.mp4)" in output
+    )
     assert "2 links to nothing (frames/f.png, frames/g)" in output
     assert "skipped" not in output
     assert "-> out\n" in output
@@ -84,7 +87,9 @@ def test_one_frame_that_its_decoder_cannot_bear_ends_no_run(run, monkeypatch):
     for name in "abcd":
         write_png(run / "frames" / f"{name}.png", frame())
     Image.fromarray(frame(size=(200, 200))).save(run / "frames" / "huge.bmp")
-    Image.fromarray(frame()).save(run / "frames" / "pages.tif", save_all=True, append_images=[Image.new("RGB", (9, 9))])
+    Image.fromarray(frame()).save(
+        run / "frames" / "pages.tif", save_all=True, append_images=[Image.new("RGB", (9, 9))]
+    )
     (run / "frames" / "text.jpg").write_text("no picture")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     output = predict("frames")
@@ -171,6 +176,15 @@ def test_frames_of_one_size_are_launched_at_once_from_the_second_on(monkeypatch,
     segment = stage._OneSize(None, torch.device("cuda"), (8, 8))
     for height in (8, 8, 8, 4, 8, 8):
         segment(np.zeros((1, 3, height, 8), np.uint8))
-    expected = [((8, 8), "eager"), ((8, 8), "graph"), ((4, 8), "eager"), ((8, 8), "eager"), ((8, 8), "graph")]
+    expected = [
+        ((8, 8), "eager"),
+        ((8, 8), "graph"),
+        ((4, 8), "eager"),
+        ((8, 8), "eager"),
+        ((8, 8), "graph"),
+    ]
     assert launches == (expected[:4] if fails else expected)
-    assert capsys.readouterr().out.count("warning: a network can't be launched as one graph here") == fails
+    assert (
+        capsys.readouterr().out.count("warning: a network can't be launched as one graph here")
+        == fails
+    )

@@ -52,7 +52,10 @@ def test_a_student_that_starts_from_a_teacher_to_be_trained_is_not_missed(projec
 
 def test_an_export_that_would_fail_is_warned_of(prepared, monkeypatch):
     monkeypatch.setattr("pipeline.deployment.export.disagreement", lambda *_: 7)
-    assert "warning: the student cannot be exported: its ONNX file differs from it in 7 pixels" in train()
+    assert (
+        "warning: the student cannot be exported: its ONNX file differs from it in 7 pixels"
+        in train()
+    )
 
 
 def test_a_runtime_that_cannot_be_loaded_is_no_reason_not_to_train(prepared, monkeypatch):

@@ -55,7 +55,9 @@ def test_other_settings_or_labels_are_no_other_rounding(recorded):
     params["student"]["epochs"] = 3
     (recorded / "params.yaml").write_text(yaml.safe_dump(params))
     assert "; settings have changed since" in mtkd("summary", "--check")
-    (recorded / "dvc.lock").write_text((recorded / "dvc.lock").read_text().replace("md5: a", "md5: b"))
+    (recorded / "dvc.lock").write_text(
+        (recorded / "dvc.lock").read_text().replace("md5: a", "md5: b")
+    )
     assert "; settings and labels have changed since" in mtkd("summary")
 
 

@@ -108,7 +108,12 @@ def test_times_of_another_machine_are_said_to_be_its_own(run):
 def test_the_page_in_a_browser(page, tmp_path, width):
     (tmp_path / "probe.html").write_text(PROBE.format(width=width, url=page.as_uri()))
     done = subprocess.run(
-        [CHROMIUM, *OPTIONS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "probe.html").as_uri()],
+        [
+            CHROMIUM,
+            *OPTIONS,
+            f"--user-data-dir={tmp_path / 'profile'}",
+            (tmp_path / "probe.html").as_uri(),
+        ],
         capture_output=True,
         text=True,
         timeout=120,
@@ -130,7 +135,10 @@ def test_the_page_in_a_browser(page, tmp_path, width):
 def test_annotators_stand_beside_the_networks(run):
     path = run / "results/evaluation.json"
     found = json.loads(path.read_text())
-    found["annotators"]["liver"] = {"anno_1": {"dice": 91.25, "frames": 20}, "anno_3": {"dice": 88.0, "frames": 18}}
+    found["annotators"]["liver"] = {
+        "anno_1": {"dice": 91.25, "frames": 20},
+        "anno_3": {"dice": 88.0, "frames": 18},
+    }
     found["annotators"]["colon"] = {"anno_2": {"dice": 70.0, "frames": 1}}
     path.write_text(json.dumps(found))
     mtkd("report")
@@ -147,9 +155,15 @@ def test_a_chart_names_every_network_that_it_shows(recwarn):
 
 
 def test_the_commit_is_a_sentence_of_its_own(run, monkeypatch):
-    monkeypatch.setattr("stages.report._commit", lambda: "0123abcd with changes that are not committed")
+    monkeypatch.setattr(
+        "stages.report._commit", lambda: "0123abcd with changes that are not committed"
+    )
     mtkd("report")
-    text = re.sub(r"<[^>]*>", "", (run / "report/index.html").read_text().split("<h2>Cost")[0].split("<body>")[1])
+    text = re.sub(
+        r"<[^>]*>",
+        "",
+        (run / "report/index.html").read_text().split("<h2>Cost")[0].split("<body>")[1],
+    )
     assert "committed. " in text
     assert re.findall(r"[a-z)][.;:,](?=[A-Z])", text) == []
 

@@ -21,7 +21,9 @@ KILLS = int(os.environ.get("MTKD_KILLS", "3"))
 EPOCHS = 5
 RUNS = {"teachers/liver": ("train-teacher", "liver"), "students/mtkd": ("train-student", "mtkd")}
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["stages.train_teacher", "stages.train_student", "stages.stores.reader"])
+context.set_forkserver_preload(
+    ["stages.train_teacher", "stages.train_student", "stages.stores.reader"]
+)
 
 
 def command(folder, arguments, output, prepare):
@@ -79,7 +81,9 @@ def limit_files():
 
 
 def start(folder, run, prepare=nothing):
-    process = context.Process(target=command, args=(folder, RUNS[run], folder / "output.txt", prepare))
+    process = context.Process(
+        target=command, args=(folder, RUNS[run], folder / "output.txt", prepare)
+    )
     process.start()
     return process
 
@@ -120,7 +124,9 @@ def begun(finished, tmp_path_factory):
         whole[run] = results(folder, run)
         (folder / f"checkpoints/{run}.safetensors").unlink()
         if run == "teachers/liver":  # the stores were written by the teacher of two epochs
-            shutil.copy(finished[0] / f"checkpoints/{run}.safetensors", folder / "checkpoints/teachers")
+            shutil.copy(
+                finished[0] / f"checkpoints/{run}.safetensors", folder / "checkpoints/teachers"
+            )
     return folder, whole, seconds
 
 
@@ -133,7 +139,12 @@ def killed(request, begun, tmp_path):
 
 
 def leftovers(folder):
-    return [p for part in ("checkpoints", "metrics", "scratch") for p in (folder / part).rglob("*.p*t*") if p.is_file()]
+    return [
+        p
+        for part in ("checkpoints", "metrics", "scratch")
+        for p in (folder / part).rglob("*.p*t*")
+        if p.is_file()
+    ]
 
 
 @pytest.mark.parametrize("moment", range(KILLS))
@@ -156,7 +167,11 @@ def test_kill_9_while_a_file_is_half_written(killed, call):
     process = start(folder, run, DieWhileWriting(call))
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    assert not (folder / f"checkpoints/{run}.safetensors").is_file() or call == EPOCHS + 2 or "teachers" in run
+    assert (
+        not (folder / f"checkpoints/{run}.safetensors").is_file()
+        or call == EPOCHS + 2
+        or "teachers" in run
+    )
     said = finish(folder, run)
     assert (f"goes on after epoch {min(call - 1, EPOCHS)}" in said) == (call > 1)
     assert results(folder, run) == whole
@@ -173,7 +188,10 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(killed):
     process.join(120)
     said = (folder / "output.txt").read_text()
     assert process.exitcode == 130
-    assert said.splitlines()[-1] == "stopped: nothing half-written is left; the same command goes on from there"
+    assert (
+        said.splitlines()[-1]
+        == "stopped: nothing half-written is left; the same command goes on from there"
+    )
     assert "Traceback" not in said
     assert "goes on after epoch" in finish(folder, run)
     assert results(folder, run) == whole
@@ -197,7 +215,9 @@ def test_a_state_that_does_not_fit_is_not_used(killed, what):
     folder, run, whole, _ = killed
     state = folder / f"scratch/training/{run}.pt"
     params = (folder / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(params.replace("learning_rate: 0.005", "learning_rate: 0.004"))
+    (folder / "params.yaml").write_text(
+        params.replace("learning_rate: 0.005", "learning_rate: 0.004")
+    )
     process = start(folder, run)
     while not state.is_file() and process.is_alive():
         time.sleep(0.005)
@@ -243,8 +263,20 @@ def test_two_devices_train_one_student_and_speak_with_one_voice(run):
     """Frames of validation and batches are shared; two processes end with one checkpoint."""
     path = run / "checkpoints/students/mtkd.safetensors"
     path.unlink()
-    command = [sys.executable, "-m", "stages.cli", "train-student", "mtkd", "--devices", "2", "--device", "cpu"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "stages.cli",
+        "train-student",
+        "mtkd",
+        "--devices",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": epoch 2 ") == 1
     assert "2 processes share every batch" in done.stdout
@@ -253,7 +285,15 @@ def test_two_devices_train_one_student_and_speak_with_one_voice(run):
 
 def test_a_batch_that_cannot_be_shared_is_refused(run):
     assert "at least two frames (--devices 2, --accumulate 2)" in mtkd(
-        "train-student", "baseline", "--devices", "2", "--accumulate", "2", "--device", "cpu", code=1
+        "train-student",
+        "baseline",
+        "--devices",
+        "2",
+        "--accumulate",
+        "2",
+        "--device",
+        "cpu",
+        code=1,
     ).replace("batch_size 4 makes no 4 pieces of ", "")
 
 
@@ -266,7 +306,9 @@ def test_devices_that_share_batch_norm_may_have_one_frame_each(monkeypatch):
     from stages.shared.training_run import _require_shareable
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    settings: Training = load_params(ROOT / "params.yaml").student.model_copy(update={"batch_size": 8})
+    settings: Training = load_params(ROOT / "params.yaml").student.model_copy(
+        update={"batch_size": 8}
+    )
     _require_shareable(settings, Machine("cuda", devices=8))
     with pytest.raises(MtkdError, match="makes no 16 pieces"):
         _require_shareable(settings, Machine("cuda", devices=8, accumulate=2))
@@ -274,7 +316,9 @@ def test_devices_that_share_batch_norm_may_have_one_frame_each(monkeypatch):
         _require_shareable(settings, Machine("cuda", accumulate=8))
     shares = [EpochBatches(19, 8, 1, Share(rank, 8, least=1)) for rank in range(8)]
     assert all(len(piece) == 1 for share in shares for piece in share)
-    assert [[sum(sizes) for sizes in share.sizes()] for share in shares] == [[1, 1, 1]] * 3 + [[1, 1, 0]] * 5
+    assert [[sum(sizes) for sizes in share.sizes()] for share in shares] == [[1, 1, 1]] * 3 + [
+        [1, 1, 0]
+    ] * 5
 
 
 @pytest.mark.parametrize("options", [[], ["--compile"]])
@@ -285,12 +329,16 @@ def test_another_device_or_a_compiled_network_is_another_run(run, monkeypatch, o
 
     whole, seen = training_run.run_identity, []
     monkeypatch.setattr(
-        training_run, "run_identity", lambda parts, weights: seen.append(parts) or whole(parts, weights)
+        training_run,
+        "run_identity",
+        lambda parts, weights: seen.append(parts) or whole(parts, weights),
     )
     monkeypatch.setattr("torch.compile", lambda module, **options: module)
     mtkd("train-student", "baseline", "--device", "cpu", *options)
     assert [(parts["device"], parts["compile"]) for parts in seen] == [("cpu", bool(options))]
-    _, card = load_checkpoint(run / "checkpoints/students/baseline.safetensors", "train_student@baseline")
+    _, card = load_checkpoint(
+        run / "checkpoints/students/baseline.safetensors", "train_student@baseline"
+    )
     assert {"device", "compile"}.isdisjoint(card.trained_on)
 
 
@@ -311,4 +359,6 @@ def test_one_flipped_bit_in_a_checkpoint_is_refused(run):
     content[-100] ^= 1
     path.unlink()
     path.write_bytes(content)
-    assert "mtkd.safetensors is no whole checkpoint (its weights are damaged" in mtkd("evaluate", code=1)
+    assert "mtkd.safetensors is no whole checkpoint (its weights are damaged" in mtkd(
+        "evaluate", code=1
+    )

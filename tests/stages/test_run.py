@@ -28,7 +28,9 @@ def test_every_stage_leaves_what_the_next_one_needs(run, finished):
 def test_the_summary_that_dvc_compares_has_the_means_of_both_splits(run):
     summary = json.loads((run / "metrics/summary.json").read_text())
     evaluation = json.loads((run / "metrics/evaluate.json").read_text())
-    assert summary["test_dice"] == {name: table["dice"]["mean"] for name, table in evaluation.items()}
+    assert summary["test_dice"] == {
+        name: table["dice"]["mean"] for name, table in evaluation.items()
+    }
     for name in ("baseline", "mtkd"):
         student = json.loads((run / f"metrics/students/{name}.json").read_text())
         assert summary["val_dice"][name] == student["val_dice"]["mean"] is not None
@@ -56,7 +58,9 @@ def test_the_table_of_frames_gives_the_metrics(run):
 def test_stores_hold_every_training_frame_and_no_other(run):
     group = zarr.open_group(run / "stores" / "liver.zarr", mode="r")
     assert group["logits"].shape == (1, 6, 2, 16, 24)
-    assert group.attrs["frames"] == [f"{a}/01/image{i:02d}" for a in ("liver", "colon") for i in range(3)]
+    assert group.attrs["frames"] == [
+        f"{a}/01/image{i:02d}" for a in ("liver", "colon") for i in range(3)
+    ]
     assert np.isfinite(group["logits"][:]).all()
     assert sorted(p.name for p in (run / "stores").iterdir()) == ["colon.zarr", "liver.zarr"]
 
@@ -88,8 +92,13 @@ def test_frames_that_the_stores_lack_or_have_too_many_are_named(run):
     index = folder / "index.csv"
     index.write_text(index.read_text().replace("01/image00", "01/image77"))
     output = mtkd("train-student", "mtkd", code=1)
-    assert "stores/liver.zarr lacks frames, liver/01/image77 first of 1, like 1 other stores" in output
-    assert "stores/liver.zarr has other frames, liver/01/image00 first of 1, like 1 other stores" in output
+    assert (
+        "stores/liver.zarr lacks frames, liver/01/image77 first of 1, like 1 other stores" in output
+    )
+    assert (
+        "stores/liver.zarr has other frames, liver/01/image00 first of 1, like 1 other stores"
+        in output
+    )
 
 
 def test_a_damaged_store_stops_the_student(run):
@@ -120,7 +129,9 @@ def test_views_are_replayed_to_the_student(run, monkeypatch):
 
 
 def test_a_students_mistakes_are_one_line(run):
-    assert "'spleen' is not in data.anatomies: liver, colon" in mtkd("train-teacher", "spleen", code=1)
+    assert "'spleen' is not in data.anatomies: liver, colon" in mtkd(
+        "train-teacher", "spleen", code=1
+    )
     assert "not in data.anatomies: spleen" in mtkd("cache-logits", "spleen", code=1)
     assert "neither baseline nor mtkd" in mtkd("train-student", "other", code=2)
     assert "none of auto, cpu" in mtkd("evaluate", "--device", "tpu", code=2)
@@ -133,7 +144,9 @@ def test_a_students_mistakes_are_one_line(run):
 
 
 def test_no_training_frames_of_a_surgery_are_left_in_a_store_or_test(run):
-    frames = {row.split(",")[3] for row in (run / "results/per_frame.csv").read_text().splitlines()[1:]}
+    frames = {
+        row.split(",")[3] for row in (run / "results/per_frame.csv").read_text().splitlines()[1:]
+    }
     assert {frame.split("/")[1] for frame in frames} == {"03"}
 
 
@@ -148,7 +161,9 @@ def test_init_puts_a_preset_in_place(tmp_path, monkeypatch):
     mtkd("init", "--preset", "demo", "--force")
     assert (tmp_path / "params.yaml.bak").read_text() == text
     assert "demo, paper" in mtkd("init", "--preset", "none", "--force", code=1)
-    assert "is no folder" in mtkd("init", "--preset", "paper", "--data-root", "nowhere", "--force", code=1)
+    assert "is no folder" in mtkd(
+        "init", "--preset", "paper", "--data-root", "nowhere", "--force", code=1
+    )
 
 
 def test_curves_tell_the_terms_apart(run):
@@ -159,7 +174,9 @@ def test_curves_tell_the_terms_apart(run):
     for name in ("cross_entropy", "kl_divergence"):
         rows = (curves / "gradient_norm" / f"{name}.tsv").read_text().splitlines()[1:]
         assert all(float(row.split("\t")[1]) > 0 for row in rows)
-    assert not (run / "results/curves/students/baseline/plots/metrics/gradient_norm/kl_divergence.tsv").exists()
+    assert not (
+        run / "results/curves/students/baseline/plots/metrics/gradient_norm/kl_divergence.tsv"
+    ).exists()
 
 
 def test_the_augmentation_gap_stands_in_the_stores_metrics(run):

@@ -16,13 +16,23 @@ from stages.shared.results import read
 
 def test_every_runtime_in_both_forms_and_they_agree(run):
     runtimes.run(
-        ["mininetv2"], ["PyTorch", "ONNX Runtime", "OpenVINO"], FORMS, 2, (64, 96), 2, Path("all.json"), Machine("cpu")
+        ["mininetv2"],
+        ["PyTorch", "ONNX Runtime", "OpenVINO"],
+        FORMS,
+        2,
+        (64, 96),
+        2,
+        Path("all.json"),
+        Machine("cpu"),
     )
     rows = json.loads(Path("all.json").read_text())["rows"]
     ways = {(row["form"], row["runtime"], row["precision"], row["decoding"]) for row in rows}
     assert len(ways) == len(rows)
     for runtime in ("PyTorch", "ONNX Runtime", "OpenVINO"):
-        assert {("shared", runtime, "float32", "looped"), ("shared", runtime, "float32", "joined")} <= ways
+        assert {
+            ("shared", runtime, "float32", "looped"),
+            ("shared", runtime, "float32", "joined"),
+        } <= ways
         assert ("separate", runtime, "float32", "joined") in ways
     assert (("shared", "OpenVINO", "int8", "joined") in ways) == available("OpenVINO", "int8")
     for row in rows:
@@ -45,7 +55,10 @@ def test_every_runtime_in_both_forms_and_they_agree(run):
 
 @pytest.mark.parametrize(
     ("error", "line"),
-    [(MtkdError("a process ended"), "a process"), (torch.OutOfMemoryError("CUDA out of memory."), "too little memory")],
+    [
+        (MtkdError("a process ended"), "a process"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "too little memory"),
+    ],
 )
 def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(run, monkeypatch, error, line):
     real = runtimes._measured
@@ -57,10 +70,14 @@ def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(run, monkeypatch, 
 
     monkeypatch.setattr(runtimes, "_measured", measured)
     with pytest.raises(MtkdError, match=f"1 could not be measured:\n  mininetv2 separate: {line}"):
-        runtimes.run(["mininetv2"], ["PyTorch"], FORMS, 2, (64, 96), 1, Path("all.json"), Machine("cpu"))
+        runtimes.run(
+            ["mininetv2"], ["PyTorch"], FORMS, 2, (64, 96), 1, Path("all.json"), Machine("cpu")
+        )
     assert {row["form"] for row in json.loads(Path("all.json").read_text())["rows"]} == {"shared"}
 
 
-@pytest.mark.parametrize(("option", "value"), [("--arch", "segformer_b0"), ("--runtime", "OpenVINO")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--arch", "segformer_b0"), ("--runtime", "OpenVINO")]
+)
 def test_options_of_all_are_refused_without_it(run, option, value):
     assert "needs --all" in mtkd("benchmark", option, value, code=2)

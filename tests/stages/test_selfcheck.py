@@ -10,11 +10,18 @@ from stages.selfcheck import RUN_CHECKS, Trial, _device, _network_checks
 
 
 def test_a_whole_check_passes_on_the_cpu(capsys, monkeypatch):
-    monkeypatch.setattr(Trial, "precisions", ("32-true",))  # bfloat16 is slow on processors without it
+    monkeypatch.setattr(
+        Trial, "precisions", ("32-true",)
+    )  # bfloat16 is slow on processors without it
     selfcheck.run(Machine("cpu"), ["mininetv2"])
     told = capsys.readouterr().out
     assert "FAIL" not in told
-    for name in ("mininetv2 frozen", "training learns, 32-true", "kill and resume", "stores verify on cpu"):
+    for name in (
+        "mininetv2 frozen",
+        "training learns, 32-true",
+        "kill and resume",
+        "stores verify on cpu",
+    ):
         assert f"pass  {name}" in told
     assert "skip  device" in told
 
@@ -42,12 +49,16 @@ def test_a_network_that_answers_otherwise_fails(monkeypatch, capsys):
 
 def test_nan_fails(monkeypatch):
     monkeypatch.setattr(selfcheck, "_pass", lambda *_: (torch.tensor([float("nan")]),) * 3)
-    assert {check.passed for check in _network_checks("mininetv2")(Trial(None, Machine("cpu")))} == {True, False}
+    assert {
+        check.passed for check in _network_checks("mininetv2")(Trial(None, Machine("cpu")))
+    } == {True, False}
 
 
 def test_a_verb_that_fails_is_a_failed_check(tmp_path, monkeypatch):
     trial = Trial(tmp_path, Machine("cpu"))
-    monkeypatch.setattr(Trial, "write_params", lambda self, **_: (tmp_path / "params.yaml").write_text("data: 1\n"))
+    monkeypatch.setattr(
+        Trial, "write_params", lambda self, **_: (tmp_path / "params.yaml").write_text("data: 1\n")
+    )
     for group, verb in ((RUN_CHECKS[0], "phantom"), (RUN_CHECKS[2], "cache-logits")):
         (check,) = group(trial)
         assert check.passed is False

@@ -35,7 +35,9 @@ from stages.stores.reader import open_stores
 
 
 def files(path):
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
+    }
 
 
 def test_stored_logits_are_the_teachers_at_full_size(run):
@@ -48,7 +50,9 @@ def test_stored_logits_are_the_teachers_at_full_size(run):
         pixels = torch.from_numpy(load_frame(frame.image).transpose(2, 0, 1).copy())[None]
         with torch.inference_mode():
             live = resize(teacher(normalise(pixels, teacher)), (32, 48))[0, 0]
-        stored = resize(torch.from_numpy(store.read(frame.id).astype(np.float32))[None, None], (32, 48))[0, 0]
+        stored = resize(
+            torch.from_numpy(store.read(frame.id).astype(np.float32))[None, None], (32, 48)
+        )[0, 0]
         assert float((live - stored).abs().max()) <= 2**-10 * float(live.abs().max())
 
 
@@ -99,13 +103,18 @@ def test_verify_finds_answers_in_the_wrong_place(run):
             writer.append(whole.read(i)[None], [whole.pixels(i)])
         writer.finish("stores/liver.zarr")
     said = mtkd("cache", "verify", code=1)
-    assert f"answers other pixels than the prepared ones in 2 places, frame {whole.frames[0]} (view 0) first" in said
+    assert (
+        f"answers other pixels than the prepared ones in 2 places, frame {whole.frames[0]} (view "
+        "0) first" in said
+    )
     assert "stores/colon.zarr: whole" in said
 
 
 def test_verify_asks_the_teacher_again(run):
     assert mtkd("cache", "verify", "--recompute", "3").count("whole") == 2
-    assert "answers otherwise" in mtkd("cache", "verify", "--recompute", "6", "--tolerance", "0", code=1)
+    assert "answers otherwise" in mtkd(
+        "cache", "verify", "--recompute", "6", "--tolerance", "0", code=1
+    )
     shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
     assert "its teacher is" in mtkd("cache", "verify", "liver", "--recompute", "1", code=1)
 
@@ -119,14 +128,18 @@ def rounded_to_tf32(network):
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
-def test_a_store_of_another_device_is_the_teachers_and_never_another_teachers(run, monkeypatch, precision):
+def test_a_store_of_another_device_is_the_teachers_and_never_another_teachers(
+    run, monkeypatch, precision
+):
     """The answers of a device are emulated: they differ from the store's as far as the precision lets them."""
     real = commands.answers
 
     def elsewhere(network, asked, batches, wanted, machine):
         assert wanted == precision
         network = rounded_to_tf32(network) if precision == "tf32" else network
-        return real(network, asked, batches, "32-true" if precision == "tf32" else precision, machine)
+        return real(
+            network, asked, batches, "32-true" if precision == "tf32" else precision, machine
+        )
 
     monkeypatch.setattr(commands, "answers", elsewhere)
     (plan,) = make_plans(["liver"], load_params())
@@ -141,7 +154,8 @@ def test_a_store_of_another_device_is_the_teachers_and_never_another_teachers(ru
     problems = _recomputed(plan, 6, None, Machine("cpu"))
     assert len(problems) == 6
     assert all(
-        f"the tolerance for cache.precision {precision} is {TOLERANCES[precision]:g}: run" in p for p in problems
+        f"the tolerance for cache.precision {precision} is {TOLERANCES[precision]:g}: run" in p
+        for p in problems
     )
 
 
@@ -172,7 +186,9 @@ def test_another_anatomys_store_is_not_read_as_data(run):
     for _ in range(2):
         for command in (["train-student", "mtkd"], ["cache", "verify"]):
             assert "its anatomy is colon, expected liver" in mtkd(*command, code=1)
-        assert "would remove stores/liver.zarr: written for another" in mtkd("cache", "prune", "--dry-run")
+        assert "would remove stores/liver.zarr: written for another" in mtkd(
+            "cache", "prune", "--dry-run"
+        )
         shutil.rmtree("checkpoints", ignore_errors=True)
 
 
@@ -188,9 +204,14 @@ def test_a_store_anywhere_is_checked_by_its_path(run, monkeypatch, tmp_path):
     assert "mine.zarr: whole" in mtkd("cache", "verify", "mine.zarr")
     assert json.loads(mtkd("cache", "stats", "mine.zarr"))["mine.zarr"]["frames"] == 6
     (tmp_path / "alone/mine.zarr/logits/c/0/0/0/0/0").unlink()
-    for line in (mtkd("cache", "verify", "mine.zarr", code=1), mtkd("cache", "stats", "no.zarr", code=1)):
+    for line in (
+        mtkd("cache", "verify", "mine.zarr", code=1),
+        mtkd("cache", "stats", "no.zarr", code=1),
+    ):
         assert "write it again, or take a whole copy" in line
-    assert "name anatomies, no paths" in mtkd("cache", "verify", "mine.zarr", "--recompute", "1", code=2)
+    assert "name anatomies, no paths" in mtkd(
+        "cache", "verify", "mine.zarr", "--recompute", "1", code=2
+    )
 
 
 def test_prune_removes_what_no_run_can_use(run):
@@ -228,7 +249,10 @@ def test_prune_says_of_what_cannot_be_identified_why(run):
     assert "stores/liver.zarr: stores/liver.zarr/zarr.json was edited: it says identity" in output
     assert "stores/colon.zarr: stores/colon.zarr/zarr.json is damaged" in output
     for anatomy in ("liver", "colon"):
-        assert f"scratch/stores/{anatomy}.zarr: its zarr.json does not say what it was begun for" in output
+        assert (
+            f"scratch/stores/{anatomy}.zarr: its zarr.json does not say what it was begun for"
+            in output
+        )
 
 
 def test_prune_leaves_what_a_run_goes_on_with_or_is_writing(run):
@@ -243,7 +267,9 @@ def test_prune_leaves_what_a_run_goes_on_with_or_is_writing(run):
     assert "`mtkd cache-logits` goes on with it" in mtkd("cache", "ls")
     assert "nothing to remove" in mtkd("cache", "prune")
     change(run, cache__shard_frames=3)
-    assert "removed scratch/stores/liver.zarr: written for another shard_frames" in mtkd("cache", "prune")
+    assert "removed scratch/stores/liver.zarr: written for another shard_frames" in mtkd(
+        "cache", "prune"
+    )
 
 
 def test_rounded_stores_are_smaller_and_say_what_it_costs(run):
@@ -265,11 +291,17 @@ def cluster(tmp_path, monkeypatch):
     """A real scheduler and two worker processes on the loopback; gives its address and the workers."""
     pytest.importorskip("distributed")
     address = tmp_path / "scheduler.json"
-    env = os.environ | {"PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "5"}
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "5",
+    }
 
     def start(*arguments):
         return subprocess.Popen(
-            [sys.executable, "-m", "dask", *arguments], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "dask", *arguments],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     quiet = ["--no-dashboard", "--scheduler-file", str(address)]
@@ -317,9 +349,13 @@ def test_a_cluster_writes_the_same_stores_though_a_worker_dies(run, cluster):
 def test_a_scheduler_that_is_not_there_is_told(run):
     pytest.importorskip("distributed")
     assert "does not answer" in mtkd("cache-logits", "--scheduler", "tcp://127.0.0.1:1", code=1)
-    assert "is no address such as" in mtkd("cache-logits", "--scheduler", "other://127.0.0.1:1", code=1)
+    assert "is no address such as" in mtkd(
+        "cache-logits", "--scheduler", "other://127.0.0.1:1", code=1
+    )
     assert "is no address such as" in mtkd("cache-logits", "--scheduler", "nonsense", code=2)
-    assert "does not go together" in mtkd("cache-logits", "--estimate", "--scheduler", "tcp://127.0.0.1:1", code=2)
+    assert "does not go together" in mtkd(
+        "cache-logits", "--estimate", "--scheduler", "tcp://127.0.0.1:1", code=2
+    )
 
 
 @pytest.fixture
@@ -339,7 +375,8 @@ def test_another_models_answers_teach_the_student(run, dvc):
     assert "imported from mine/liver.zarr" in mtkd("import-teacher", "liver", "mine/liver.zarr")
     assert dvc == ["train_teacher@liver", "cache_logits@liver"]
     np.testing.assert_array_equal(
-        cache.open_store("stores/liver.zarr").read(frames[2].id), _answer(load_frame(frames[2].image))
+        cache.open_store("stores/liver.zarr").read(frames[2].id),
+        _answer(load_frame(frames[2].image)),
     )
     for command in (["cache", "verify"], ["train-student", "mtkd"], ["evaluate"]):
         mtkd(*command)
@@ -362,9 +399,14 @@ def test_an_import_that_fails_replaces_nothing(run, dvc):
     sound = bytearray(file.read_bytes())
     file.write_bytes(sound[:40] + bytes([sound[40] ^ 1]) + sound[41:])
     output = mtkd("import-teacher", "liver", "liver.zarr", code=1)
-    assert f"frame {frames[0].id} (view 0) is damaged, its checksum does not match: write it again" in output
+    assert (
+        f"frame {frames[0].id} (view 0) is damaged, its checksum does not match: write it again"
+        in output
+    )
     file.write_bytes(sound)
-    assert "holds the answers of a teacher of liver" in mtkd("import-teacher", "colon", "liver.zarr", code=1)
+    assert "holds the answers of a teacher of liver" in mtkd(
+        "import-teacher", "colon", "liver.zarr", code=1
+    )
     _write_answers("fine.zarr", frames, grid=(32, 48))
     output = mtkd("import-teacher", "liver", "fine.zarr", code=1)
     assert "fine.zarr has the grid (32, 48), stores/colon.zarr has (16, 24)" in output
@@ -382,7 +424,9 @@ def test_answers_to_other_frames_are_not_imported(run, dvc):
     before = files(run / "stores/liver.zarr")
     frames = frames_of("train", ["liver", "colon"])
     _write_answers("few.zarr", frames[1:])
-    assert f"lacks 1 of 6 training frames, {frames[0].id} first" in mtkd("import-teacher", "liver", "few.zarr", code=1)
+    assert f"lacks 1 of 6 training frames, {frames[0].id} first" in mtkd(
+        "import-teacher", "liver", "few.zarr", code=1
+    )
     _write_answers("dark.zarr", frames, lambda pixels: pixels // 2)
     assert "answers other pixels of 6 of 6" in mtkd("import-teacher", "liver", "dark.zarr", code=1)
     assert "is not there" in mtkd("import-teacher", "liver", "none.zarr", code=1)
@@ -407,7 +451,9 @@ def _write_answers(path, frames, changed=lambda pixels: pixels, grid=(16, 24)):
     ) as writer:
         for frame in frames:
             pixels = changed(load_frame(frame.image))
-            writer.append(_answer(pixels, 32 // grid[0])[None], [google_crc32c.value(pixels.tobytes())])
+            writer.append(
+                _answer(pixels, 32 // grid[0])[None], [google_crc32c.value(pixels.tobytes())]
+            )
         writer.finish(path)
 
 
@@ -419,7 +465,9 @@ def test_teachers_speak_on_frames_without_labels(run):
     params = yaml.safe_load((run / "params.yaml").read_text())
     params["data"]["unlabelled_root"] = "video"
     (run / "hollow").mkdir()
-    (run / "params.yaml").write_text(yaml.safe_dump(params | {"data": params["data"] | {"unlabelled_root": "hollow"}}))
+    (run / "params.yaml").write_text(
+        yaml.safe_dump(params | {"data": params["data"] | {"unlabelled_root": "hollow"}})
+    )
     assert "warning: data.unlabelled_root hollow holds no <surgery>/*.png" in mtkd("prepare")
     (run / "params.yaml").write_text(yaml.safe_dump(params))
     assert "without label: 4 frames" in mtkd("prepare")
@@ -439,7 +487,9 @@ def test_frames_without_labels_say_nothing_about_anatomies(run):
     mtkd("prepare")
     mtkd("cache-logits")
     settings = load_params()
-    data = FrameDataset(taught_frames(["liver", "colon"]), ["liver", "colon"], 1, open_stores(settings))
+    data = FrameDataset(
+        taught_frames(["liver", "colon"]), ["liver", "colon"], 1, open_stores(settings)
+    )
     batch = default_collate([data[0, 6]])
     assert not data.frames[6].labelled
     logits = torch.randn(1, 2, 2, 16, 24, requires_grad=True)

@@ -39,7 +39,9 @@ def test_live_teachers_and_replayed_views_teach_the_same(run):
         Case("pseudo", params.student, params.distill, "pseudo_labels"),
     ]
     live, views, alone, pseudo = (_measure_here(case, run) for case in arms)
-    assert views["val_dice"] == pytest.approx(live["val_dice"], abs=1)  # float16, and what two epochs make of it
+    assert views["val_dice"] == pytest.approx(
+        live["val_dice"], abs=1
+    )  # float16, and what two epochs make of it
     assert live["val_dice"] != alone["val_dice"] != pseudo["val_dice"] != live["val_dice"]
     assert live["peak_mib"] > 100
 
@@ -60,7 +62,9 @@ def test_a_study_keeps_its_runs(run):
     params = yaml.safe_load((run / "params.yaml").read_text())
     params["distill"]["weight"] = 7
     (run / "params.yaml").write_text(yaml.safe_dump(params))
-    assert "1 of 4 runs are there, 3 to go" in mtkd(*arguments)  # the one without teachers does not depend on it
+    assert "1 of 4 runs are there, 3 to go" in mtkd(
+        *arguments
+    )  # the one without teachers does not depend on it
 
 
 def test_a_run_that_was_measured_on_other_labels_is_another(run):
@@ -86,7 +90,9 @@ def test_ways_that_the_paper_does_not_know(run):
         case = Case(arm, params.student, None if arm == "no teachers" else params.distill, arm)
         objective, data = lesson(case, params, machine)
         batch = default_collate([data[0, position] for position in (0, 1, len(data) - 1)])
-        logits = torch.randn(3, 2, 2, 16, 24, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        logits = torch.randn(
+            3, 2, 2, 16, 24, generator=torch.Generator().manual_seed(1), requires_grad=True
+        )
         terms = objective.terms(logits, batch)
         loss = sum(weight * terms[name].sum() for name, weight in objective.weights.items())
         losses[arm] = loss.item(), torch.autograd.grad(loss, logits)[0], terms, batch
@@ -97,9 +103,12 @@ def test_ways_that_the_paper_does_not_know(run):
     ]
     share = torch.tensor(trust) / np.mean(trust)
     torch.testing.assert_close(trusted["kl_divergence"], stores["kl_divergence"] * share)
-    assert losses["with_pixels"][0] == pytest.approx(losses["stores"][0] + 3 * added["kl_pixels"].sum().item())
+    assert losses["with_pixels"][0] == pytest.approx(
+        losses["stores"][0] + 3 * added["kl_pixels"].sum().item()
+    )
     assert (coarse["kl_divergence"] != stores["kl_divergence"]).all()
-    # The teacher of the one organ is silent where the other one is labelled, and speaks everywhere else.
+    # The teacher of the one organ is silent where the other one is labelled, and speaks everywhere
+    # else.
     assert (apart["kl_divergence"] < stores["kl_divergence"]).all()
     batch = losses["apart"][3]
     label = torch.nn.functional.adaptive_avg_pool2d((batch["label"] == 1).float(), (16, 24)) == 1
@@ -132,8 +141,12 @@ def test_gain_and_beyond_share_their_runs(run):
     assert "2 of 3 runs are there, 1 to go" in mtkd(
         "study", "beyond", *arguments, "--way", "classes_balanced", "--way", "trusted teachers"
     )
-    assert "--way nothing: one of baseline" in mtkd("study", "gain", *arguments, "--way", "nothing", code=1)
-    assert "expected a Markdown file" in mtkd("study", "gain", *arguments, "--output", "results/x.svg", code=1)
+    assert "--way nothing: one of baseline" in mtkd(
+        "study", "gain", *arguments, "--way", "nothing", code=1
+    )
+    assert "expected a Markdown file" in mtkd(
+        "study", "gain", *arguments, "--output", "results/x.svg", code=1
+    )
     # Other teachers than the ones that taught these students are no column of their table.
     shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
     assert "does not fit" in mtkd("study", "gain", *arguments, "--way", "classes_balanced", code=1)
@@ -151,7 +164,13 @@ def test_frames_without_labels_cost_the_baseline_nothing_and_the_student_no_more
     (run / "params.yaml").write_text(yaml.safe_dump(params))
     mtkd("prepare")
     mtkd("cache-logits")
-    said = mtkd(*arguments, "--way", "classes_balanced, as many steps", "--way", "classes_balanced, labelled frames")
+    said = mtkd(
+        *arguments,
+        "--way",
+        "classes_balanced, as many steps",
+        "--way",
+        "classes_balanced, labelled frames",
+    )
     assert "1 of 3 runs are there, 2 to go" in said
     runs = [read(file, "study") for file in (run / "results/study").glob("*.json")]
     assert {r["name"]: r["epochs"] for r in runs} == {
@@ -185,7 +204,9 @@ def test_class_weights_of_the_student_are_those_of_every_way(run, weighted, expe
 def test_a_table_without_a_gap_says_so():
     """Teachers that are nowhere clearly above the baseline have nothing to give, and no share of it to close."""
     run = {"dice": {"liver": 80.0, "mean": 80.0}, "seed": 1, "seconds_per_epoch": 1.0}
-    lines = _table("dice", "test", {"baseline": [run], "other": [run]}, {"liver": 82.0, "mean": 82.0})
+    lines = _table(
+        "dice", "test", {"baseline": [run], "other": [run]}, {"liver": 82.0, "mean": 82.0}
+    )
     assert "| gap closed (%), mean (per seed), over 0 anatomies * | 100 | - | - |" in lines
 
 
@@ -196,10 +217,14 @@ def test_the_gap_is_told_against_every_baseline():
         "baseline, twice as long": {"colon": 76.0, "liver": 60.0},
         "classes": {"colon": 80.0, "liver": 70.0},
     }
-    own = {way: [{"validation": {"mean": 0.0, **found}, "seed": 1, "val_dice": [1.0]}] for way, found in dice.items()}
+    own = {
+        way: [{"validation": {"mean": 0.0, **found}, "seed": 1, "val_dice": [1.0]}]
+        for way, found in dice.items()
+    }
     lines = _table("validation", "validation", own, {"mean": 80.0, "colon": 80.0, "liver": 80.0})
     assert (
-        "| gap closed (%), mean (per seed), over 2 anatomies * | 100 | **0** (0) | **60** (60) | **83** (83) |" in lines
+        "| gap closed (%), mean (per seed), over 2 anatomies * | 100 | **0** (0) | **60** (60) | "
+        "**83** (83) |" in lines
     )
     longer = "gap closed against baseline, twice as long (%), mean (per seed), over 1 anatomies"
     assert f"| {longer} | 100 | **-100** (-100) | **0** (0) | **50** (50) |" in lines
@@ -216,7 +241,17 @@ def test_what_a_study_cannot_do_is_said_before_its_runs(run):
     assert "expected a Markdown file" in mtkd("study", "parity", "--output", "results", code=1)
     assert not parity.VIEWS.exists()
     if not torch.cuda.is_available():
-        output = mtkd("study", "gain", "--student", "mininetv2", "--way", "classes", "--device", "cuda", code=1)
+        output = mtkd(
+            "study",
+            "gain",
+            "--student",
+            "mininetv2",
+            "--way",
+            "classes",
+            "--device",
+            "cuda",
+            code=1,
+        )
         assert output.splitlines()[-1].startswith("error: --device cuda: torch")
         assert "runs are there" not in output
 
@@ -224,17 +259,25 @@ def test_what_a_study_cannot_do_is_said_before_its_runs(run):
 def test_a_run_that_fails_costs_no_other(run, monkeypatch):
     """Nor does one whose process is killed; the bar ends where it should."""
     steps = []
-    monkeypatch.setattr(study_runs, "progress", lambda _: nullcontext(lambda *step: steps.append(step)))
+    monkeypatch.setattr(
+        study_runs, "progress", lambda _: nullcontext(lambda *step: steps.append(step))
+    )
     (run / "metrics/teachers/liver.json").unlink()
     whose = ["--student", "mininetv2", "--seeds", "1", "--epochs", "1", "--jobs", "1"]
     chosen = ["trusted teachers", "other organs apart"]
-    output = mtkd("study", "beyond", *whose, *(part for way in chosen for part in ("--way", way)), code=1)
+    output = mtkd(
+        "study", "beyond", *whose, *(part for way in chosen for part in ("--way", way)), code=1
+    )
     assert "1 of 3 runs failed, the others are kept" in output
     assert "trusted teachers mininetv2 seed 1: metrics/teachers/liver.json is missing" in output
     assert steps[-1] == (2, 3)
     monkeypatch.setattr(study_runs, "_keep", _killed)
-    assert "1 of 2 runs are there, 1 to go" in mtkd("study", "gain", *whose, "--way", "classes", code=1)
-    output = mtkd("study", "beyond", *whose, *(part for way in chosen for part in ("--way", way)), code=1)
+    assert "1 of 2 runs are there, 1 to go" in mtkd(
+        "study", "gain", *whose, "--way", "classes", code=1
+    )
+    output = mtkd(
+        "study", "beyond", *whose, *(part for way in chosen for part in ("--way", way)), code=1
+    )
     assert "2 of 3 runs are there, 1 to go" in output
     assert "its process ended by itself" in output
 
@@ -244,10 +287,25 @@ def _killed(*_):
 
 
 def test_a_killed_study_leaves_no_training_behind(run):
-    arguments = ["study", "gain", "--student", "mininetv2", "--seeds", "1", "--epochs", "10000", "--way", "baseline"]
+    arguments = [
+        "study",
+        "gain",
+        "--student",
+        "mininetv2",
+        "--seeds",
+        "1",
+        "--epochs",
+        "10000",
+        "--way",
+        "baseline",
+    ]
     command = [sys.executable, "-m", "stages.cli", *arguments]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    while not any("spawn_main" in " ".join(p.cmdline()) for p in psutil.Process(parent.pid).children()):
+    parent = subprocess.Popen(
+        command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    while not any(
+        "spawn_main" in " ".join(p.cmdline()) for p in psutil.Process(parent.pid).children()
+    ):
         time.sleep(0.1)
     parent.kill()
     parent.communicate(timeout=60)  # a worker holds the other end of the pipe as long as it lives
@@ -258,6 +316,7 @@ def test_ways_that_only_add_class_weights_are_left_out_where_all_have_them(run):
     params["student"]["class_weights"] = True
     (run / "params.yaml").write_text(yaml.safe_dump(params))
     arguments = ["--student", "mininetv2", "--seeds", "1", "--way", "baseline, class weights"]
-    assert "--way baseline, class weights: one of baseline; baseline, twice as long; pixels" in mtkd(
-        "study", "gain", *arguments, code=1
+    assert (
+        "--way baseline, class weights: one of baseline; baseline, twice as long; pixels"
+        in mtkd("study", "gain", *arguments, code=1)
     )
