@@ -12,15 +12,14 @@ from pipeline.timing.host import machine_record
 from pipeline.timing.interleaved import Timing, take_turns
 from pipeline.timing.latency import Candidate
 from stages.shared.console import Step, progress, say
-from stages.shared.params import load_params
-from stages.shared.paths import METRICS, RESULTS
+from stages.shared.project import Project
 
 FIGURES = ("milliseconds", "p95_milliseconds", "first_milliseconds", "fps", "peak_mib")
 
 
-def run(machine: Machine) -> None:
+def run(project: Project, machine: Machine) -> None:
     """Write metrics/benchmark.json (parameters) and results/benchmark.json (times, with the machine they hold for)."""
-    params = load_params()
+    params = project.params
     decoders = len(params.data.anatomies)
     forms = {
         "teachers": (params.teacher.arch, 1, decoders),  # N networks, one after another
@@ -39,9 +38,9 @@ def run(machine: Machine) -> None:
             f"{name}: {count / 1e6:.2f} M parameters, {times[name]['milliseconds']:.0f} ms per "
             "frame"
         )
-    write_json(METRICS / "benchmark.json", counts)
+    write_json(project.metrics / "benchmark.json", counts)
     host, size = machine_record(machine), list(params.benchmark.image_size)
-    write_json(RESULTS / "benchmark.json", {"image_size": size, "machine": host, **times})
+    write_json(project.results / "benchmark.json", {"image_size": size, "machine": host, **times})
 
 
 def _measured(

@@ -166,6 +166,20 @@ def _machine(
     return Machine(device, workers, devices, accumulate, compiled)
 
 
+def _project() -> Any:
+    """The project in the current folder."""
+    from stages.shared.project import load_project
+
+    return load_project()
+
+
+def _places() -> Any:
+    """The same of a verb that needs no settings, or not always."""
+    from stages.shared.project import Places
+
+    return Places(Path())
+
+
 def _of_torchrun() -> int:
     """Processes on this machine that torchrun started to share each batch."""
     started = os.environ.get("LOCAL_WORLD_SIZE", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
@@ -177,7 +191,7 @@ def phantom(workers: Threads = 2) -> None:
     """Write the embedded data set to data/phantom: a procedural laparoscopic phantom in the layout of DSAD."""
     from stages import phantom
 
-    phantom.run(max(1, workers))
+    phantom.run(_project(), max(1, workers))
 
 
 @app.command()
@@ -185,7 +199,7 @@ def prepare(workers: Threads = 2) -> None:
     """Check the whole data set, report every problem together, and write frames and labels at data.image_size."""
     from stages import prepare
 
-    prepare.run(max(1, workers))
+    prepare.run(_project(), max(1, workers))
 
 
 @app.command()
@@ -204,7 +218,9 @@ def train_teacher(
     """
     from stages import train_teacher
 
-    train_teacher.run(anatomy, _machine(device, workers, devices, accumulate, compiled=compiled))
+    train_teacher.run(
+        _project(), anatomy, _machine(device, workers, devices, accumulate, compiled=compiled)
+    )
 
 
 @app.command()
@@ -221,7 +237,7 @@ def train_teachers(
     """Train the teachers side by side, one per GPU, as DVC stages: `dvc repro` then finds them done."""
     from stages import train_teachers
 
-    train_teachers.run(anatomies or [], jobs, _machine(device, 0))
+    train_teachers.run(_project(), anatomies or [], jobs, _machine(device, 0))
 
 
 @app.command()
@@ -253,7 +269,11 @@ def cache_logits(
     from stages import cache_logits
 
     cache_logits.run(
-        anatomies or [], _machine(device, workers), estimate=estimate, scheduler=scheduler
+        _project(),
+        anatomies or [],
+        _machine(device, workers),
+        estimate=estimate,
+        scheduler=scheduler,
     )
 
 
@@ -287,7 +307,7 @@ def import_teacher(
     """
     from stages import import_teacher
 
-    import_teacher.run(anatomy, source)
+    import_teacher.run(_project(), anatomy, source)
 
 
 stores = typer.Typer(
@@ -307,7 +327,7 @@ def stores_ls() -> None:
     """List the stores, whole or begun, with frames, size and identity."""
     from stages.stores import commands
 
-    commands.list_stores()
+    commands.list_stores(_places())
 
 
 @stores.command("stats")
@@ -315,7 +335,7 @@ def stores_stats(anatomies: Whose = None) -> None:
     """Print the sizes of stores as JSON: bytes, per frame, against raw and full-size float16."""
     from stages.stores import commands
 
-    commands.show_stats(anatomies or [])
+    commands.show_stats(_places(), anatomies or [])
 
 
 @stores.command("verify")
@@ -343,7 +363,7 @@ def stores_verify(
     if recompute and any(commands.is_path(name) for name in anatomies or []):
         raise typer.BadParameter("--recompute asks teachers: name anatomies, no paths")
 
-    commands.verify(anatomies or [], recompute, tolerance, _machine(device, 0))
+    commands.verify(_places(), anatomies or [], recompute, tolerance, _machine(device, 0))
 
 
 @stores.command("prune")
@@ -355,7 +375,7 @@ def stores_prune(
     """Remove stores, whole or begun, that no run with the current params.yaml, frames and teachers can use."""
     from stages.stores import commands
 
-    commands.prune(dry_run)
+    commands.prune(_project(), dry_run)
 
 
 @app.command()
@@ -378,7 +398,9 @@ def train_student(
         raise typer.BadParameter(f"'{name}' is neither baseline nor mtkd", param_hint="NAME")
     from stages import train_student
 
-    train_student.run(name, _machine(device, workers, devices, accumulate, compiled=compiled))
+    train_student.run(
+        _project(), name, _machine(device, workers, devices, accumulate, compiled=compiled)
+    )
 
 
 @app.command()
@@ -413,7 +435,7 @@ def evaluate(
         return
     from stages import evaluate
 
-    evaluate.run(_machine(device, workers))
+    evaluate.run(_project(), _machine(device, workers))
 
 
 @app.command()
@@ -496,7 +518,7 @@ def benchmark(
     elif what == "run":
         from stages import benchmark
 
-        benchmark.run(_machine(device, 0))
+        benchmark.run(_project(), _machine(device, 0))
     else:
         raise typer.BadParameter(
             f"'{what}' is none of run, networks, store, loading", param_hint="WHAT"
@@ -614,12 +636,12 @@ def _comparison(name: str) -> Callable[..., None]:
         device: Device = "auto",
         workers: Workers = None,
     ) -> None:
-        from stages.shared.paths import RESULTS
         from stages.study.ways import STUDENTS, run
 
         chosen = students or list(STUDENTS)
-        page = output or RESULTS / f"study_{name}.md"
+        page = output or Path(f"results/study_{name}.md")
         run(
+            _project(),
             name,
             chosen,
             ways or [],
@@ -661,7 +683,14 @@ def study_parity(
     """
     from stages.study import parity
 
-    parity.run(seeds, views, jobs, output or parity.OUTPUT, _machine(device, workers, jobs=jobs))
+    parity.run(
+        _project(),
+        seeds,
+        views,
+        jobs,
+        output or parity.OUTPUT,
+        _machine(device, workers, jobs=jobs),
+    )
 
 
 @app.command()
@@ -795,7 +824,7 @@ def report() -> None:
     """Write report/index.html, one page with everything, and print the table of results."""
     from stages import report
 
-    report.run()
+    report.run(_project())
 
 
 @app.command()
@@ -815,8 +844,8 @@ def summary(
     from stages import summary
     from stages.reporting import recorded
 
-    summary.run()
-    recorded.run(check)
+    summary.run(_places())
+    recorded.run(_places(), check)
 
 
 @app.command()

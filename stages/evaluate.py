@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,42 +22,34 @@ from pipeline.timing.host import machine_record
 from pipeline.training_errors import mendable
 from stages.reporting.evaluation_tables import write_csv, write_per_frame, write_per_surgery
 from stages.shared.console import progress, say
-from stages.shared.params import load_params
-from stages.shared.paths import (
-    METRICS,
-    PREPARED_LABELS,
-    RESULTS,
-    frames_of,
-    student_checkpoint,
-    teacher_checkpoint,
-)
+from stages.shared.project import Project
 from stages.shared.results import read
 from stages.stores.imported import is_imported
 
-QUALITATIVE, PLOTS = RESULTS / "qualitative", RESULTS / "plots"
 STUDENTS = ("baseline", "mtkd")
 Masks = dict[str, NDArray[np.bool_]]  # by a frame's id
 
 
 @mendable("lower evaluate.batch_size, or choose another --device")
-def run(machine: Machine) -> None:
+def run(project: Project, machine: Machine) -> None:
     """Write metrics/evaluate.json and its summary, tables, what plots and report need, and pictures."""
-    params = load_params()
-    anatomies, frames = params.data.anatomies, frames_of("test", params.data.anatomies)
-    _require_fit(params)
-    validated = {name: _validation_dice(name) for name in STUDENTS}
+    params = project.params
+    anatomies = project.anatomies
+    frames = project.frames_of("test")
+    _require_fit(project)
+    validated = {name: _validation_dice(project, name) for name in STUDENTS}
     results, masks = {}, {}
     with outline_processes(machine) as processes:
         for name in STUDENTS:
             results[name] = _evaluated(
-                name, _student(name), frames, anatomies, params, machine, processes
+                name, _student(project, name), frames, anatomies, params, machine, processes
             )
         chosen = _chosen_frames(results["mtkd"])
         shown = [frame for frame, _ in chosen]
         for name in STUDENTS:
-            masks[name] = own_masks(_student(name), shown, anatomies, machine)
+            masks[name] = own_masks(_student(project, name), shown, anatomies, machine)
         results["teachers"], masks["teachers"] = _teachers(
-            frames, shown, params, machine, processes
+            project, frames, shown, machine, processes
         )
 
     say("all frames are evaluated; intervals, calibration, confusion and pictures follow")
@@ -64,18 +57,18 @@ def run(machine: Machine) -> None:
     results = {name: results[name] for name in order}
     tables = {name: summarise(rows, anatomies) for name, rows in results.items()}
     measured = {**tables, "gain": _gain(tables["mtkd"], tables["baseline"])}
-    write_json(METRICS / "evaluate.json", measured)
+    write_json(project.metrics / "evaluate.json", measured)
     # Few enough figures for a table of runs: to choose by, and to report.
     tested = {name: table["dice"]["mean"] for name, table in measured.items()}
-    write_json(METRICS / "summary.json", {"val_dice": validated, "test_dice": tested})
-    write_per_frame(RESULTS / "per_frame.csv", results)
-    write_per_surgery(RESULTS / "per_surgery.csv", results)
+    write_json(project.metrics / "summary.json", {"val_dice": validated, "test_dice": tested})
+    write_per_frame(project.results / "per_frame.csv", results)
+    write_per_surgery(project.results / "per_surgery.csv", results)
     write_json(
-        RESULTS / "evaluation.json",
-        {"machine": machine_record(machine), **_findings(results, params)},
+        project.results / "evaluation.json",
+        {"machine": machine_record(machine), **_findings(project, results)},
     )
-    _write_plots(results, tables, anatomies)
-    _draw(chosen, [masks[name] for name in order])
+    _write_plots(project.results / "plots", results, tables, anatomies)
+    _draw(project.results / "qualitative", chosen, [masks[name] for name in order])
     for name, table in tables.items():
         say(f"{name:>8}: {_told(table['dice'], anatomies)}")
 
@@ -89,22 +82,27 @@ def _told(dice: Mapping[str, float | None], anatomies: Sequence[str]) -> str:
     )
 
 
-def _require_fit(params: Params) -> None:
+def _require_fit(project: Project) -> None:
     """Before anything is measured: decoders are told apart by their place, and a size is not seen in the weights.
 
     Raises:
         MtkdError: checkpoints that were trained for other anatomies, in another order, or at
             another size, together.
     """
-    anatomies = params.data.anatomies
-    files = [(student_checkpoint(name), f"train_student@{name}", anatomies) for name in STUDENTS]
-    files += [(teacher_checkpoint(a), f"train_teacher@{a}", [a]) for a in anatomies]
+    anatomies = project.anatomies
+    files = [
+        (project.student_checkpoint(name), f"train_student@{name}", anatomies) for name in STUDENTS
+    ]
+    files += [(project.teacher_checkpoint(a), f"train_teacher@{a}", [a]) for a in anatomies]
     problems = []
     for path, made_by, own in files:
         if is_imported(path):
             continue
         card = load_card(path, made_by)
-        found, expected = (list(card.anatomies), card.image_size), (own, params.data.image_size)
+        found, expected = (
+            (list(card.anatomies), card.image_size),
+            (own, project.params.data.image_size),
+        )
         if found != expected:
             pairs = zip(("anatomies", "image_size"), found, expected, strict=True)
             what = "; ".join(
@@ -121,8 +119,8 @@ def _listed(values: Sequence[object]) -> str:
     return f"[{', '.join(map(str, values))}]"
 
 
-def _student(name: str) -> Network:
-    return load_checkpoint(student_checkpoint(name), f"train_student@{name}")[0]
+def _student(project: Project, name: str) -> Network:
+    return load_checkpoint(project.student_checkpoint(name), f"train_student@{name}")[0]
 
 
 def _evaluated(
@@ -145,22 +143,24 @@ def _evaluated(
 
 
 def _teachers(
+    project: Project,
     frames: list[Frame],
     shown: Sequence[Frame],
-    params: Params,
     machine: Machine,
     processes: Executor | None,
 ) -> tuple[list[Result], Masks]:
     """Every teacher that is here on its own anatomy's frames, one in memory at a time; its masks of those shown."""
     results: list[Result] = []
     masks: Masks = {}
-    for anatomy in params.data.anatomies:
+    for anatomy in project.anatomies:
         own = [frame for frame in frames if frame.anatomy == anatomy]
-        if not own or is_imported(teacher_checkpoint(anatomy)):
+        if not own or is_imported(project.teacher_checkpoint(anatomy)):
             continue
-        teacher, _ = load_checkpoint(teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")
+        teacher, _ = load_checkpoint(
+            project.teacher_checkpoint(anatomy), f"train_teacher@{anatomy}"
+        )
         results += _evaluated(
-            f"teacher {anatomy}", teacher, own, [anatomy], params, machine, processes
+            f"teacher {anatomy}", teacher, own, [anatomy], project.params, machine, processes
         )
         masks |= own_masks(
             teacher, [frame for frame in shown if frame.anatomy == anatomy], [anatomy], machine
@@ -182,27 +182,23 @@ def _gain(
     }
 
 
-def _validation_dice(name: str) -> float | None:
+def _validation_dice(project: Project, name: str) -> float | None:
     """Mean Dice (%) of a student on the validation surgeries, as its training left it."""
-    dice: float | None = read(METRICS / "students" / f"{name}.json", f"train_student@{name}")[
-        "val_dice"
-    ]["mean"]
+    dice: float | None = read(project.student_metrics(name))["val_dice"]["mean"]
     return dice
 
 
-def _findings(results: Mapping[str, list[Result]], params: Params) -> dict[str, object]:
-    anatomies, beside = (
-        params.data.anatomies,
-        [PREPARED_LABELS / "test" / a for a in params.data.anatomies],
-    )
-    frames = frames_of("test", anatomies)
+def _findings(project: Project, results: Mapping[str, list[Result]]) -> dict[str, object]:
+    anatomies = project.anatomies
+    beside = [project.prepared_labels / "test" / anatomy for anatomy in anatomies]
+    frames = project.frames_of("test")
     presence = {frame: shows for folder in beside for frame, shows in read_presence(folder).items()}
     students = {name: results[name] for name in STUDENTS}
     return {
         "test_frames": frames_digest(frames),
         "test_labels": labels_digest(frames),
         "surgeries": len({r.surgery for r in results["mtkd"]}),
-        "tolerance": params.evaluate.tolerance,
+        "tolerance": project.params.evaluate.tolerance,
         "intervals": {name: analysis.intervals(rows, anatomies) for name, rows in results.items()},
         "difference": analysis.difference(results["mtkd"], results["baseline"], anatomies),
         "false_alarms": {
@@ -221,6 +217,7 @@ def _findings(results: Mapping[str, list[Result]], params: Params) -> dict[str, 
 
 
 def _write_plots(
+    folder: Path,
     results: Mapping[str, list[Result]],
     tables: Mapping[str, dict[str, dict[str, float | None]]],
     anatomies: Sequence[str],
@@ -231,14 +228,14 @@ def _write_plots(
         for anatomy in ("mean", *anatomies)
         for name, table in tables.items()
     ]
-    write_csv(PLOTS / "dice.csv", ("anatomy", "network", "dice"), bars)
+    write_csv(folder / "dice.csv", ("anatomy", "network", "dice"), bars)
     for name in STUDENTS:
         cells = [
             (labelled, decoder, percent)
             for labelled, row in analysis.confusion(results[name], anatomies).items()
             for decoder, percent in row.items()
         ]
-        write_csv(PLOTS / f"confusion_{name}.csv", ("labelled", "decoder", "percent"), cells)
+        write_csv(folder / f"confusion_{name}.csv", ("labelled", "decoder", "percent"), cells)
 
 
 def _chosen_frames(results: Sequence[Result]) -> list[tuple[Frame, str]]:
@@ -258,12 +255,10 @@ def _chosen_frames(results: Sequence[Result]) -> list[tuple[Frame, str]]:
     return chosen
 
 
-def _draw(chosen: Sequence[tuple[Frame, str]], masks: Sequence[Masks]) -> None:
+def _draw(folder: Path, chosen: Sequence[tuple[Frame, str]], masks: Sequence[Masks]) -> None:
     """One strip per frame: frame, label, and each network's mask (none of a teacher that is not here)."""
-    emptied(QUALITATIVE)
+    emptied(folder)
     for frame, rule in chosen:
         label = load_label(frame.label).astype(bool)
         columns = [label, *(own.get(frame.id, np.zeros_like(label)) for own in masks)]
-        write_png(
-            QUALITATIVE / f"{frame.anatomy}-{rule}.png", strip(load_frame(frame.image), columns)
-        )
+        write_png(folder / f"{frame.anatomy}-{rule}.png", strip(load_frame(frame.image), columns))

@@ -23,7 +23,7 @@ from pipeline.training_errors import mendable
 from stages.reporting.evaluation_tables import write_per_frame, write_per_surgery
 from stages.shared.console import console, progress, say
 from stages.shared.given_checkpoint import load_given
-from stages.shared.paths import RESULTS, require_folder
+from stages.shared.project import Places, require_folder
 
 BATCH, TOLERANCE = 16, 2.0
 
@@ -86,7 +86,7 @@ def _require_folders(data: Path, output: Path) -> None:
             "folder of frames"
         )
     require_folder(output)
-    if output.resolve() == RESULTS.resolve() and Path("dvc.yaml").is_file():
+    if output.resolve() == Places(Path()).results.resolve() and Path("dvc.yaml").is_file():
         raise MtkdError(
             f"--output {output} holds the tables of the evaluate stage: name another folder"
         )

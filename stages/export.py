@@ -26,7 +26,7 @@ from pipeline.files import walk
 from pipeline.prepared import load_frame
 from stages.shared.console import say
 from stages.shared.given_checkpoint import load_given
-from stages.shared.paths import PREPARED_FRAMES, frames_of, require_folder
+from stages.shared.project import Places, require_folder
 
 COMPARED, CALIBRATED, TESTED = 8, 64, 200
 
@@ -90,7 +90,7 @@ def _delivery(output: Path, stem: str) -> Iterator[Path]:
 
 
 def _frames(folder: Path | None, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
-    place = folder or PREPARED_FRAMES / "test"
+    place = folder or Places(Path()).prepared_frames / "test"
     paths = (
         [path for path in walk(place) if path.suffix.lower() == ".png" and is_frame(path)]
         if place.is_dir()
@@ -103,7 +103,7 @@ def _frames(folder: Path | None, size: tuple[int, int]) -> list[NDArray[np.uint8
 
 
 def _calibration(anatomies: Sequence[str], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
-    frames = frames_of("train", anatomies)
+    frames = Places(Path()).frames_of("train", anatomies)
     chosen = frames[:: max(1, len(frames) // CALIBRATED)][:CALIBRATED]
     return [resized(load_frame(frame.image), size) for frame in chosen]
 
@@ -126,7 +126,7 @@ def _compare(file: Path, segmenter: Segmenter, frames: Sequence[NDArray[np.uint8
 
 def _say_cost(float32: Run, int8: Run, label: Label, file: Path) -> None:
     """Dice of both on labelled test frames."""
-    test = frames_of("test", label.anatomies)
+    test = Places(Path()).frames_of("test", label.anatomies)
     if not test:
         say(f"{file.name}: no labelled test frames, so what it costs in Dice is not known")
         return

@@ -5,7 +5,11 @@ Either a checkpoint of this project, or the answers of any other model as a stor
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 import cache
 from pipeline.augmentation import fingerprint
@@ -13,21 +17,21 @@ from pipeline.checkpoint import save_checkpoint
 from pipeline.errors import MtkdError
 from pipeline.files import emptied, write_atomically, write_json
 from pipeline.prepared import load_frame
-from pipeline.settings import Params
-from stages.shared.console import progress, say
+from stages.shared.console import say
 from stages.shared.given_checkpoint import load_given
-from stages.shared.params import load_params
-from stages.shared.paths import METRICS, RESULTS, SCRATCH, frames_of, store, teacher_checkpoint
+from stages.shared.project import Project
 from stages.stores.imported import REMEDY, write_stand_in
-from stages.stores.plan import StorePlan, make_plans, require_space
+from stages.stores.plan import StorePlan, make_plans
+from stages.stores.writing import Prediction, write_store
 
 
-def run(anatomy: str, source: Path) -> None:
+def run(project: Project, anatomy: str, source: Path) -> None:
     """Import a teacher or its answers, and have DVC take the stages that would make them for done.
 
     Nothing is replaced before everything was checked.
 
     Args:
+        project: where it goes.
         anatomy: one of data.anatomies.
         source: a checkpoint (``.safetensors``) of this project with one decoder, trained at
             data.image_size; or a store (``.zarr``) with the answers of any model on all training
@@ -38,14 +42,12 @@ def run(anatomy: str, source: Path) -> None:
             of DVC.
         StoreError: the store is incomplete or damaged.
     """
-    params = load_params()
-    if anatomy not in params.data.anatomies:
-        raise MtkdError(f"'{anatomy}' is not in data.anatomies: {', '.join(params.data.anatomies)}")
-    _require_dvc()
+    project.require_anatomies([anatomy])
+    _require_dvc(project)
     if source.is_dir():
-        _import_store(anatomy, source, params)
+        _import_store(project, anatomy, source)
     elif source.is_file():
-        _import_checkpoint(anatomy, source, params)
+        _import_checkpoint(project, anatomy, source)
     else:
         raise MtkdError(
             f"{source} is not there: give a checkpoint (.safetensors) of this project, or a store "
@@ -53,19 +55,20 @@ def run(anatomy: str, source: Path) -> None:
         )
 
 
-def _require_dvc() -> None:
+def _require_dvc(project: Project) -> None:
     """Refuse where DVC could not be told."""
-    here = Path.cwd()
-    if not Path("dvc.yaml").is_file() or not any(
+    here = project.root.absolute()
+    if not (here / "dvc.yaml").is_file() or not any(
         (folder / ".dvc").is_dir() for folder in (here, *here.parents)
     ):
         raise MtkdError(
-            f"{here} is no project of DVC, with .dvc and dvc.yaml: run this in the project's "
+            f"{here} is not a project of DVC, with .dvc and dvc.yaml: run this in the project's "
             "checkout"
         )
 
 
-def _import_checkpoint(anatomy: str, source: Path, params: Params) -> None:
+def _import_checkpoint(project: Project, anatomy: str, source: Path) -> None:
+    params = project.params
     network, card = load_given(source)
     problems = []
     if network.decoders != 1:
@@ -80,46 +83,50 @@ def _import_checkpoint(anatomy: str, source: Path, params: Params) -> None:
         raise MtkdError(
             f"{source} {' and '.join(problems)}: give a teacher that was trained for this project"
         )
-    frames_of("train", [anatomy])  # DVC takes training for done only where its inputs are
+    project.frames_of("train", [anatomy])  # DVC takes training for done only where its inputs are
     network.anatomies = (anatomy,)
-    target = teacher_checkpoint(anatomy)
+    target = project.teacher_checkpoint(anatomy)
     save_checkpoint(target, network, card.image_size)
-    _take_training_for_done(anatomy, source)
+    _take_training_for_done(project, anatomy, source)
     say(
         f"{target}: imported from {source}; next: `dvc repro`, which asks it and trains the "
         "student, but not it"
     )
 
 
-def _import_store(anatomy: str, source: Path, params: Params) -> None:
-    """Copy the answers, each checked, into a store that belongs to this project's frames and settings."""
-    (plan,) = make_plans([anatomy], params)
+def _import_store(project: Project, anatomy: str, source: Path) -> None:
+    """Copy the logits, each checked, into a store that belongs to this project's frames and settings."""
+    (plan,) = make_plans(project, [anatomy])
     given = cache.open_store(source, remedy=REMEDY)
     _require_fit(given, plan)
-    if damaged := given.faults():
+    damaged = given.faults()
+    if damaged:
         raise MtkdError("\n".join(damaged))
-    target, stand_in = teacher_checkpoint(anatomy), SCRATCH / teacher_checkpoint(anatomy)
+    stand_in = project.scratch / "checkpoints" / f"{anatomy}.safetensors"
     write_stand_in(stand_in, given.identity)
-    with (
-        plan.writer((given.shape[-2], given.shape[-1]), stand_in) as writer,
-        progress(f"{anatomy}: frames copied") as bar,
-    ):
-        require_space(
-            plan.raw_bytes(given.shape[-2:]), writer.next / writer.total, writer.bytes_written
-        )
-        for frame in plan.frames[writer.next :]:
-            writer.append(given.read(frame.id)[None], [given.pixels(frame.id)])
-            bar(writer.next, writer.total)
-        writer.finish(store(anatomy))
-    write_atomically(target, stand_in.read_bytes())  # not moved: it may go onto another disk
+    write_store(replace(plan, checkpoint=stand_in), _Copied(plan, given))
+    write_atomically(plan.checkpoint, stand_in.read_bytes())  # it may go onto another disk
     stand_in.unlink()
-    write_json(METRICS / "cache" / f"{anatomy}.json", cache.stats(store(anatomy)))
-    _take_training_for_done(anatomy, source)
-    _commit(f"cache_logits@{anatomy}")
-    say(
-        f"{store(anatomy)}: imported from {source}; next: `dvc repro`, which trains the student "
-        "with it"
-    )
+    write_json(plan.metrics, cache.stats(plan.path))
+    _take_training_for_done(project, anatomy, source)
+    _commit(project, f"cache_logits@{anatomy}")
+    say(f"{plan.path}: imported from {source}; next: `dvc repro`, which trains the student with it")
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """The logits of another store, frame by frame."""
+
+    plan: StorePlan
+    given: cache.Store
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.given.shape[-2], self.given.shape[-1]
+
+    def __call__(self, start: int) -> Iterator[Prediction]:
+        for frame in self.plan.frames[start:]:
+            yield self.given.read(frame.id)[None].astype(np.float32), [self.given.pixels(frame.id)]
 
 
 def _require_fit(given: cache.Store, plan: StorePlan) -> None:
@@ -158,7 +165,7 @@ def _require_same_grid(given: cache.Store, plan: StorePlan) -> None:
     """A student reads all stores on one grid."""
     for anatomy in plan.params.data.anatomies:
         try:
-            one = cache.open_store(store(anatomy))
+            one = cache.open_store(plan.project.store(anatomy))
         except cache.StoreError:
             continue
         if anatomy != plan.anatomy and one.shape[-2:] != given.shape[-2:]:
@@ -169,21 +176,24 @@ def _require_same_grid(given: cache.Store, plan: StorePlan) -> None:
             )
 
 
-def _take_training_for_done(anatomy: str, source: Path) -> None:
+def _take_training_for_done(project: Project, anatomy: str, source: Path) -> None:
     """Write the training stage's other outputs, which nobody can know, and tell DVC."""
     write_json(
-        METRICS / "teachers" / f"{anatomy}.json",
+        project.teacher_metrics(anatomy),
         {"val_dice": {"mean": None}, "imported": source.name},
     )
-    curves = emptied(RESULTS / "curves" / "teachers" / anatomy)
+    curves = emptied(project.teacher_curves(anatomy))
     (curves / "imported.tsv").write_text("step\n")
-    _commit(f"train_teacher@{anatomy}")
+    _commit(project, f"train_teacher@{anatomy}")
 
 
-def _commit(stage: str) -> None:
+def _commit(project: Project, stage: str) -> None:
     """Tell DVC that the outputs on disk are the stage's."""
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", "commit", "-f", stage], capture_output=True, text=True
+        [sys.executable, "-m", "dvc", "commit", "-f", stage],
+        cwd=project.root,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]

@@ -8,7 +8,7 @@ from pipeline.errors import MtkdError
 from pipeline.files import write_atomically
 from stages.shared.console import say
 from stages.shared.params import PARAMS, load_params
-from stages.shared.paths import PHANTOM
+from stages.shared.project import Places
 
 
 def run(preset: str, data_root: Path | None, force: bool) -> None:
@@ -37,7 +37,7 @@ def run(preset: str, data_root: Path | None, force: bool) -> None:
             )
         write_atomically(PARAMS.with_name(f"{PARAMS}.bak"), PARAMS.read_bytes())
     write_atomically(PARAMS, text.encode())
-    root = load_params().data.root
-    there = Path(root).is_dir() or Path(root) == PHANTOM  # which `dvc repro` makes
+    root = load_params(PARAMS).data.root
+    there = Path(root).is_dir() or Path(root) == Places(Path()).phantom  # which `dvc repro` makes
     advice = "`dvc repro`" if there else "put the path of your frames there, then `dvc repro`"
     say(f"{PARAMS}: preset {preset}, data.root {root}; next: {advice}")

@@ -3,17 +3,16 @@
 from pipeline.files import emptied
 from pipeline.phantom import write_phantom
 from stages.shared.console import progress, say
-from stages.shared.params import load_params
-from stages.shared.paths import PHANTOM
+from stages.shared.project import Project
 
 
-def run(workers: int) -> None:
+def run(project: Project, workers: int) -> None:
     """Write data/phantom anew."""
-    settings = load_params().data.phantom
-    emptied(PHANTOM)
+    settings = project.params.data.phantom
+    folder = emptied(project.phantom)
     with progress("phantom frames") as step:
         written = write_phantom(
-            PHANTOM,
+            folder,
             seed=settings.seed,
             surgeries=settings.surgeries,
             frames=settings.frames,
@@ -22,4 +21,4 @@ def run(workers: int) -> None:
             workers=max(1, workers),
             progress=step,
         )
-    say(f"wrote {written} phantom frames to {PHANTOM}")
+    say(f"wrote {written} phantom frames to {folder}")

@@ -20,9 +20,8 @@ from pipeline.timing.host import machine_record
 from stages.benchmarks import loading
 from stages.shared.console import console, counted, say
 from stages.shared.params import load_params
-from stages.shared.paths import RESULTS, frames_of
+from stages.shared.project import load_project
 
-OUTPUT = RESULTS / "plan.json"
 Counts = dict[str, dict[str, int]]  # split -> anatomy -> frames
 HALF = 2  # bytes of a float16
 SECONDS = 1.0  # that calls are repeated for at least: a few short ones on a GPU are noise
@@ -91,9 +90,12 @@ def _dsad() -> tuple[Params, Counts]:
 
 
 def _here() -> tuple[Params, Counts]:
-    params = load_params()
-    anatomies = params.data.anatomies
-    return params, {split: {a: len(frames_of(split, [a])) for a in anatomies} for split in SPLITS}
+    project = load_project()
+    counts: Counts = {
+        split: {a: len(project.frames_of(split, [a])) for a in project.anatomies}
+        for split in SPLITS
+    }
+    return project.params, counts
 
 
 def dsad_counts(splits: Splits, anatomies: Sequence[str]) -> Counts:

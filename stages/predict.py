@@ -40,7 +40,7 @@ from pipeline.models.network import Network
 from pipeline.prefetch import ahead
 from stages.shared.console import progress, say
 from stages.shared.given_checkpoint import load_given
-from stages.shared.paths import require_folder
+from stages.shared.project import require_folder
 
 Kind = Literal["overlay", "labels", "masks"]
 # A video whose container counts no frames is called cut off below this share of what its duration

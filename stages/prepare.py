@@ -5,25 +5,24 @@ from pathlib import Path
 from pipeline.dsad import Splits
 from pipeline.prepared import prepare
 from stages.shared.console import counted, progress, say
-from stages.shared.params import load_params
-from stages.shared.paths import NO_UNLABELLED, PREPARED_FRAMES, PREPARED_LABELS
+from stages.shared.project import NO_UNLABELLED, Project
 
 
-def run(workers: int) -> None:
+def run(project: Project, workers: int) -> None:
     """Check data.root and write data/prepared."""
-    data = load_params().data
+    data = project.params.data
     splits = Splits(val=tuple(data.splits.val), test=tuple(data.splits.test))
     with progress("frames checked and resized") as step:
         summary = prepare(
-            Path(data.root),
+            project.root / data.root,
             data.anatomies,
             splits,
             data.image_size,
-            PREPARED_FRAMES,
-            PREPARED_LABELS,
+            project.prepared_frames,
+            project.prepared_labels,
             workers=max(1, workers),
             progress=step,
-            unlabelled_root=_unlabelled(data.unlabelled_root),
+            unlabelled_root=_unlabelled(project),
             linked=False,  # DVC takes a link to a folder for an empty one
         )
     for warning in summary.warnings:
@@ -37,6 +36,8 @@ def run(workers: int) -> None:
         say(f"without label: {counted(summary.unlabelled, 'frame')}, for the teachers to speak on")
 
 
-def _unlabelled(root: str) -> Path | None:
+def _unlabelled(project: Project) -> Path | None:
     """The folder of frames without masks; the repository's own empty one need not be there."""
-    return None if root == NO_UNLABELLED and not Path(root).exists() else Path(root)
+    name = project.params.data.unlabelled_root
+    folder = project.root / name
+    return None if name == NO_UNLABELLED and not folder.exists() else folder

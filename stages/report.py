@@ -9,18 +9,16 @@ from typing import Any
 
 import jinja2
 
-from pipeline.errors import MtkdError
+from pipeline.errors import DamagedFileError, MissingFileError, MtkdError
 from pipeline.evaluation.bootstrap import FEWEST
 from pipeline.files import write_atomically
 from pipeline.settings import Params
 from stages import summary
 from stages.reporting import report_charts
 from stages.reporting.paper_tables import table
-from stages.shared.params import PARAMS, load_params
-from stages.shared.paths import PHANTOM, REPORT, RESULTS
+from stages.shared.project import Project
 from stages.shared.results import read
 
-CURVES = RESULTS / "curves" / "students"
 NOTED = {
     "validation Dice (%)": ("val_dice", "mean"),
     "cross-entropy, sum": ("cross_entropy", "sum"),
@@ -31,14 +29,14 @@ RULES = ("best", "median", "worst")
 PAPER_TEST, PAPER_ANATOMIES = {2, 7, 11, 13, 14, 18, 20, 32}, 11
 
 
-def run() -> None:
+def run(project: Project) -> None:
     """Write the page and print the table of results."""
-    params, rows, dice = load_params(), summary.results(), _dice_of_frames()
-    found, benchmark = (
-        read(RESULTS / "evaluation.json", "evaluate"),
-        read(RESULTS / "benchmark.json", "benchmark"),
-    )
-    comparable = _is_papers_data(params, found["surgeries"])
+    params = project.params
+    rows = summary.results(project)
+    dice = _dice_of_frames(project.results / "per_frame.csv")
+    found = read(project.results / "evaluation.json")
+    benchmark = read(project.results / "benchmark.json")
+    comparable = _is_papers_data(project, found["surgeries"])
     template = (files("stages") / "templates" / "report.html").read_text()
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -59,26 +57,27 @@ def run() -> None:
             for key in ("processor", "device", "threads")
         ),
         data=params.data,
-        settings=PARAMS.read_text(),
+        settings=project.params_file.read_text(),
         number=summary.number,
-        commit=_commit(),
+        commit=_commit(project.root),
         comparable=comparable,
-        phantom=_is_phantom(params),
+        phantom=_is_phantom(project),
         paper=_paper(params),
         charts={
-            "curves": report_charts.curves(_curves()),
+            "curves": report_charts.curves(_curves(project.results / "curves/students")),
             "speed": report_charts.accuracy_and_speed(rows, table(1) if comparable else {}),
             "frames": report_charts.dice_of_frames(dice, params.data.anatomies),
         },
         pictures=_pictures(
-            [anatomy for anatomy in params.data.anatomies if ("mtkd", anatomy) in dice]
+            project.results / "qualitative",
+            [anatomy for anatomy in params.data.anatomies if ("mtkd", anatomy) in dice],
         ),
     )
-    write_atomically(REPORT, page.encode())
-    summary.run()
+    write_atomically(project.report, page.encode())
+    summary.run(project)
 
 
-def _commit() -> str:
+def _commit(root: Path) -> str:
     """The last commit of code, data or settings, and whether something is changed since; nothing outside of git.
 
     What a run writes and what only tells of it is left out: the same run gives the same page once
@@ -95,7 +94,11 @@ def _commit() -> str:
     try:
         found = [
             subprocess.run(
-                ["git", *command, "--", *paths], capture_output=True, text=True, check=True
+                ["git", *command, "--", *paths],
+                cwd=root,
+                capture_output=True,
+                text=True,
+                check=True,
             ).stdout.strip()
             for command in asked
         ]
@@ -105,23 +108,23 @@ def _commit() -> str:
     return f"{commit} with changes that are not committed" if changed else commit
 
 
-def _is_papers_data(params: Params, surgeries: int) -> bool:
+def _is_papers_data(project: Project, surgeries: int) -> bool:
     """Whether these are DSAD's test surgeries and anatomies, all of them, as far as names and numbers tell.
 
     Args:
-        params: say which were asked for.
+        project: its settings say which are meant.
         surgeries: how many were measured.
     """
-    data = params.data
+    data = project.params.data
     same = set(data.splits.test) == PAPER_TEST
     known = set(next(iter(table(2).values()))) & set(data.anatomies)
     whole = surgeries == len(PAPER_TEST) and len(known) == len(data.anatomies) == PAPER_ANATOMIES
-    return same and whole and not _is_phantom(params)
+    return same and whole and not _is_phantom(project)
 
 
-def _is_phantom(params: Params) -> bool:
+def _is_phantom(project: Project) -> bool:
     """Whether the data are the embedded ones, by whichever path."""
-    return Path(params.data.root).resolve() == PHANTOM.resolve()
+    return (project.root / project.params.data.root).resolve() == project.phantom.resolve()
 
 
 def _paper(params: Params) -> list[dict[str, Any]]:
@@ -143,9 +146,8 @@ def _paper(params: Params) -> list[dict[str, Any]]:
     ]
 
 
-def _pictures(anatomies: list[str]) -> dict[str, dict[str, str]]:
+def _pictures(folder: Path, anatomies: list[str]) -> dict[str, dict[str, str]]:
     """By anatomy and rule, the picture as a data URL."""
-    folder = RESULTS / "qualitative"
     return {
         anatomy: {rule: _embedded(folder / f"{anatomy}-{rule}.png") for rule in RULES}
         for anatomy in anatomies
@@ -158,32 +160,31 @@ def _embedded(path: Path) -> str:
 
 def _content(path: Path) -> bytes:
     if not path.is_file():
-        raise MtkdError(f"{path} is missing: run `dvc repro -s -f evaluate`")
+        raise MissingFileError(path)
     return path.read_bytes()
 
 
-def _curves() -> dict[str, dict[str, list[float]]]:
+def _curves(folder: Path) -> dict[str, dict[str, list[float]]]:
     """What the students' epochs noted, by quantity and student."""
-    found = {quantity: _noted(*file) for quantity, file in NOTED.items()}
+    found = {quantity: _noted(folder, *file) for quantity, file in NOTED.items()}
     if not all(found.values()):
-        raise MtkdError(f"{CURVES} lacks the students' curves: run `dvc repro -s -f train_student`")
+        raise MtkdError(f"{folder} lacks the students' curves: run `dvc repro -s -f train_student`")
     return found
 
 
-def _noted(folder: str, name: str) -> dict[str, list[float]]:
+def _noted(curves: Path, folder: str, name: str) -> dict[str, list[float]]:
     found = {}
-    for path in sorted(CURVES.glob(f"*/plots/metrics/{folder}/{name}.tsv")):
+    for path in sorted(curves.glob(f"*/plots/metrics/{folder}/{name}.tsv")):
         with path.open() as file:
             rows = csv.DictReader(file, delimiter="\t")
-            found[path.relative_to(CURVES).parts[0]] = [float(row[name]) for row in rows]
+            found[path.relative_to(curves).parts[0]] = [float(row[name]) for row in rows]
     return found
 
 
-def _dice_of_frames() -> dict[tuple[str, str], list[float]]:
+def _dice_of_frames(path: Path) -> dict[tuple[str, str], list[float]]:
     """Dice in percent of every frame that has one, by network and anatomy that were measured."""
-    path = RESULTS / "per_frame.csv"
     found: dict[tuple[str, str], list[float]] = {}
-    broken = MtkdError(f"{path} is no whole table of frames: run `dvc repro -s -f evaluate`")
+    broken = DamagedFileError(path, "it is not a complete table of frames")
     try:
         text = _content(path).decode()
         for row in csv.DictReader(text.splitlines()):

@@ -5,21 +5,21 @@ from typing import Any
 from rich.table import Table
 
 from stages.shared.console import console, say
-from stages.shared.paths import METRICS, REPORT, RESULTS
+from stages.shared.project import Places
 from stages.shared.results import read
 
 ROWS = {"teachers": "teachers", "baseline": "student, baseline", "mtkd": "student, distilled"}
 
 
-def results() -> list[dict[str, Any]]:
+def results(places: Places) -> list[dict[str, Any]]:
     """One row per network: name, arch, Dice per anatomy and mean in percent, parameters, milliseconds, frames/s.
 
     ``measured``: over how many anatomies the mean is.
     """
-    evaluation = read(METRICS / "evaluate.json", "evaluate")
+    evaluation = read(places.metrics / "evaluate.json")
     counts, times = (
-        read(METRICS / "benchmark.json", "benchmark"),
-        read(RESULTS / "benchmark.json", "benchmark"),
+        read(places.metrics / "benchmark.json"),
+        read(places.results / "benchmark.json"),
     )
     return [
         {
@@ -48,10 +48,10 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def run() -> None:
+def run(places: Places) -> None:
     """Print it."""
-    rows = results()
-    benchmark = read(RESULTS / "benchmark.json", "benchmark")
+    rows = results(places)
+    benchmark = read(places.results / "benchmark.json")
     (height, width), machine = benchmark["image_size"], benchmark["machine"]
     where = f"{machine['processor']}, {machine['device']}, {machine['threads']} threads"
     table = Table(
@@ -73,4 +73,4 @@ def run() -> None:
     table.add_row("time (ms)", *(f"{row['milliseconds']:.0f}" for row in rows))
     table.add_row("frames/s", *(f"{row['fps']:.2f}" for row in rows))
     console.print(table)
-    say(f"report: {REPORT}")
+    say(f"report: {places.report}")

@@ -8,16 +8,15 @@ from typing import Any
 
 from pipeline.machine import Machine
 from pipeline.training import supervised
-from stages.shared.params import load_params
-from stages.shared.paths import METRICS, RESULTS, frames_of, student_checkpoint, taught_frames
+from stages.shared.project import Project
 from stages.shared.training_run import class_weights, train_run
 
 
-def run(name: str, machine: Machine) -> None:
+def run(project: Project, name: str, machine: Machine) -> None:
     """Train the student ``baseline`` or ``mtkd``."""
-    params = load_params()
-    anatomies = params.data.anatomies
-    frames = frames_of("train", anatomies)
+    params = project.params
+    anatomies = project.anatomies
+    frames = project.frames_of("train")
     weights = class_weights(frames, anatomies) if params.student.class_weights else None
     objective, soft_targets = supervised(len(anatomies), weights), None
     taught: dict[str, Any] = {}
@@ -26,8 +25,8 @@ def run(name: str, machine: Machine) -> None:
         from pipeline.distillation import distilled
         from stages.stores.reader import open_stores
 
-        objective, soft_targets = distilled(objective, params.distill), open_stores(params)
-        frames = taught_frames(anatomies)
+        objective, soft_targets = distilled(objective, params.distill), open_stores(project)
+        frames = project.distillation_frames()
         taught = {
             "distill": params.distill.model_dump(),
             "stores": [one.identity for one in soft_targets.stores],
@@ -36,6 +35,7 @@ def run(name: str, machine: Machine) -> None:
             file for one in soft_targets.stores for file in one.path.rglob("*") if file.is_file()
         ]
     train_run(
+        project,
         f"student {name}",
         frames,
         anatomies,
@@ -45,7 +45,7 @@ def run(name: str, machine: Machine) -> None:
         soft_targets=soft_targets,
         taught=taught,
         taught_by=files,
-        checkpoint=student_checkpoint(name),
-        metrics=METRICS / "students" / f"{name}.json",
-        curves=RESULTS / "curves" / "students" / name,
+        checkpoint=project.student_checkpoint(name),
+        metrics=project.student_metrics(name),
+        curves=project.student_curves(name),
     )

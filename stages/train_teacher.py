@@ -1,28 +1,26 @@
 """Stage ``train_teacher``: one network with one decoder on the sub-data set of one anatomy (paper, stage 1)."""
 
-from pipeline.errors import MtkdError
 from pipeline.machine import Machine
 from pipeline.training import supervised
-from stages.shared.params import load_params
-from stages.shared.paths import METRICS, RESULTS, frames_of, teacher_checkpoint
+from stages.shared.project import Project
 from stages.shared.training_run import class_weights, train_run
 
 
-def run(anatomy: str, machine: Machine) -> None:
+def run(project: Project, anatomy: str, machine: Machine) -> None:
     """Train the teacher of one anatomy."""
-    params = load_params()
-    if anatomy not in params.data.anatomies:
-        raise MtkdError(f"'{anatomy}' is not in data.anatomies: {', '.join(params.data.anatomies)}")
-    frames = frames_of("train", [anatomy])
-    weights = class_weights(frames, [anatomy]) if params.teacher.class_weights else None
+    project.require_anatomies([anatomy])
+    settings = project.params.teacher
+    frames = project.frames_of("train", [anatomy])
+    weights = class_weights(frames, [anatomy]) if settings.class_weights else None
     train_run(
+        project,
         f"teacher {anatomy}",
         frames,
         [anatomy],
-        params.teacher,
+        settings,
         machine,
         supervised(1, weights),
-        checkpoint=teacher_checkpoint(anatomy),
-        metrics=METRICS / "teachers" / f"{anatomy}.json",
-        curves=RESULTS / "curves" / "teachers" / anatomy,
+        checkpoint=project.teacher_checkpoint(anatomy),
+        metrics=project.teacher_metrics(anatomy),
+        curves=project.teacher_curves(anatomy),
     )

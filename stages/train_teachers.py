@@ -18,16 +18,17 @@ from pipeline.environment import load_warning
 from pipeline.errors import MtkdError
 from pipeline.machine import Machine
 from stages.shared.console import say
-from stages.shared.params import load_params
+from stages.shared.project import Project
 from stages.shared.slots import Slot, slots
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
 
 
-def run(anatomies: Sequence[str], jobs: int | None, machine: Machine) -> None:
+def run(project: Project, anatomies: Sequence[str], jobs: int | None, machine: Machine) -> None:
     """Train the teachers that are not up to date.
 
     Args:
+        project: a project of DVC.
         anatomies: whose; all if none is named.
         jobs: how many at the same time; None for one per device.
         machine: the kind of device.
@@ -35,18 +36,15 @@ def run(anatomies: Sequence[str], jobs: int | None, machine: Machine) -> None:
     Raises:
         MtkdError: an unknown anatomy, or teachers that failed; the others are done.
     """
-    known = load_params().data.anatomies
-    for anatomy in anatomies:
-        if anatomy not in known:
-            raise MtkdError(f"'{anatomy}' is not in data.anatomies: {', '.join(known)}")
-    chosen = list(anatomies or known)
+    project.require_anatomies(anatomies)
+    chosen = list(anatomies or project.anatomies)
     side_by_side = slots(jobs, machine.torch_device.type)
     say(f"{len(chosen)} teachers, {len(side_by_side)} at a time")
     if machine.torch_device.type == "cpu" and (
         line := load_warning(torch.get_num_threads(), jobs=len(side_by_side))
     ):
         say(f"warning: {line}")
-    if not _repro(["prepare"], {}):
+    if not _repro(project, ["prepare"], {}):
         raise MtkdError("the frames are not prepared: the lines above say why")
     free: Queue[Slot] = Queue()
     for slot in side_by_side:
@@ -55,7 +53,7 @@ def run(anatomies: Sequence[str], jobs: int | None, machine: Machine) -> None:
     def train(anatomy: str) -> bool:
         slot = free.get()
         try:
-            return _repro(["--single-item", f"train_teacher@{anatomy}"], slot)
+            return _repro(project, ["--single-item", f"train_teacher@{anatomy}"], slot)
         finally:
             free.put(slot)
 
@@ -70,10 +68,11 @@ def run(anatomies: Sequence[str], jobs: int | None, machine: Machine) -> None:
     say(f"{len(chosen)} teachers are trained: `dvc repro` goes on from here")
 
 
-def _repro(what: list[str], environment: dict[str, str]) -> bool:
+def _repro(project: Project, what: list[str], environment: dict[str, str]) -> bool:
     """Run DVC and pass on what it says, a line at a time, so that lines of several processes stay whole."""
     with subprocess.Popen(
         [*DVC, *what],
+        cwd=project.root,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

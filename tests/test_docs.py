@@ -13,7 +13,7 @@ from helpers import ROOT, mtkd, write_png
 
 import cache
 from stages.shared.params import load_params
-from stages.shared.paths import taught_frames
+from stages.shared.project import load_project
 
 PAGES = read_pages()
 RECORDED_PARAMS = sorted((ROOT / "docs").rglob("*.params.yaml"))
@@ -103,7 +103,7 @@ def test_the_store_that_the_page_writes_is_imported(run, monkeypatch):
     assert "mine/liver.zarr: whole" in mtkd("cache", "verify", "mine/liver.zarr")
     assert (
         len(cache.open_store("mine/liver.zarr").frames)
-        == len(taught_frames(["liver", "colon"]))
+        == len(load_project().distillation_frames())
         == 7
     )
     (run / ".dvc").mkdir()

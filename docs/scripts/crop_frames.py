@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.dsad import DataError, Source, Splits, read_frame, read_mask, scan
 from pipeline.errors import MtkdError
 from stages.shared.console import progress, say
-from stages.shared.params import load_params
+from stages.shared.project import load_project
 
 
 def main(
@@ -36,7 +36,7 @@ def main(
     masks: what crops teach labels.
     """
     shared.refuse_existing(folder)
-    data = load_params().data
+    data = load_project().params.data
     splits = Splits(tuple(data.splits.val), tuple(data.splits.test))
     frames, problems = scan(Path(data.root), data.anatomies)
     if problems:

@@ -16,13 +16,13 @@ import typer
 from pipeline.dsad import Splits
 from pipeline.phantom import render
 from pipeline.phantom.patient import ANATOMIES
-from stages.shared.params import load_params
+from stages.shared.project import load_project
 
 
 def main(unlabelled: Path, frames: Annotated[int, typer.Argument(min=1)]) -> None:
     """Write FRAMES frames per anatomy and training surgery of the phantom, which follow those of its data set."""
     shared.refuse_existing(unlabelled)
-    data = load_params().data
+    data = load_project().params.data
     phantom, splits = data.phantom, Splits(tuple(data.splits.val), tuple(data.splits.test))
     for surgery in range(1, phantom.surgeries + 1):
         folder = unlabelled / f"{surgery:02d}"

@@ -1,6 +1,5 @@
 """``mtkd benchmark loading``: how fast one core brings training frames from the disk to augmented tensors."""
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +19,9 @@ from pipeline.prepared import Frame, load_frame, load_label
 from pipeline.timing.host import machine_record
 from stages.benchmarks.synthetic_frames import write_example
 from stages.shared.console import say
-from stages.shared.paths import PREPARED_FRAMES, PREPARED_LABELS, RESULTS
+from stages.shared.project import Places
 
-OUTPUT = RESULTS / "benchmark_loading.json"
+OUTPUT = Path("results/benchmark_loading.json")
 ANATOMY = "organ"
 FRAMES = 32
 
@@ -67,25 +66,25 @@ def measure(size: tuple[int, int], teachers: int, rounds: int) -> dict[str, Any]
         teachers: how many stored answers, at a quarter of the size, are warped with each frame.
         rounds: how often the frames are loaded; the fastest round counts.
     """
-    before, threads = Path.cwd(), cv2.getNumThreads()
+    threads = cv2.getNumThreads()
     with tempfile.TemporaryDirectory() as folder:
+        places = Places(Path(folder))
+        for number in range(FRAMES):
+            write_example(places, ANATOMY, number, size)
         try:
-            os.chdir(folder)
             cv2.setNumThreads(1)
-            for i in range(FRAMES):
-                write_example(ANATOMY, i, size)
-            return _measured(_frames(), size, teachers, rounds)
+            return _measured(_frames(places), size, teachers, rounds)
         finally:
-            os.chdir(before)
             cv2.setNumThreads(threads)
 
 
-def _frames() -> list[Frame]:
-    images = sorted((PREPARED_FRAMES / "train" / ANATOMY / "01").glob("*.png"))
-    labels = [PREPARED_LABELS / image.relative_to(PREPARED_FRAMES) for image in images]
+def _frames(places: Places) -> list[Frame]:
+    frames, labels = places.prepared_frames, places.prepared_labels
+    images = sorted((frames / "train" / ANATOMY / "01").glob("*.png"))
+    masks = [labels / image.relative_to(frames) for image in images]
     return [
-        Frame(f"{ANATOMY}/{image.stem}", ANATOMY, "01", image, label)
-        for image, label in zip(images, labels, strict=True)
+        Frame(f"{ANATOMY}/{image.stem}", ANATOMY, "01", image, mask)
+        for image, mask in zip(images, masks, strict=True)
     ]
 
 

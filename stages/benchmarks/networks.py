@@ -11,9 +11,8 @@ from pipeline.machine import Machine
 from pipeline.timing.decoders import Case, largest_difference, measure
 from pipeline.timing.host import machine_record
 from stages.shared.console import console, progress, say
-from stages.shared.paths import RESULTS
 
-OUTPUT = RESULTS / "benchmark_networks.json"
+OUTPUT = Path("results/benchmark_networks.json")
 FORMS = ("looped", "joined")
 # Task: frames per call, (height, width).
 SHAPES = {"train": (8, (128, 160)), "infer": (1, (720, 1280))}

@@ -28,9 +28,10 @@ from pipeline.training_errors import mendable
 from stages.benchmark import FIGURES, figures
 from stages.reporting.paper_tables import table as paper_table
 from stages.shared.console import console, progress, say
-from stages.shared.paths import PREPARED_FRAMES, RESULTS, frames_of, student_checkpoint
+from stages.shared.project import Places
 
-OUTPUT = RESULTS / "benchmark_all.json"
+OUTPUT = Path("results/benchmark_all.json")
+PLACES = Places(Path())
 CALIBRATED = 32
 
 
@@ -142,7 +143,7 @@ def _measured(
     published = paper_table(1).get((arch, form), {}) if decoders == 11 else {}
     dice = (
         _dice(trained, runtimes, forms, machine)
-        if trained and (PREPARED_FRAMES / "test").is_dir()
+        if trained and (PLACES.prepared_frames / "test").is_dir()
         else {}
     )
     reference = next(
@@ -190,7 +191,7 @@ def _in_turns(candidates: Sequence[Candidate], folder: Path, repeats: int) -> li
 
 def _trained(arch: str, decoders: int) -> Path | None:
     """This run's distilled student, if it is such a network."""
-    path = student_checkpoint("mtkd")
+    path = PLACES.student_checkpoint("mtkd")
     if not path.is_file():
         return None
     card = load_card(path, "train_student")
@@ -243,13 +244,13 @@ def _dice(
                     graph = write_int8(graph, graph.with_suffix(".xml"), _calibration(anatomies))
                 way = replace(way, graph=graph)
             found[f"{runtime} {precision} {form}"] = runtime_dice(
-                _one_by_one(way.function()), frames_of("test", anatomies), anatomies, size
+                _one_by_one(way.function()), PLACES.frames_of("test", anatomies), anatomies, size
             )
     return found
 
 
 def _calibration(anatomies: Sequence[str]) -> list[NDArray[np.uint8]]:
-    train = frames_of("train", anatomies)
+    train = PLACES.frames_of("train", anatomies)
     return [
         as_batch(load_frame(frame.image)) for frame in train[:: max(1, len(train) // CALIBRATED)]
     ]

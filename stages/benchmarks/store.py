@@ -1,11 +1,11 @@
 """``mtkd benchmark store``: what writing costs beside the teacher, and reading beside asking it, all in one run."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -32,15 +32,15 @@ from pipeline.settings import Params
 from pipeline.timing.host import machine_record
 from pipeline.training import Objective, fit, supervised
 from pipeline.training_errors import mendable
-from stages import cache_logits
 from stages.benchmarks.synthetic_frames import write_example
 from stages.shared.console import say
-from stages.shared.params import PARAMS, load_params
-from stages.shared.paths import PREPARED_FRAMES, RESULTS, frames_of, store, teacher_checkpoint
+from stages.shared.params import PARAMS
+from stages.shared.project import Project, load_project
+from stages.stores.local import write_local_stores
 from stages.stores.plan import make_plans
-from stages.stores.reader import Stores
+from stages.stores.reader import TeacherLogits
 
-OUTPUT = RESULTS / "benchmark_store.json"
+OUTPUT = Path("results/benchmark_store.json")
 TEACHERS = 11
 FULL, SMALL = (512, 640), (128, 160)  # rows, columns of frames
 
@@ -54,12 +54,11 @@ def run(frames: int, output: Path, machine: Machine) -> None:
         output: JSON file.
         machine: where the networks compute.
     """
-    output = output.resolve()
-    with _folder(FULL, frames, 1):
-        writing = _writing(machine)
+    with _example_project(FULL, frames, 1) as project:
+        writing = _writing(project, machine)
     reading = _reading(frames, machine)
-    with _folder(SMALL, frames, TEACHERS):
-        training = _training(machine)
+    with _example_project(SMALL, frames, TEACHERS) as project:
+        training = _training(project, machine)
     write_json(
         output,
         {
@@ -74,39 +73,46 @@ def run(frames: int, output: Path, machine: Machine) -> None:
 
 
 @contextmanager
-def _folder(size: tuple[int, int], frames: int, anatomies: int) -> Iterator[None]:
+def _example_project(size: tuple[int, int], frames: int, anatomies: int) -> Iterator[Project]:
     """A project in a temporary folder: prepared frames, and SegFormer-B0 teachers with random weights."""
-    before, folder = Path.cwd(), Path(tempfile.mkdtemp())
-    params = yaml.safe_load((Path(__file__).parent / "presets" / "demo.yaml").read_text())
     names = [f"organ{i}" for i in range(anatomies)]
-    params["data"] |= {"anatomies": names, "image_size": list(size)}
-    params["cache"] |= {"batch_size": 4, "shard_frames": 16}
-    params["student"] |= {"arch": "segformer_b0", "batch_size": 8, "epochs": 3}
-    try:
-        os.chdir(folder)
-        PARAMS.write_text(yaml.safe_dump(params))
-        for i in range(frames):
-            write_example(names[i % anatomies], i, size)
-        for number, name in enumerate(names):
-            own = [f"01/image{i:02d}" for i in range(number, frames, anatomies)]
-            write_atomically(
-                PREPARED_FRAMES / "train" / name / "index.csv", "\n".join(["frame", *own]).encode()
-            )
-        write_atomically(PREPARED_FRAMES / "unlabelled" / "index.csv", b"frame")
+    with tempfile.TemporaryDirectory() as folder:
+        _write_params(Path(folder), names, size)
+        project = load_project(Path(folder))
+        _write_frames(project, frames, size)
         for name in names:
             teacher = create_model("segformer_b0", 1)
             teacher.anatomies = (name,)
-            save_checkpoint(teacher_checkpoint(name), teacher, size)
-        yield
-    finally:
-        os.chdir(before)
-        shutil.rmtree(folder)
+            save_checkpoint(project.teacher_checkpoint(name), teacher, size)
+        yield project
 
 
-def _writing(machine: Machine) -> dict[str, float]:
-    """The stage against its bare forward passes, on the same frames in the same batches."""
-    (plan,) = make_plans([], load_params())
-    teacher, size = plan.teacher(), plan.params.cache.batch_size
+def _write_params(folder: Path, anatomies: list[str], size: tuple[int, int]) -> None:
+    text = (files("stages") / "presets" / "demo.yaml").read_text()
+    params = yaml.safe_load(text)
+    params["data"] |= {"anatomies": anatomies, "image_size": list(size)}
+    params["cache"] |= {"batch_size": 4, "shard_frames": 16}
+    params["student"] |= {"arch": "segformer_b0", "batch_size": 8, "epochs": 3}
+    (folder / PARAMS).write_text(yaml.safe_dump(params))
+
+
+def _write_frames(project: Project, frames: int, size: tuple[int, int]) -> None:
+    """Frames of one surgery, in turn of each anatomy, and the lists of them that ``prepare`` writes."""
+    names = project.anatomies
+    for i in range(frames):
+        write_example(project, names[i % len(names)], i, size)
+    for number, name in enumerate(names):
+        ids = [f"01/image{i:02d}" for i in range(number, frames, len(names))]
+        index = project.prepared_frames / "train" / name / "index.csv"
+        write_atomically(index, "\n".join(["frame", *ids]).encode())
+    write_atomically(project.prepared_frames / "unlabelled" / "index.csv", b"frame")
+
+
+def _writing(project: Project, machine: Machine) -> dict[str, float]:
+    """Writing stores against the bare forward passes, on the same frames in the same batches."""
+    (plan,) = make_plans(project, [])
+    teacher = plan.teacher()
+    size = plan.params.cache.batch_size
     loaded = [torch.from_numpy(load_frame(f.image).transpose(2, 0, 1).copy()) for f in plan.frames]
     batches = [torch.stack(loaded[i : i + size]) for i in range(0, len(loaded), size)]
 
@@ -117,11 +123,12 @@ def _writing(machine: Machine) -> dict[str, float]:
 
     teacher.to(machine.torch_device)
     forward()
-    stage, bare = [], []
+    stage = []
+    bare = []
     for _ in range(3):
         bare.append(_seconds(forward))
-        shutil.rmtree(store(plan.anatomy), ignore_errors=True)
-        stage.append(_seconds(lambda: cache_logits.run([], machine)))
+        shutil.rmtree(plan.path, ignore_errors=True)
+        stage.append(_seconds(lambda: write_local_stores([plan], machine)))
     ratio = median(stage) / median(bare)
     say(
         f"writing: {median(bare):.2f} s of forward passes, {median(stage):.2f} s for the stage: "
@@ -143,7 +150,7 @@ def _reading(frames: int, machine: Machine) -> dict[str, float]:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
-        reader = Stores(stores, 0, 0)
+        reader = TeacherLogits(stores, 0, 0)
         times = [_seconds(lambda i=i: _read_and_warp(reader, ids[i], i)) for i in range(frames)]  # type: ignore[misc]
         arrays = [zarr.open_group(one.path, mode="r")["logits"] for one in stores]
         plain = [_seconds(lambda i=i: [np.asarray(a[0, i]) for a in arrays]) for i in range(frames)]  # type: ignore[misc]
@@ -183,17 +190,17 @@ def _filled_store(
     return cache.open_store(path)
 
 
-def _read_and_warp(reader: Stores, frame: str, pixels: int) -> NDArray[np.float32]:
+def _read_and_warp(reader: TeacherLogits, frame: str, pixels: int) -> NDArray[np.float32]:
     return warp_logits(reader.read(frame, 0, pixels), (0.98, 0.03, 0.02, -0.03, 0.98, 0.01))
 
 
-def _training(machine: Machine) -> dict[str, float]:
+def _training(project: Project, machine: Machine) -> dict[str, float]:
     """An epoch of a SegFormer-B0 student at 160x128 from the stores, against one without distillation."""
-    params = load_params()
-    cache_logits.run([], machine)
-    frames = frames_of("train", params.data.anatomies)
+    params = project.params
+    write_local_stores(make_plans(project, []), machine)
+    frames = project.frames_of("train")
     objective = supervised(TEACHERS, None)
-    reader = Stores([cache.open_store(store(a)) for a in params.data.anatomies], 0, 0)
+    reader = TeacherLogits([cache.open_store(project.store(a)) for a in project.anatomies], 0, 0)
     plain = _epoch_seconds(params, frames, objective, None, machine)
     both = _epoch_seconds(params, frames, distilled(objective, params.distill), reader, machine)
     say(
@@ -211,7 +218,7 @@ def _epoch_seconds(
     params: Params,
     frames: Sequence[Any],
     objective: Objective,
-    targets: Stores | None,
+    targets: TeacherLogits | None,
     machine: Machine,
 ) -> float:
     """The last of three epochs, with a loader process at least; the first two start processes."""

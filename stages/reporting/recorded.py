@@ -15,13 +15,13 @@ import yaml
 from pipeline.errors import MtkdError
 from stages.shared.console import say
 from stages.shared.params import PARAMS
-from stages.shared.paths import METRICS, PREPARED_LABELS, RESULTS
+from stages.shared.project import Places
 from stages.shared.results import read
 
 # Dice, of means and of single anatomies; 1.6 and 16.7 were seen between two processors
 # (docs/results/README.md).
 MEAN_LIMIT, ANATOMY_LIMIT = 3.0, 25.0
-LOCK = Path("dvc.lock")
+LOCK = "dvc.lock"
 NETWORKS = {"teachers": "teachers", "baseline": "baseline", "mtkd": "distilled"}
 DECISIVE = ("data", "teacher", "cache", "distill", "student", "evaluate")
 
@@ -70,16 +70,17 @@ class Comparison:
         return f"{recorded}; same settings and labels, {size}: {verdict}"
 
 
-def run(check: bool) -> None:
+def run(places: Places, check: bool) -> None:
     """Say how this run compares with the last commit.
 
     Args:
+        places: of the run.
         check: whether a difference that rounding does not explain is an error.
 
     Raises:
         MtkdError: so it is.
     """
-    compared = compare()
+    compared = compare(places)
     if compared is None:
         say("last commit: holds no figures to compare with")
         return
@@ -90,62 +91,66 @@ def run(check: bool) -> None:
         )
 
 
-def compare() -> Comparison | None:
+def compare(places: Places) -> Comparison | None:
     """This run against the last commit; None without one, or if it holds no evaluation."""
-    commit, recorded = (
-        _git("rev-parse", "--short", "HEAD"),
-        _committed_json(METRICS / "evaluate.json"),
-    )
+    commit = _git(places, "rev-parse", "--short", "HEAD")
+    recorded = _committed_json(places, places.metrics / "evaluate.json")
     if commit is None or recorded is None:
         return None
-    own = read(METRICS / "evaluate.json", "evaluate")
+    own = read(places.metrics / "evaluate.json")
     means, anatomies = [0.0], [0.0]
     for network in NETWORKS:
         for name, dice in own[network]["dice"].items():
             then = recorded[network]["dice"].get(name)
             if dice is not None and then is not None:
                 (means if name == "mean" else anatomies).append(abs(dice - then))
-    host = (_committed_json(RESULTS / "evaluation.json") or {}).get("machine", {})
+    host = (_committed_json(places, places.results / "evaluation.json") or {}).get("machine", {})
     return Comparison(
         commit.strip(),
         host.get("processor", "an unknown processor"),
         {name: recorded[network]["dice"]["mean"] for network, name in NETWORKS.items()},
-        _changed(),
+        _changed(places),
         round(max(means), 1),
         round(max(anatomies), 1),
     )
 
 
-def _changed() -> tuple[str, ...]:
+def _changed(places: Places) -> tuple[str, ...]:
     """Which inputs of the run are not those of the last commit."""
-    then, now = _committed_yaml(PARAMS), yaml.safe_load(PARAMS.read_bytes())
-    settings = any(then.get(section) != now.get(section) for section in DECISIVE)
-    labels = _labels(_committed_yaml(LOCK)) != _labels(
-        yaml.safe_load(LOCK.read_bytes()) if LOCK.is_file() else {}
-    )
-    return tuple(name for name, differs in (("settings", settings), ("labels", labels)) if differs)
+    params = places.root / PARAMS
+    then = _committed_yaml(places, params)
+    now = yaml.safe_load(params.read_bytes())
+    changed = []
+    if any(then.get(section) != now.get(section) for section in DECISIVE):
+        changed.append("settings")
+    lock = places.root / LOCK
+    locked = yaml.safe_load(lock.read_bytes()) if lock.is_file() else {}
+    if _labels(places, _committed_yaml(places, lock)) != _labels(places, locked):
+        changed.append("labels")
+    return tuple(changed)
 
 
-def _labels(lock: Any) -> list[str]:
+def _labels(places: Places, lock: Any) -> list[str]:
     """The hash of the prepared labels, as DVC knows it."""
+    labels = places.prepared_labels.relative_to(places.root).as_posix()
     outputs = lock.get("stages", {}).get("prepare", {}).get("outs", [])
-    return [output["md5"] for output in outputs if output["path"] == PREPARED_LABELS.as_posix()]
+    return [output["md5"] for output in outputs if output["path"] == labels]
 
 
-def _committed_json(path: Path) -> Any:
-    text = _git("show", f"HEAD:./{path.as_posix()}")
+def _committed_json(places: Places, path: Path) -> Any:
+    text = _git(places, "show", f"HEAD:./{path.relative_to(places.root).as_posix()}")
     return None if text is None else json.loads(text)
 
 
-def _committed_yaml(path: Path) -> Any:
-    text = _git("show", f"HEAD:./{path.as_posix()}")
+def _committed_yaml(places: Places, path: Path) -> Any:
+    text = _git(places, "show", f"HEAD:./{path.relative_to(places.root).as_posix()}")
     return {} if text is None else yaml.safe_load(text)
 
 
-def _git(*arguments: str) -> str | None:
+def _git(places: Places, *arguments: str) -> str | None:
     """What git says; None if it is not installed, this is not a repository, or there is no such thing."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+        done = subprocess.run(["git", *arguments], cwd=places.root, capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout if done.returncode == 0 else None

@@ -35,7 +35,7 @@ _CLEAR = {
 }
 
 
-def load_params(path: Path = PARAMS) -> Params:
+def load_params(path: Path) -> Params:
     """The checked settings of a params.yaml.
 
     Raises:

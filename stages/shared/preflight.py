@@ -16,17 +16,16 @@ from pipeline.files import write_atomically
 from pipeline.models import Network, create_model
 from pipeline.settings import Params
 from stages.shared.console import say
-from stages.shared.paths import SCRATCH, taught_frames
+from stages.shared.project import Project
 
 # The stages to come, and the libraries that they import only when they need them.
 NEEDED = (
     "stages.cache_logits", "stages.train_student", "stages.evaluate", "stages.benchmark", "stages.report",
     "monai.metrics", "scipy.stats", "albumentations",
 )  # fmt: skip
-TRIED = SCRATCH / "preflight"  # a hash of what was tried last, and passed
 
 
-def preflight(params: Params) -> None:
+def preflight(project: Project) -> None:
     """Import what later stages import, build the student, export it at the configured size, look at the disk.
 
     Once for the same libraries and settings. A student that `mtkd export` would refuse, and a disk
@@ -35,16 +34,18 @@ def preflight(params: Params) -> None:
     Raises:
         MtkdError: something cannot be imported, or the student cannot be built; all together.
     """
+    params = project.params
+    passed = project.scratch / "preflight"  # a hash of what was tried last, and passed
     tried = _digest(params)
-    if TRIED.is_file() and TRIED.read_text() == tried:
+    if passed.is_file() and passed.read_text() == tried:
         return
     problems = list(_imports())
     student = _student(params, problems)
     if problems:
         raise MtkdError("\n  ".join(["what later stages need is not in order:", *problems]))
-    for warning in (*_export(params, student), *_room(params)):
+    for warning in (*_export(params, student), *_room(project)):
         say(f"warning: {warning}")
-    write_atomically(TRIED, tried.encode())
+    write_atomically(passed, tried.encode())
 
 
 def _digest(params: Params) -> str:
@@ -113,16 +114,17 @@ def _export(params: Params, student: Network | None) -> list[str]:
     )
 
 
-def _room(params: Params) -> list[str]:
+def _room(project: Project) -> list[str]:
     """Whether the stores will find room before they are compressed."""
     from stages.stores.plan import require_space
 
+    params = project.params
     stride = create_model(params.teacher.arch, 1).output_stride
     height, width = (-(-n // stride) for n in params.data.image_size)
-    frames, anatomies = len(taught_frames(params.data.anatomies)), len(params.data.anatomies)
+    frames, anatomies = len(project.distillation_frames()), len(params.data.anatomies)
     try:
         require_space(
-            anatomies * cache.estimate(frames, max(1, params.cache.views), (height, width))
+            project, anatomies * cache.estimate(frames, max(1, params.cache.views), (height, width))
         )
     except MtkdError as error:
         return [str(error)]

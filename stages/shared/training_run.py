@@ -28,9 +28,8 @@ from pipeline.training import Epoch, Objective, best_epoch, fit, synchronises
 from pipeline.training_errors import mendable
 from stages.shared.console import counted, hush, progress, say
 from stages.shared.environment import say_environment, say_handover, say_launch
-from stages.shared.params import load_params
-from stages.shared.paths import SCRATCH, frames_of
 from stages.shared.preflight import preflight
+from stages.shared.project import Project
 
 # Seconds that a killed process of the same run may take to end.
 PATIENCE = 10.0
@@ -64,6 +63,7 @@ def seeded_network(settings: Training, anatomies: Sequence[str]) -> Network:
 
 @mendable()
 def train_run(
+    project: Project,
     title: str,
     frames: Sequence[Frame],
     anatomies: Sequence[str],
@@ -84,6 +84,7 @@ def train_run(
     has changed.
 
     Args:
+        project: where everything lies.
         title: what the lines on the screen call it.
         frames: to train on.
         anatomies: one decoder each, in this order.
@@ -104,13 +105,13 @@ def train_run(
     _require_shareable(settings, machine)
     train = FrameDataset(frames, anatomies, settings.seed, soft_targets)
     if say_launch(machine):
-        preflight(load_params())
+        preflight(project)
         say_environment(machine)
         piece = -(-settings.batch_size // (machine.devices * machine.accumulate))
         say_handover(machine, lambda: piece * nbytes([train[0, 0]]))
     fabric = make_fabric(machine, settings.precision)
     hush(not fabric.is_global_zero)
-    val = FrameDataset(frames_of("val", anatomies), anatomies)
+    val = FrameDataset(project.frames_of("val", anatomies), anatomies)
     network = seeded_network(settings, anatomies)
     # Batch norm sees a piece at a time, so that pieces are part of what determines the weights.
     shared = {"processes": fabric.world_size, "accumulate": machine.accumulate}
@@ -120,7 +121,7 @@ def train_run(
         **_digests(train.frames, val.frames),
         **(taught or {}),
     }
-    place = SCRATCH / "training" / checkpoint.parent.name / checkpoint.stem
+    place = project.scratch / "training" / checkpoint.parent.name / checkpoint.stem
     for folder in (place.parent, checkpoint.parent, metrics.parent, curves):
         require_writable(folder)
     here = {"device": fabric.device.type, "compile": machine.compile}

@@ -14,11 +14,9 @@ from pipeline.errors import MtkdError
 from pipeline.inference import answers, fingerprints
 from pipeline.machine import Machine
 from pipeline.prepared import frames_digest
-from pipeline.settings import Params
 from pipeline.training_errors import mendable
 from stages.shared.console import console, counted, progress, readable, say
-from stages.shared.params import load_params
-from stages.shared.paths import SCRATCH, STORES, store, taught_frames
+from stages.shared.project import Places, Project, load_project
 from stages.stores.identity import expected_parts, known_checkpoint, misfit_line, misfits
 from stages.stores.imported import REMEDY
 from stages.stores.plan import StorePlan, make_plans, was_imported
@@ -31,14 +29,14 @@ TOLERANCES = {"32-true": 2e-3, "tf32": 5e-2, "16-mixed": 5e-2, "bf16-mixed": 3e-
 Wanted = Mapping[str, Mapping[str, object]]  # anatomy -> parts of the identity
 
 
-def list_stores() -> None:
+def list_stores(places: Places) -> None:
     """Every store, whole or begun, and what was put aside when a run was stopped."""
     table = Table(title="Logit stores")
     for column in ("store", "state"):
         table.add_column(column)
     for column in ("frames", "views", "grid", "size", "identity"):
         table.add_column(column, justify="right")
-    for path in _stores(STORES):
+    for path in _stores(places.stores):
         try:
             one = cache.open_store(path)
         except cache.StoreError as error:
@@ -55,18 +53,20 @@ def list_stores() -> None:
             size,
             one.identity[:12],
         )
-    if begun := _begun():
-        wanted = _wanted(load_params())
+    begun = _begun(places)
+    if begun:
+        project = load_project(places.root)
+        wanted = _wanted(project)
         for path in begun:
-            table.add_row(str(path), _state(path, wanted), *[""] * 5)
+            table.add_row(str(path), _state(project, path, wanted), *[""] * 5)
     console.print(table)
 
 
-def _state(path: Path, wanted: Wanted) -> str:
+def _state(project: Project, path: Path, wanted: Wanted) -> str:
     """Of what lies in scratch, or was left by a copy."""
-    if cache.is_being_written(_writers(path)):
+    if cache.is_being_written(_writers(project, path)):
         return "being written"
-    reason = _useless(path, wanted)
+    reason = _useless(project, path, wanted)
     return (
         f"{reason}: `mtkd cache prune` removes it"
         if reason
@@ -74,19 +74,29 @@ def _state(path: Path, wanted: Wanted) -> str:
     )
 
 
-def show_stats(whose: list[str]) -> None:
+def show_stats(places: Places, whose: list[str]) -> None:
     """Sizes of stores as JSON, by anatomy or path."""
-    sizes = {name: cache.stats(path, remedy=_remedy(name)) for name, path in _chosen(whose).items()}
+    sizes = {
+        name: cache.stats(path, remedy=_remedy(places, name))
+        for name, path in _chosen(places, whose).items()
+    }
     print(json.dumps(sizes, indent=2))
 
 
 @mendable("choose another --device, such as cpu")
-def verify(whose: list[str], recompute: int, tolerance: float | None, machine: Machine) -> None:
+def verify(
+    places: Places,
+    whose: list[str],
+    recompute: int,
+    tolerance: float | None,
+    machine: Machine,
+) -> None:
     """Read every frame of stores, compare what they are for with what is wanted, and ask teachers again on some.
 
     Of prepared frames it is also checked that each store answers their pixels, frame by frame.
 
     Args:
+        places: where stores and settings lie; these are read only if anatomies are named.
         whose: anatomies, or paths of stores; all anatomies if none is named.
         recompute: number of random frames on which the teacher is asked again, of each that is
             here.
@@ -97,18 +107,19 @@ def verify(whose: list[str], recompute: int, tolerance: float | None, machine: M
     Raises:
         MtkdError: something is wrong; one line for each problem.
     """
-    chosen = _chosen(whose)
+    chosen = _chosen(places, whose)
     anatomies = [name for name in chosen if not is_path(name)]
-    wanted = _wanted(load_params()) if anatomies else {}
-    plans = make_plans(anatomies, load_params()) if recompute else []
+    project = load_project(places.root) if anatomies else None
+    wanted = _wanted(project) if project else {}
+    pixels = _prepared_pixels(project) if project else None
+    plans = make_plans(project, anatomies) if recompute and project else []
     asked = {plan.anatomy: plan for plan in plans if whose or not was_imported(plan)}
-    pixels = _prepared_pixels() if anatomies else None
     problems = []
     for name, path in chosen.items():
-        found = cache.verify(path, remedy=_remedy(name))
+        found = cache.verify(path, remedy=_remedy(places, name))
         if not found and name in wanted:
             line = misfit_line(cache.open_store(path), name, wanted[name])
-            found = [line] if line else _other_pixels(name, pixels)
+            found = [line] if line else _other_pixels(path, pixels)
         if not found and name in asked:
             found = _recomputed(asked[name], recompute, tolerance, machine)
         say(f"{path}: {counted(len(found), 'problem') if found else 'whole'}")
@@ -117,13 +128,13 @@ def verify(whose: list[str], recompute: int, tolerance: float | None, machine: M
         raise MtkdError("\n".join([f"{counted(len(problems), 'problem')}:", *problems]))
 
 
-def _prepared_pixels() -> list[int] | None:
+def _prepared_pixels(project: Project) -> list[int] | None:
     """Fingerprints of all that the teachers are shown, view by view; None if nothing is prepared."""
     try:
-        plan = make_plans([], load_params())[0]
+        plan = make_plans(project, [])[0]
     except MtkdError:
         return None
-    questions = plan.questions()
+    questions = plan.inputs()
     found = []
     with progress("frames read") as bar:
         for one in fingerprints(questions):
@@ -132,9 +143,9 @@ def _prepared_pixels() -> list[int] | None:
     return found
 
 
-def _other_pixels(anatomy: str, pixels: Sequence[int] | None) -> list[str]:
+def _other_pixels(path: Path, pixels: Sequence[int] | None) -> list[str]:
     """Whether a store answers, somewhere, other pixels than those that are prepared."""
-    one = cache.open_store(store(anatomy))
+    one = cache.open_store(path)
     views, frames = one.shape[:2]
     places = ((view, frame) for view in range(views) for frame in range(frames))
     other = [
@@ -148,7 +159,7 @@ def _other_pixels(anatomy: str, pixels: Sequence[int] | None) -> list[str]:
     return [
         f"{one.path} answers other pixels than the prepared ones in {len(other)} places, frame "
         f"{one.frames[frame]} "
-        f"(view {view}) first: run `dvc repro -s -f cache_logits@{anatomy}`"
+        f"(view {view}) first: run `dvc repro -s -f cache_logits@{one.anatomy}`"
     ]
 
 
@@ -161,8 +172,8 @@ def _recomputed(
     except MtkdError as error:
         return [str(error)]
     one, questions, precision = (
-        cache.open_store(store(plan.anatomy)),
-        plan.questions(),
+        cache.open_store(plan.path),
+        plan.inputs(),
         plan.params.cache.precision,
     )
     allowed = TOLERANCES[precision] if tolerance is None else tolerance
@@ -204,24 +215,25 @@ def _rounding(plan: StorePlan) -> float:
     return 0.0 if keep is None else 2.0**-keep
 
 
-def prune(dry_run: bool) -> None:
+def prune(project: Project, dry_run: bool) -> None:
     """Remove stores and begun stores that no current setting can use; what is being written stays."""
-    wanted, removed = _wanted(load_params()), 0
-    for path in [*_stores(STORES), *_begun()]:
-        scratch = _writers(path)
+    wanted = _wanted(project)
+    removed = 0
+    for path in [*_stores(project.stores), *_begun(project)]:
+        scratch = _writers(project, path)
         scratch.parent.mkdir(parents=True, exist_ok=True)
         try:
             with cache.ScratchLock(scratch):
-                removed += _prune_one(path, wanted, dry_run)
+                removed += _prune_one(project, path, wanted, dry_run)
         except cache.StoreBusyError as error:
             say(f"left {path}: {error}")
     if not removed:
         say("nothing to remove")
 
 
-def _prune_one(path: Path, wanted: Wanted, dry_run: bool) -> bool:
+def _prune_one(project: Project, path: Path, wanted: Wanted, dry_run: bool) -> bool:
     """Whether a store was useless, and so removed."""
-    reason = _useless(path, wanted)
+    reason = _useless(project, path, wanted)
     if not reason:
         return False
     if path.suffix != COPY and not cache.is_logit_store(path):
@@ -237,9 +249,9 @@ def _prune_one(path: Path, wanted: Wanted, dry_run: bool) -> bool:
     return True
 
 
-def _useless(path: Path, wanted: Wanted) -> str:
+def _useless(project: Project, path: Path, wanted: Wanted) -> str:
     """Why no run with the current settings could read a store, or go on with it; empty if one could."""
-    anatomy = _writers(path).stem
+    anatomy = _writers(project, path).stem
     if path.suffix == ".old":
         return "put aside by a run that was stopped"
     if path.suffix == COPY:
@@ -247,11 +259,11 @@ def _useless(path: Path, wanted: Wanted) -> str:
     if anatomy not in wanted:
         return f"{anatomy} is not in data.anatomies"
     expected = dict(wanted[anatomy])
-    if path.is_relative_to(SCRATCH):
+    if path.is_relative_to(project.scratch):
         attributes = cache.begun_attributes(path)
         if not attributes:
             return "its zarr.json does not say what it was begun for"
-        expected["shard_frames"] = load_params().cache.shard_frames
+        expected["shard_frames"] = project.params.cache.shard_frames
     else:
         try:
             attributes = cache.open_store(path).attributes
@@ -261,15 +273,15 @@ def _useless(path: Path, wanted: Wanted) -> str:
     return f"written for another {', '.join(other)}" if other else ""
 
 
-def _wanted(params: Params) -> Wanted:
+def _wanted(project: Project) -> Wanted:
     """What each anatomy's store must be for, as far as it can be known here."""
-    anatomies = params.data.anatomies
     try:
-        digest = frames_digest(taught_frames(anatomies))
+        digest = frames_digest(project.distillation_frames())
     except MtkdError:  # nothing is prepared
         digest = None
     return {
-        anatomy: expected_parts(params, digest, known_checkpoint(anatomy)) for anatomy in anatomies
+        anatomy: expected_parts(project.params, digest, known_checkpoint(project, anatomy))
+        for anatomy in project.anatomies
     }
 
 
@@ -277,15 +289,17 @@ def _stores(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.zarr") if path.is_dir())
 
 
-def _begun() -> list[Path]:
+def _begun(places: Places) -> list[Path]:
     """What was begun, what was put aside for a store that took its place, and what killed copies left beside stores."""
-    scratch = SCRATCH / STORES
-    return sorted([*_stores(scratch), *scratch.glob("*.zarr.old"), *STORES.glob(f".*.zarr{COPY}")])
+    scratch = places.begun_stores
+    return sorted(
+        [*_stores(scratch), *scratch.glob("*.zarr.old"), *places.stores.glob(f".*.zarr{COPY}")]
+    )
 
 
-def _writers(path: Path) -> Path:
+def _writers(places: Places, path: Path) -> Path:
     """What a writer locks whose store lies, or lay, at a path: its scratch folder, or the copy."""
-    return path if path.suffix == COPY else SCRATCH / STORES / path.name.removesuffix(".old")
+    return path if path.suffix == COPY else places.begun_stores / path.name.removesuffix(".old")
 
 
 def is_path(name: str) -> bool:
@@ -293,17 +307,18 @@ def is_path(name: str) -> bool:
     return name.endswith(".zarr")
 
 
-def _chosen(whose: list[str]) -> dict[str, Path]:
+def _chosen(places: Places, whose: list[str]) -> dict[str, Path]:
     """Path of each store that was named, or of all anatomies of params.yaml."""
     if whose and all(is_path(name) for name in whose):
         return {name: Path(name) for name in whose}
-    known = load_params().data.anatomies
-    unknown = sorted({name for name in whose if not is_path(name)} - set(known))
-    if unknown:
-        raise MtkdError(f"not in data.anatomies: {', '.join(unknown)}; there: {', '.join(known)}")
-    return {name: Path(name) if is_path(name) else store(name) for name in whose or known}
+    project = load_project(places.root)
+    project.require_anatomies(name for name in whose if not is_path(name))
+    return {
+        name: Path(name) if is_path(name) else project.store(name)
+        for name in whose or project.anatomies
+    }
 
 
-def _remedy(name: str) -> str | None:
+def _remedy(places: Places, name: str) -> str | None:
     """What to do about a store that no stage of this project writes."""
-    return REMEDY if is_path(name) and Path(name).parent != STORES else None
+    return REMEDY if is_path(name) and Path(name).parent != places.stores else None

@@ -6,7 +6,7 @@ from typing import Any
 
 from cache import Store, file_sha256
 from pipeline.settings import Params
-from stages.shared.paths import teacher_checkpoint
+from stages.shared.project import Project
 
 
 def expected_parts(
@@ -32,9 +32,9 @@ def expected_parts(
     return parts if checkpoint is None else {"teacher": file_sha256(checkpoint), **parts}
 
 
-def known_checkpoint(anatomy: str) -> Path | None:
+def known_checkpoint(project: Project, anatomy: str) -> Path | None:
     """The teacher's checkpoint if it is here; who was given stores only has none."""
-    path = teacher_checkpoint(anatomy)
+    path = project.teacher_checkpoint(anatomy)
     return path if path.is_file() else None
 
 

@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 from cache import Store, open_store
 from pipeline.errors import MtkdError
 from pipeline.prepared import frames_digest
-from pipeline.settings import Params
-from stages.shared.paths import store, taught_frames
+from stages.shared.project import Project
 from stages.stores.identity import expected_parts, known_checkpoint, misfit_line
 
 
-class Stores:
+class TeacherLogits:
     """The logits of all teachers on a frame, as ``pipeline.datasets.SoftTargets`` asks for them."""
 
     def __init__(self, stores: Sequence[Store], views: int, view_seed: int) -> None:
@@ -35,19 +34,21 @@ class Stores:
         return np.stack([one.read(frame, view) for one in self.stores])
 
 
-def open_stores(params: Params) -> Stores:
+def open_stores(project: Project) -> TeacherLogits:
     """Open every teacher's store and refuse what does not belong to these frames, settings and checkpoints.
 
     Raises:
         MtkdError: a store was written for something else; says what differs and which stage to run.
         StoreError: a store is missing, incomplete or damaged.
     """
-    anatomies = params.data.anatomies
-    frames = taught_frames(anatomies)
+    params, anatomies = project.params, project.anatomies
+    frames = project.distillation_frames()
     digest = frames_digest(frames)
-    stores = [open_store(store(anatomy)) for anatomy in anatomies]
+    stores = [open_store(project.store(anatomy)) for anatomy in anatomies]
     lines = [
-        misfit_line(one, anatomy, expected_parts(params, digest, known_checkpoint(anatomy)))
+        misfit_line(
+            one, anatomy, expected_parts(params, digest, known_checkpoint(project, anatomy))
+        )
         for anatomy, one in zip(anatomies, stores, strict=True)
     ]
     if any(lines):
@@ -59,7 +60,7 @@ def open_stores(params: Params) -> Stores:
         raise MtkdError(
             f"the stores have different grids {sorted(grids)}: run `dvc repro cache_logits`"
         )
-    return Stores(stores, params.cache.views, params.cache.seed)
+    return TeacherLogits(stores, params.cache.views, params.cache.seed)
 
 
 def _other_lists(stores: Sequence[Store], wanted: Sequence[str]) -> list[str]:

@@ -16,9 +16,9 @@ from pipeline.distillation import distilled
 from pipeline.machine import Machine
 from pipeline.models.network import Network, normalise, resize
 from pipeline.prepared import Frame
-from pipeline.settings import Distill, Params, Training
+from pipeline.settings import Distill, Training
 from pipeline.training import Objective, Terms, placed, supervised
-from stages.shared.paths import METRICS, frames_of, taught_frames, teacher_checkpoint
+from stages.shared.project import Project
 from stages.shared.results import read
 from stages.shared.training_run import class_weights
 from stages.stores.reader import open_stores
@@ -56,21 +56,19 @@ class Case:
     unlabelled: bool = True
 
 
-def lesson(case: Case, params: Params, machine: Machine) -> tuple[Objective, FrameDataset]:
-    """The objective of a case, and frames with the targets that it needs; the case's folder is the current one."""
-    anatomies, frames, seed = (
-        params.data.anatomies,
-        frames_of("train", params.data.anatomies),
-        case.student.seed,
-    )
+def lesson(case: Case, project: Project, machine: Machine) -> tuple[Objective, FrameDataset]:
+    """The objective of a case, and frames with the targets that it needs."""
+    anatomies = project.anatomies
+    frames = project.frames_of("train")
+    seed = case.student.seed
     weights = class_weights(frames, anatomies) if case.student.class_weights else None
     alone = supervised(len(anatomies), weights)
     if case.distill is None:
         return alone, FrameDataset(frames, anatomies, seed)
     both = distilled(alone, case.distill)
-    frames = taught_frames(anatomies) if case.unlabelled else frames
+    frames = project.distillation_frames() if case.unlabelled else frames
     if case.arm == "live":
-        teachers = _teachers(params, machine)
+        teachers = _teachers(project, machine)
         return _live(both, teachers), _WithCells(
             frames, anatomies, seed, stride=teachers[0].output_stride
         )
@@ -78,11 +76,13 @@ def lesson(case: Case, params: Params, machine: Machine) -> tuple[Objective, Fra
         "stores": lambda: both,
         "pseudo_labels": lambda: _retold(both, _hardened),
         "coarse": lambda: _retold(both, _coarsened),
-        "trusted": lambda: _trusted(both, [_validation_dice(anatomy) for anatomy in anatomies]),
+        "trusted": lambda: _trusted(
+            both, [_validation_dice(project, anatomy) for anatomy in anatomies]
+        ),
         "with_pixels": lambda: _added(both, distilled(alone, PIXELS)),
         "apart": lambda: _retold(both, _apart),
     }
-    return changed[case.arm](), FrameDataset(frames, anatomies, seed, open_stores(params))
+    return changed[case.arm](), FrameDataset(frames, anatomies, seed, open_stores(project))
 
 
 def _retold(
@@ -133,13 +133,8 @@ def _trusted(objective: Objective, trust: Sequence[float]) -> Objective:
     return replace(objective, terms=terms)
 
 
-def _validation_dice(anatomy: str) -> float:
-    return (
-        read(METRICS / "teachers" / f"{anatomy}.json", f"train_teacher@{anatomy}")["val_dice"][
-            "mean"
-        ]
-        or 0.0
-    )
+def _validation_dice(project: Project, anatomy: str) -> float:
+    return read(project.teacher_metrics(anatomy))["val_dice"]["mean"] or 0.0
 
 
 def _added(objective: Objective, other: Objective) -> Objective:
@@ -176,10 +171,10 @@ class _WithCells(FrameDataset):
         return Sample(**{**item, "valid": torch.from_numpy(cells)})
 
 
-def _teachers(params: Params, machine: Machine) -> list[Network]:
+def _teachers(project: Project, machine: Machine) -> list[Network]:
     paths = [
-        (teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")
-        for anatomy in params.data.anatomies
+        (project.teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")
+        for anatomy in project.anatomies
     ]
     return [load_checkpoint(*one)[0].to(machine.torch_device) for one in paths]
 

@@ -1,6 +1,5 @@
 """``mtkd study parity``: students that learn from the stores against students whose teachers answer live."""
 
-import os
 from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
@@ -13,24 +12,27 @@ from scipy.stats import t as student_t
 import cache
 from pipeline.files import write_atomically
 from pipeline.machine import Machine
-from stages import cache_logits
 from stages.shared.console import say
-from stages.shared.params import PARAMS, load_params
-from stages.shared.paths import RESULTS, store, teacher_checkpoint
+from stages.shared.params import PARAMS
+from stages.shared.project import Project, load_project
 from stages.stores.identity import expected_parts
-from stages.stores.plan import make_plans
+from stages.stores.local import write_local_stores
+from stages.stores.plan import StorePlan, make_plans
 from stages.study.arms import Case
 from stages.study.runs import measure_all, prepare_page
 
-OUTPUT = RESULTS / "study_parity.md"
+OUTPUT = Path("results/study_parity.md")
 VIEWS = Path("scratch/study/views")
 ALONE, LIVE, WARPED, REPLAYED = "no teachers", "live teachers", "stores, warped", "stores, views"
 
 
-def run(seeds: int, views: int, jobs: int, output: Path, machine: Machine) -> None:
+def run(
+    project: Project, seeds: int, views: int, jobs: int, output: Path, machine: Machine
+) -> None:
     """Train what is missing, print the table and write it.
 
     Args:
+        project: whose frames, teachers and stores.
         seeds: 1 .. seeds; a seed's students start from the same weights and see frames in the same
             order.
         views: stored views of the arm that replays them.
@@ -41,14 +43,14 @@ def run(seeds: int, views: int, jobs: int, output: Path, machine: Machine) -> No
     Raises:
         MtkdError: ``output`` is no Markdown file.
     """
-    params = load_params()
+    params = project.params
     prepare_page(output)
-    _write_views(views, machine)
+    _write_views(project, views, machine)
     arms: dict[str, dict[str, Any]] = {
         ALONE: {"distill": None},
         LIVE: {"distill": params.distill, "arm": "live"},
         WARPED: {"distill": params.distill},
-        REPLAYED: {"distill": params.distill, "folder": VIEWS},
+        REPLAYED: {"distill": params.distill, "folder": project.root / VIEWS},
     }
     students = [params.student.model_copy(update={"seed": seed}) for seed in range(1, seeds + 1)]
     cases = [
@@ -65,32 +67,28 @@ def run(seeds: int, views: int, jobs: int, output: Path, machine: Machine) -> No
     say(f"-> {output}")
 
 
-def _write_views(views: int, machine: Machine) -> None:
+def _write_views(project: Project, views: int, machine: Machine) -> None:
     """A second project on the same frames and teachers, whose stores hold views."""
-    (VIEWS / "checkpoints").mkdir(parents=True, exist_ok=True)
-    here = Path.cwd()
+    root = project.root / VIEWS
+    (root / "checkpoints").mkdir(parents=True, exist_ok=True)
     for shared in ("data", "checkpoints/teachers"):
-        link = VIEWS / shared
+        link = root / shared
         if not link.is_symlink():
-            link.symlink_to(here / shared)
-    params = yaml.safe_load(PARAMS.read_text())
+            link.symlink_to((project.root / shared).absolute())
+    params = yaml.safe_load(project.params_file.read_text())
     params["cache"]["views"] = views
-    write_atomically(VIEWS / PARAMS, yaml.safe_dump(params).encode())
-    try:
-        os.chdir(VIEWS)
-        missing = [a for a in params["data"]["anatomies"] if not _is_current(a)]
-        if missing:
-            cache_logits.run(missing, machine)
-    finally:
-        os.chdir(here)
+    write_atomically(root / PARAMS, yaml.safe_dump(params).encode())
+    plans = make_plans(load_project(root), [])
+    missing = [plan for plan in plans if not _is_current(plan)]
+    if missing:
+        write_local_stores(missing, machine)
 
 
-def _is_current(anatomy: str) -> bool:
+def _is_current(plan: StorePlan) -> bool:
     """Whether an earlier run left the store that the settings ask for."""
-    (plan,) = make_plans([anatomy], load_params())
-    expected = expected_parts(plan.params, plan.digest, teacher_checkpoint(anatomy))
+    expected = expected_parts(plan.params, plan.digest, plan.checkpoint)
     try:
-        return expected.items() <= cache.open_store(store(anatomy)).identity_parts.items()
+        return expected.items() <= cache.open_store(plan.path).identity_parts.items()
     except cache.StoreError:
         return False
 

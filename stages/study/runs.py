@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from hashlib import sha256
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import median
@@ -30,19 +30,18 @@ from pipeline.errors import MtkdError
 from pipeline.evaluation.per_frame import evaluate, summarise
 from pipeline.files import write_json
 from pipeline.machine import Machine, keep_freed_memory, make_fabric
-from pipeline.prepared import frames_digest, labels_digest, list_frames
+from pipeline.prepared import frames_digest, labels_digest
 from pipeline.timing.interleaved import peak_memory
 from pipeline.training import Epoch, best_epoch, fit
 from pipeline.training_errors import mendable
 from stages.shared.console import progress, say
 from stages.shared.environment import say_environment, say_launch
-from stages.shared.params import PARAMS, load_params
-from stages.shared.paths import PREPARED_FRAMES, PREPARED_LABELS, RESULTS, frames_of, store
+from stages.shared.project import Project, load_project
 from stages.shared.slots import Slot, environment, slots
 from stages.shared.training_run import seeded_network
 from stages.study.arms import Case, lesson
 
-FOLDER = RESULTS / "study"
+FOLDER = Path("results/study")
 _epochs: Any = None  # how many this process has trained, where the study can read it
 
 
@@ -65,8 +64,9 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
     """
     machine = replace(machine, device=machine.torch_device.type)
     free = slots(jobs, machine.device)
-    data = {folder: _data(folder) for folder in {case.folder for case in cases}}
-    files = [case_file(case, data[case.folder]) for case in cases]
+    projects = {folder: load_project(folder) for folder in {case.folder for case in cases}}
+    data = {folder: _data(project) for folder, project in projects.items()}
+    files = [case_file(case, projects[case.folder], data[case.folder]) for case in cases]
     missing = [(case, file) for case, file in zip(cases, files, strict=True) if not file.is_file()]
     say(f"{len(cases) - len(missing)} of {len(cases)} runs are there, {len(missing)} to go")
     if missing:
@@ -134,24 +134,21 @@ def _begin(epochs: Any) -> None:
     Thread(target=watch, daemon=True).start()
 
 
-def _data(folder: Path) -> str:
+def _data(project: Project) -> str:
     """The identity of all prepared frames and labels of a project."""
-    anatomies, roots = (
-        load_params(folder / PARAMS).data.anatomies,
-        (folder / PREPARED_FRAMES, folder / PREPARED_LABELS),
-    )
-    frames = [frame for split in SPLITS for frame in list_frames(*roots, split, anatomies)]
+    frames = list(chain(*(project.frames_of(split) for split in SPLITS)))
     return frames_digest(frames) + labels_digest(frames)
 
 
-def case_file(case: Case, data: str) -> Path:
+def case_file(case: Case, project: Project, data: str) -> Path:
     """Where the result of a case lies; its name holds a hash of what determines it.
 
     Args:
-        case: settings and stores.
+        case: settings.
+        project: whose stores.
         data: identity of frames and labels.
     """
-    settings = load_params(case.folder / PARAMS).data
+    settings = project.params.data
     inputs: dict[str, Any] = {
         "student": case.student.model_dump(),
         "data": settings.model_dump(exclude={"unlabelled_root"}),
@@ -165,7 +162,7 @@ def case_file(case: Case, data: str) -> Path:
             # count.
             "distill": case.distill.model_dump(exclude_defaults=True),
             "stores": [
-                open_store(case.folder / store(anatomy)).identity for anatomy in settings.anatomies
+                open_store(project.store(anatomy)).identity for anatomy in settings.anatomies
             ],
         }
     digest = sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:10]
@@ -185,10 +182,10 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
     """Train and test one student, in a process of its own."""
     keep_freed_memory()
     torch.set_num_threads(threads)
-    os.chdir(case.folder)
-    params = load_params()
-    anatomies = params.data.anatomies
-    objective, data = lesson(case, params, machine)
+    project = load_project(case.folder)
+    params = project.params
+    anatomies = project.anatomies
+    objective, data = lesson(case, project, machine)
     network = seeded_network(case.student, anatomies)
     ends = [perf_counter()]
 
@@ -201,7 +198,7 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
         make_fabric(machine, case.student.precision),
         network,
         data,
-        FrameDataset(frames_of("val", anatomies), anatomies),
+        FrameDataset(project.frames_of("val"), anatomies),
         objective,
         case.student,
         machine,
@@ -209,7 +206,7 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
         step=lambda *_: None,
     )
     peak = peak_memory(machine.torch_device) / 2**20
-    test = frames_of("test", anatomies)
+    test = project.frames_of("test")
     results = list(
         evaluate(network.eval(), test, anatomies, params.evaluate.batch_size, None, machine)
     )

@@ -14,8 +14,7 @@ from pipeline.machine import Machine
 from pipeline.settings import Distill, Training
 from pipeline.training_errors import mendable
 from stages.shared.console import say
-from stages.shared.params import load_params
-from stages.shared.paths import METRICS, frames_of, taught_frames, teacher_checkpoint
+from stages.shared.project import Project
 from stages.shared.results import read
 from stages.stores.imported import is_imported
 from stages.stores.reader import open_stores
@@ -97,6 +96,7 @@ WHERE = {"dice": "test", "validation": "validation"}
 
 
 def run(
+    project: Project,
     name: str,
     students: Sequence[str],
     ways: Sequence[str],
@@ -109,6 +109,7 @@ def run(
     """Train what is missing, print the tables and write them, with the curves beside.
 
     Args:
+        project: whose frames, teachers and stores.
         name: of the study, a key of :data:`STUDIES`.
         students: architectures.
         ways: which of the study's ways; the baseline is always among them.
@@ -122,9 +123,9 @@ def run(
         MtkdError: a teacher or its store is missing or of another run, a student or a way is not
             known, or ``output`` is no Markdown file.
     """
-    known, params = STUDIES[name], load_params()
-    anatomies = params.data.anatomies
-    more = len(taught_frames(anatomies)) / len(frames_of("train", anatomies))
+    known = STUDIES[name]
+    params = project.params
+    more = len(project.distillation_frames()) / len(project.frames_of("train"))
     if name == "gain" and more > 1:
         known = {**known, **_unlabelled_ways(more)}
     if params.student.class_weights:
@@ -138,15 +139,15 @@ def run(
     shown = [way for way in known if way == BASELINE or not ways or way in ways]
     prepare_page(output)
     if any(known[way].distill for way in shown):
-        open_stores(params)  # refuses stores of other teachers, also where no run is missing
+        open_stores(project)  # refuses stores of other teachers, also where no run is missing
     cases = [
-        _case(way, known[way], arch, seed, epochs)
+        _case(project, way, known[way], arch, seed, epochs)
         for seed in range(1, seeds + 1)
         for arch in students
         for way in shown
     ]
     results = measure_all(cases, jobs, machine)
-    teachers = _teachers(machine)
+    teachers = _teachers(project, machine)
     runs = {
         arch: {way: [r for r in results if (r["arch"], r["name"]) == (arch, way)] for way in shown}
         for arch in students
@@ -175,9 +176,9 @@ def _unlabelled_ways(more: float) -> Ways:
     }
 
 
-def _case(name: str, way: Way, arch: str, seed: int, epochs: int) -> Case:
+def _case(project: Project, name: str, way: Way, arch: str, seed: int, epochs: int) -> Case:
     pretrained, rate, final = STUDENTS[arch]
-    base = load_params().student
+    base = project.params.student
     student = Training.model_validate(
         base.model_dump()
         | {
@@ -190,31 +191,31 @@ def _case(name: str, way: Way, arch: str, seed: int, epochs: int) -> Case:
             "seed": seed,
         }
     )
-    return Case(name, student, way.distill, way.arm, unlabelled=way.unlabelled)
+    return Case(name, student, way.distill, way.arm, project.root, unlabelled=way.unlabelled)
 
 
 @mendable("lower evaluate.batch_size, or choose another --device")
-def _teachers(machine: Machine) -> dict[str, Dice]:
+def _teachers(project: Project, machine: Machine) -> dict[str, Dice]:
     """The teachers' Dice, each on its own anatomy's frames: test, and validation as its stage noted it."""
-    params = load_params()
-    anatomies = params.data.anatomies
-    here = [anatomy for anatomy in anatomies if not is_imported(teacher_checkpoint(anatomy))]
+    params = project.params
+    anatomies = project.anatomies
+    here = [a for a in anatomies if not is_imported(project.teacher_checkpoint(a))]
     results, validation = [], dict.fromkeys(anatomies)
     for anatomy in here:
-        teacher, _ = load_checkpoint(teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")
+        teacher, _ = load_checkpoint(
+            project.teacher_checkpoint(anatomy), f"train_teacher@{anatomy}"
+        )
         results += list(
             evaluate(
                 teacher,
-                frames_of("test", [anatomy]),
+                project.frames_of("test", [anatomy]),
                 [anatomy],
                 params.evaluate.batch_size,
                 None,
                 machine,
             )
         )
-        validation[anatomy] = read(
-            METRICS / "teachers" / f"{anatomy}.json", f"train_teacher@{anatomy}"
-        )["val_dice"]["mean"]
+        validation[anatomy] = read(project.teacher_metrics(anatomy))["val_dice"]["mean"]
     return {
         "dice": summarise(results, anatomies)["dice"],
         "validation": {"mean": _mean(list(validation.values())), **validation},

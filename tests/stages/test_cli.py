@@ -64,7 +64,7 @@ def test_an_error_of_a_store_says_what_to_do_by_itself(project):
 
 def test_a_damaged_teacher_is_not_missing(run, monkeypatch):
     """The reason is told: a flipped bit, another architecture, no checkpoint at all."""
-    monkeypatch.setattr("stages.import_teacher._require_dvc", lambda: None)
+    monkeypatch.setattr("stages.import_teacher._require_dvc", lambda project: None)
     teacher = run / "checkpoints/teachers/liver.safetensors"
     content = bytearray(teacher.read_bytes())
     content[-100] ^= 1
@@ -100,7 +100,7 @@ def _prepared(project, anatomies):
 
 @pytest.mark.parametrize("name", ["x.pth", "x.pt", "x.ckpt", "x.zip", "x"])
 def test_weights_in_another_format_are_refused_with_what_to_do(run, monkeypatch, name):
-    monkeypatch.setattr("stages.import_teacher._require_dvc", lambda: None)
+    monkeypatch.setattr("stages.import_teacher._require_dvc", lambda project: None)
     (run / name).write_bytes(b"weights")
     for command in (
         ("import-teacher", "liver", name),
@@ -115,7 +115,7 @@ def test_weights_in_another_format_are_refused_with_what_to_do(run, monkeypatch,
 
 
 def test_another_anatomys_teacher_is_refused_before_anything_is_replaced(run, monkeypatch):
-    monkeypatch.setattr("stages.import_teacher._require_dvc", lambda: None)
+    monkeypatch.setattr("stages.import_teacher._require_dvc", lambda project: None)
     before = (run / "checkpoints/teachers/liver.safetensors").read_bytes()
     output = mtkd("import-teacher", "liver", "checkpoints/teachers/colon.safetensors", code=1)
     assert "was trained for colon" in output

@@ -16,7 +16,7 @@ from pipeline.timing.latency import FORMS
 from stages import train_teachers
 from stages.benchmarks import runtimes
 from stages.cli import _machine
-from stages.shared.params import load_params
+from stages.shared.project import load_project
 from stages.shared.slots import slots
 from stages.study import runs
 from stages.study.arms import Case
@@ -32,7 +32,7 @@ STUDENT = "checkpoints/students/mtkd.safetensors"
             ["train-teacher", "liver"],
             "--accumulate 2 computes a batch in two pieces",
         ),
-        ("stages.cache_logits.answers", ["cache-logits", "liver"], "lower cache.batch_size"),
+        ("stages.stores.local.answers", ["cache-logits", "liver"], "lower cache.batch_size"),
         (
             "stages.stores.commands.answers",
             ["cache", "verify", "liver", "--recompute", "1"],
@@ -193,7 +193,7 @@ def test_runs_of_a_study_have_a_gpu_each(run, monkeypatch):
     monkeypatch.setattr(runs, "_keep", _tell)
     monkeypatch.setattr(runs, "_told", lambda case, ended: seen.append(ended.result()) or [])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    student = load_params().student
+    student = load_project().params.student
     cases = [Case(f"run {i}", student.model_copy(update={"seed": i}), None) for i in range(3)]
     runs.measure_all(cases, 2, Machine("cpu"))
     assert sorted(seen) in (["0", "0", "1"], ["0", "1", "1"])

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stages import summary
-from stages.shared.paths import teacher_checkpoint
+from stages.shared.project import load_project
 from stages.stores.imported import write_stand_in
 
 METRICS = ("dice", "iou", "precision", "recall", "specificity", "nsd", "hd95")
@@ -333,7 +333,7 @@ def test_checkpoints_of_other_settings_are_refused(run):
 
 
 def test_a_mean_says_over_how_many_anatomies_it_is(run):
-    write_stand_in(teacher_checkpoint("liver"), "a store")
+    write_stand_in(load_project().teacher_checkpoint("liver"), "a store")
     output = mtkd("evaluate")
     assert "over 1 of 2 anatomies" in output
     assert output.count("over 2 of 2 anatomies") == 2

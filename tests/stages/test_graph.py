@@ -307,7 +307,7 @@ def test_bare_tables_of_dvc_fit_a_screen(project):
 # compute and go on.
 NEUTRAL = {
     "stages/__init__.py", "stages/shared/__init__.py", "stages/stores/__init__.py", "stages/reporting/__init__.py",
-    "stages/shared/params.py", "stages/shared/console.py", "stages/shared/paths.py", "stages/shared/environment.py",
+    "stages/shared/params.py", "stages/shared/console.py", "stages/shared/project.py", "stages/shared/environment.py",
     "stages/stores/cluster.py",
     "pipeline/__init__.py", "pipeline/losses/__init__.py", "pipeline/models/__init__.py",
     "pipeline/evaluation/__init__.py", "pipeline/timing/__init__.py", "pipeline/deployment/__init__.py",

@@ -13,7 +13,6 @@ from helpers import ROOT, mtkd
 import cache
 from pipeline.errors import MtkdError
 from pipeline.files import Unchanged, emptied, require_writable, write_atomically
-from stages.shared.paths import STORES
 
 FOLDERS = ("data", "checkpoints", "metrics", "results", "stores")
 
@@ -88,7 +87,7 @@ def test_any_folder_may_be_a_link_to_another_disk(run, disk, links):
 def test_answers_are_imported_onto_another_disk(run, disk, monkeypatch):
     (run / ".dvc").mkdir()
     (run / "dvc.yaml").touch()
-    monkeypatch.setattr("stages.import_teacher._commit", lambda stage: None)
+    monkeypatch.setattr("stages.import_teacher._commit", lambda project, stage: None)
     shutil.move("stores/liver.zarr", "mine.zarr")
     for folder in ("stores", "checkpoints"):
         link(folder, disk)
@@ -144,10 +143,10 @@ def test_a_store_in_whose_place_something_is_mounted_is_told_before_work_begins(
 def test_a_second_disk_that_is_too_small_is_told_before_work_begins(run, disk, monkeypatch):
     link("stores", disk)
     monkeypatch.setattr(
-        "stages.stores.plan.free_space", lambda folder: 1000 if folder == STORES else 10**9
+        "stages.stores.plan.free_space", lambda folder: 1000 if folder == Path("stores") else 10**9
     )
     monkeypatch.setattr(
-        "stages.cache_logits.answers", lambda *arguments: pytest.fail("the teacher was asked")
+        "stages.stores.local.answers", lambda *arguments: pytest.fail("the teacher was asked")
     )
     said = mtkd("cache-logits", "liver", code=1)
     assert "stores needs 9.0 KiB before compression, the disk has 1000 B free" in said
@@ -155,7 +154,7 @@ def test_a_second_disk_that_is_too_small_is_told_before_work_begins(run, disk, m
 
 def test_a_place_that_cannot_be_written_is_told_before_work_begins(run, monkeypatch):
     monkeypatch.setattr(
-        "stages.cache_logits.answers", lambda *arguments: pytest.fail("the teacher was asked")
+        "stages.stores.local.answers", lambda *arguments: pytest.fail("the teacher was asked")
     )
     monkeypatch.setattr(
         "stages.shared.training_run.fit",
@@ -166,8 +165,8 @@ def test_a_place_that_cannot_be_written_is_told_before_work_begins(run, monkeypa
         Path(folder).symlink_to("/no/such/disk")
     shutil.copytree("checkpoints.there", "no disk")
     monkeypatch.setattr(
-        "stages.stores.plan.teacher_checkpoint",
-        lambda name: Path(f"no disk/teachers/{name}.safetensors"),
+        "stages.shared.project.Places.teacher_checkpoint",
+        lambda self, name: Path(f"no disk/teachers/{name}.safetensors"),
     )
     said = "is a link to /no/such/disk, which is missing: mount its disk, or make that folder"
     assert f"error: stores {said}" in mtkd("cache-logits", "liver", code=1)

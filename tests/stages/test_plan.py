@@ -20,14 +20,14 @@ def measured(monkeypatch):
 
     loading = {"milliseconds": {"all with answers": 5.0}, "bytes_per_frame": 100}
     monkeypatch.setattr(plan, "measure", measure)
-    monkeypatch.setattr(plan.benchmark_loading, "measure", lambda *_: loading)
+    monkeypatch.setattr(plan.loading, "measure", lambda *_: loading)
     return cases
 
 
 def test_every_stage_is_measured_in_its_own_batches(run, measured):
-    from stages.shared.params import load_params
+    from stages.shared.project import load_project
 
-    params = load_params()
+    params = load_project().params
     sizes = (params.teacher.batch_size, params.cache.batch_size, params.student.batch_size)
     assert sizes == (4, 3, 4)
     output = mtkd("plan", "here", "--output", "plan.json", "--device", "cpu")
@@ -46,7 +46,7 @@ def test_every_stage_is_measured_in_its_own_batches(run, measured):
 
 
 def test_hours_are_steps_and_frames_times_what_they_take(run):
-    from stages.shared.params import load_params
+    from stages.shared.project import load_project
 
     rates = plan.Rates(36.0, 72.0, 3.6, 7.2, 0.0, 0, 0)
     counts = {
@@ -54,7 +54,7 @@ def test_hours_are_steps_and_frames_times_what_they_take(run):
         "val": {"liver": 2, "colon": 0},
         "test": {"liver": 1, "colon": 1},
     }
-    found = plan.hours(load_params(), counts, rates, 1)
+    found = plan.hours(load_project().params, counts, rates, 1)
     # Two epochs each; batches of four, a last one of one frame is left out.
     assert found["teachers"] == pytest.approx((2 * (2 * 36 + 2 * 3.6) + 2 * 36) / 3600, abs=0.006)
     assert found["cache_logits"] == pytest.approx(2 * 13 * 3.6 / 3600, abs=0.006)

@@ -74,13 +74,13 @@ def test_the_papers_figures_are_beside_ours_only_on_its_data(run):
     import yaml
 
     from stages.report import _is_papers_data
-    from stages.shared.params import load_params
+    from stages.shared.project import load_project
 
     def comparable(surgeries=8, **changes):
         (run / "params.yaml").write_text(yaml.safe_dump(paper | {"data": paper["data"] | changes}))
-        return _is_papers_data(load_params(), surgeries)
+        return _is_papers_data(load_project(), surgeries)
 
-    assert not _is_papers_data(load_params(), 8)
+    assert not _is_papers_data(load_project(), 8)
     paper = yaml.safe_load((ROOT / "stages/presets/paper.yaml").read_text())
     assert comparable()
     assert not comparable(surgeries=4)  # of those that were asked for
@@ -156,7 +156,7 @@ def test_a_chart_names_every_network_that_it_shows(recwarn):
 
 def test_the_commit_is_a_sentence_of_its_own(run, monkeypatch):
     monkeypatch.setattr(
-        "stages.report._commit", lambda: "0123abcd with changes that are not committed"
+        "stages.report._commit", lambda root: "0123abcd with changes that are not committed"
     )
     mtkd("report")
     text = re.sub(

@@ -26,8 +26,7 @@ from pipeline.machine import Machine
 from pipeline.models.network import normalise, resize
 from pipeline.prepared import load_frame
 from pipeline.training import supervised
-from stages.shared.params import load_params
-from stages.shared.paths import frames_of, taught_frames
+from stages.shared.project import load_project
 from stages.stores import commands
 from stages.stores.commands import TOLERANCES, _recomputed
 from stages.stores.plan import StorePlan, make_plans
@@ -46,7 +45,7 @@ def test_stored_logits_are_the_teachers_at_full_size(run):
 
     teacher = load_checkpoint(Path("checkpoints/teachers/liver.safetensors"), "")[0]
     store = cache.open_store("stores/liver.zarr")
-    for frame in frames_of("train", ["liver", "colon"]):
+    for frame in load_project().frames_of("train"):
         pixels = torch.from_numpy(load_frame(frame.image).transpose(2, 0, 1).copy())[None]
         with torch.inference_mode():
             live = resize(teacher(normalise(pixels, teacher)), (32, 48))[0, 0]
@@ -59,7 +58,7 @@ def test_stored_logits_are_the_teachers_at_full_size(run):
 def test_an_estimate_writes_nothing(run):
     shutil.rmtree("stores")
     output = mtkd("cache-logits", "--estimate")
-    assert "liver: 6 answers at" in output
+    assert "liver: 6 predictions at" in output
     assert "all: 18.0 KiB before compression" in output
     assert not (run / "stores").exists()
     assert not (run / "scratch/stores/liver.zarr").exists()
@@ -95,7 +94,7 @@ def test_verify_lists_what_is_wrong_and_exits_1(run):
 
 def test_verify_finds_answers_in_the_wrong_place(run):
     """A whole store of the right identity, whose writer was given two frames in each other's place."""
-    (plan,) = make_plans(["liver"], load_params())
+    (plan,) = make_plans(load_project(), ["liver"])
     whole = cache.open_store("stores/liver.zarr")
     order = [1, 0, *range(2, len(whole.frames))]
     with plan.writer(whole.shape[-2:]) as writer:
@@ -142,13 +141,14 @@ def test_a_store_of_another_device_is_the_teachers_and_never_another_teachers(
         )
 
     monkeypatch.setattr(commands, "answers", elsewhere)
-    (plan,) = make_plans(["liver"], load_params())
+    (plan,) = make_plans(load_project(), ["liver"])
     settings = plan.params.cache.model_copy(update={"precision": precision})
-    plan = replace(plan, params=plan.params.model_copy(update={"cache": settings}))
+    params = plan.params.model_copy(update={"cache": settings})
+    plan = replace(plan, project=replace(plan.project, params=params))
     assert _recomputed(plan, 6, None, Machine("cpu")) == []
     if precision.endswith("-mixed"):
         assert _recomputed(plan, 6, TOLERANCES["32-true"], Machine("cpu"))
-    (other,) = make_plans(["colon"], load_params())
+    (other,) = make_plans(load_project(), ["colon"])
     network = other.teacher()
     monkeypatch.setattr(StorePlan, "teacher", lambda _: network)
     problems = _recomputed(plan, 6, None, Machine("cpu"))
@@ -194,7 +194,7 @@ def test_another_anatomys_store_is_not_read_as_data(run):
 
 def test_another_anatomys_teacher_is_not_asked(run):
     shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
-    assert "holds the decoders colon, expected liver alone" in mtkd("cache-logits", "liver", code=1)
+    assert "does not match: its list of decoders is colon, expected liver" in mtkd("cache-logits", "liver", code=1)
 
 
 def test_a_store_anywhere_is_checked_by_its_path(run, monkeypatch, tmp_path):
@@ -256,7 +256,7 @@ def test_prune_says_of_what_cannot_be_identified_why(run):
 
 
 def test_prune_leaves_what_a_run_goes_on_with_or_is_writing(run):
-    (plan,) = make_plans(["liver"], load_params())
+    (plan,) = make_plans(load_project(), ["liver"])
     with plan.writer((16, 24)) as writer:
         writer.append(np.zeros((4, 2, 16, 24)), range(4))
         assert "being written" in mtkd("cache", "ls")
@@ -349,10 +349,10 @@ def test_a_cluster_writes_the_same_stores_though_a_worker_dies(run, cluster):
 def test_a_scheduler_that_is_not_there_is_told(run):
     pytest.importorskip("distributed")
     assert "does not answer" in mtkd("cache-logits", "--scheduler", "tcp://127.0.0.1:1", code=1)
-    assert "is no address such as" in mtkd(
+    assert "is not an address such as" in mtkd(
         "cache-logits", "--scheduler", "other://127.0.0.1:1", code=1
     )
-    assert "is no address such as" in mtkd("cache-logits", "--scheduler", "nonsense", code=2)
+    assert "is not an address such as" in mtkd("cache-logits", "--scheduler", "nonsense", code=2)
     assert "does not go together" in mtkd(
         "cache-logits", "--estimate", "--scheduler", "tcp://127.0.0.1:1", code=2
     )
@@ -364,13 +364,15 @@ def dvc(run, monkeypatch):
     (run / ".dvc").mkdir()
     (run / "dvc.yaml").touch()
     committed = []
-    monkeypatch.setattr("stages.import_teacher._commit", committed.append)
+    monkeypatch.setattr(
+        "stages.import_teacher._commit", lambda project, stage: committed.append(stage)
+    )
     return committed
 
 
 def test_another_models_answers_teach_the_student(run, dvc):
     """What docs/store.md shows: NumPy in, a store out, imported in place of a teacher."""
-    frames = frames_of("train", ["liver", "colon"])
+    frames = load_project().frames_of("train")
     _write_answers("mine/liver.zarr", reversed(frames))
     assert "imported from mine/liver.zarr" in mtkd("import-teacher", "liver", "mine/liver.zarr")
     assert dvc == ["train_teacher@liver", "cache_logits@liver"]
@@ -386,13 +388,13 @@ def test_another_models_answers_teach_the_student(run, dvc):
     assert "holds no weights" in mtkd("cache-logits", "liver", code=1)
     assert "holds no weights" in mtkd("cache", "verify", "liver", "--recompute", "1", code=1)
     before = files(run / "stores/liver.zarr")
-    assert "liver: its teacher's answers were imported" in mtkd("cache-logits", "--estimate")
+    assert "liver: its teacher's logits were imported" in mtkd("cache-logits", "--estimate")
     assert "colon: 6 answers ->" in mtkd("cache-logits")
     assert files(run / "stores/liver.zarr") == before
 
 
 def test_an_import_that_fails_replaces_nothing(run, dvc):
-    frames = frames_of("train", ["liver", "colon"])
+    frames = load_project().frames_of("train")
     _write_answers("liver.zarr", frames)
     kept = files(run / "stores"), files(run / "checkpoints"), files(run / "metrics")
     file = run / "liver.zarr/logits/c/0/0/0/0/0"
@@ -415,14 +417,14 @@ def test_an_import_that_fails_replaces_nothing(run, dvc):
     assert "image_size" not in output
     (run / ".dvc").rmdir()
     for source in ("liver.zarr", "checkpoints/teachers/colon.safetensors"):
-        assert "is no project of DVC" in mtkd("import-teacher", "liver", source, code=1)
+        assert "is not a project of DVC" in mtkd("import-teacher", "liver", source, code=1)
     assert (files(run / "stores"), files(run / "checkpoints"), files(run / "metrics")) == kept
     assert dvc == []
 
 
 def test_answers_to_other_frames_are_not_imported(run, dvc):
     before = files(run / "stores/liver.zarr")
-    frames = frames_of("train", ["liver", "colon"])
+    frames = load_project().frames_of("train")
     _write_answers("few.zarr", frames[1:])
     assert f"lacks 1 of 6 training frames, {frames[0].id} first" in mtkd(
         "import-teacher", "liver", "few.zarr", code=1
@@ -486,14 +488,12 @@ def test_frames_without_labels_say_nothing_about_anatomies(run):
     (run / "params.yaml").write_text(yaml.safe_dump(params))
     mtkd("prepare")
     mtkd("cache-logits")
-    settings = load_params()
-    data = FrameDataset(
-        taught_frames(["liver", "colon"]), ["liver", "colon"], 1, open_stores(settings)
-    )
+    project = load_project()
+    data = FrameDataset(project.distillation_frames(), ["liver", "colon"], 1, open_stores(project))
     batch = default_collate([data[0, 6]])
     assert not data.frames[6].labelled
     logits = torch.randn(1, 2, 2, 16, 24, requires_grad=True)
-    terms = distilled(supervised(2, None), settings.distill).terms(logits, batch)
+    terms = distilled(supervised(2, None), project.params.distill).terms(logits, batch)
     assert terms["cross_entropy"].tolist() == [0, 0]
     assert terms["valid_pixels"].tolist() == [0, 0]
     assert (terms["kl_divergence"] > 0).all()

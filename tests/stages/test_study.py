@@ -18,7 +18,7 @@ from helpers import ROOT, mtkd, write_png
 from torch.utils.data import default_collate
 
 from pipeline.machine import Machine
-from stages.shared.params import load_params
+from stages.shared.project import load_project
 from stages.shared.results import read
 from stages.study import parity
 from stages.study import runs as study_runs
@@ -29,16 +29,17 @@ from stages.study.ways import Way, _case, _closed, _table
 
 def test_live_teachers_and_replayed_views_teach_the_same(run):
     """With as many views as epochs and one seed, the stored answers are those that live teachers give."""
-    params = load_params()
+    project = load_project()
+    params = project.params
     assert params.cache.seed == params.student.seed
-    parity._write_views(params.student.epochs, Machine("cpu"))
+    parity._write_views(project, params.student.epochs, Machine("cpu"))
     arms = [
         Case("live", params.student, params.distill, "live"),
         Case("views", params.student, params.distill, folder=parity.VIEWS),
         Case("alone", params.student, None),
         Case("pseudo", params.student, params.distill, "pseudo_labels"),
     ]
-    live, views, alone, pseudo = (_measure_here(case, run) for case in arms)
+    live, views, alone, pseudo = (_measure_here(case) for case in arms)
     assert views["val_dice"] == pytest.approx(
         live["val_dice"], abs=1
     )  # float16, and what two epochs make of it
@@ -46,15 +47,14 @@ def test_live_teachers_and_replayed_views_teach_the_same(run):
     assert live["peak_mib"] > 100
 
 
-def _measure_here(case, folder):
-    os.chdir(folder)
+def _measure_here(case):
     return _measure(case, torch.get_num_threads(), Machine("cpu"))
 
 
 def test_a_study_keeps_its_runs(run):
     arguments = ["study", "parity", "--seeds", "1", "--views", "2", "--jobs", "2"]
     assert "0 of 4 runs are there, 4 to go" in mtkd(*arguments)
-    page = (run / "results/parity.md").read_text()
+    page = (run / "results/study_parity.md").read_text()
     for name in ("no teachers", "live teachers", "stores, warped", "stores, views (K = 2)"):
         assert f"| {name} |" in page
     (next((run / "results/study").glob("live*"))).unlink()
@@ -68,12 +68,13 @@ def test_a_study_keeps_its_runs(run):
 
 
 def test_a_run_that_was_measured_on_other_labels_is_another(run):
-    case = Case("alone", load_params().student, None)
-    before = case_file(case, _data(Path()))
-    assert case_file(case, _data(Path())) == before
+    project = load_project()
+    case = Case("alone", project.params.student, None)
+    before = case_file(case, project, _data(project))
+    assert case_file(case, project, _data(project)) == before
     label = next((run / "data/prepared/labels/test").rglob("*.png"))
     label.write_bytes(label.read_bytes() + b"0")
-    assert case_file(case, _data(Path())) != before
+    assert case_file(case, project, _data(project)) != before
 
 
 def test_the_gap_is_closed_against_the_baseline_of_the_same_seed():
@@ -83,12 +84,13 @@ def test_the_gap_is_closed_against_the_baseline_of_the_same_seed():
 
 
 def test_ways_that_the_paper_does_not_know(run):
-    params = load_params()
+    project = load_project()
+    params = project.params
     machine = Machine("cpu")
     losses = {}
     for arm in ("no teachers", "stores", "trusted", "with_pixels", "apart", "coarse"):
         case = Case(arm, params.student, None if arm == "no teachers" else params.distill, arm)
-        objective, data = lesson(case, params, machine)
+        objective, data = lesson(case, project, machine)
         batch = default_collate([data[0, position] for position in (0, 1, len(data) - 1)])
         logits = torch.randn(
             3, 2, 2, 16, 24, generator=torch.Generator().manual_seed(1), requires_grad=True
