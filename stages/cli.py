@@ -287,7 +287,7 @@ def _require_address(scheduler: str) -> None:
         sound = False
     if not sound:
         raise typer.BadParameter(
-            f"'{scheduler}' is no address such as tcp://HOST:8786", param_hint="--scheduler"
+            f"'{scheduler}' is not an address such as tcp://HOST:8786", param_hint="--scheduler"
         )
 
 

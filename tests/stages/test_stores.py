@@ -389,7 +389,7 @@ def test_another_models_answers_teach_the_student(run, dvc):
     assert "holds no weights" in mtkd("cache", "verify", "liver", "--recompute", "1", code=1)
     before = files(run / "stores/liver.zarr")
     assert "liver: its teacher's logits were imported" in mtkd("cache-logits", "--estimate")
-    assert "colon: 6 answers ->" in mtkd("cache-logits")
+    assert "colon: 6 predictions ->" in mtkd("cache-logits")
     assert files(run / "stores/liver.zarr") == before
 
 
