@@ -1,13 +1,18 @@
-"""The logit store: dense outputs of one teacher on many frames, on disk, random access, never silently wrong.
+"""The logit store: dense outputs of one teacher on many frames, on disk, never silently wrong.
 
-A store is a Zarr v3 group that any Zarr reader opens. This package adds what a plain array lacks: a
-store knows what it was made from and refuses to pass for another, every frame carries a checksum
-that is compared at each read, and a writer that was killed goes on where it was. NumPy and Zarr
-only; no torch, nothing of the rest of this project.
+A store is a Zarr v3 group that any Zarr reader opens. Frames are read in any order. This package
+adds what a plain array lacks: a store knows what it was made from and refuses to pass for another,
+every frame carries a checksum that is compared at each read, and a writer that was killed goes on
+where it was. NumPy and Zarr only; no torch, nothing of the rest of this project.
 
-    with create_store("scratch/liver.zarr", anatomy="liver", frames=ids, grid=(128, 160),
-    image_size=(512, 640),
-                      identity_parts={"teacher": file_sha256(checkpoint)}) as writer:
+    with create_store(
+        "scratch/liver.zarr",
+        anatomy="liver",
+        frames=ids,
+        grid=(128, 160),
+        image_size=(512, 640),
+        identity_parts={"teacher": file_sha256(checkpoint)},
+    ) as writer:
         for logits, pixels in batches_from(writer.next):
             writer.append(logits, pixels)
         writer.finish("stores/liver.zarr")

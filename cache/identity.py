@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 
 def identity_of(parts: Mapping[str, Any]) -> str:
-    """sha256 (hex) of parts as canonical JSON: equal parts give equal identities, whatever their order."""
+    """sha256 (hex) of parts as canonical JSON: their order does not matter.
+
+    Raises:
+        TypeError: a part is not a JSON value.
+        ValueError: a number is not finite.
+    """
     text = json.dumps(
         parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )

@@ -3,10 +3,10 @@
 A Zarr v3 group with the arrays
 
 - ``logits`` (view, frame, channel, y, x) float16: channel 0 = background, 1 = anatomy, at the
-  network's own output
-  resolution; one chunk = one frame of one view, many frames to a shard, fill value NaN;
+  network's own output resolution; one chunk = one frame of one view, many frames to a shard, fill
+  value NaN;
 - ``checksum`` (view, frame) uint32: see :func:`cache.identity.frame_checksum`;
-- ``pixels`` (view, frame) uint32: crc32c of the uint8 frame that the teacher was shown;
+- ``pixels`` (view, frame) uint32: crc32c of the teacher's input, a uint8 frame;
 
 and attributes that say everything else. Two hashes guard it: ``identity`` covers what is known
 before the first frame, ``seal`` what is known after the last: all files but the shards, which
@@ -16,21 +16,27 @@ before the first frame, ``seal`` what is known after the last: all files but the
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cache.identity import file_sha256, identity_of
 
-FORMAT, FORMAT_VERSION = "mtkd-logits", 1
+FORMAT = "mtkd-logits"
+FORMAT_VERSION = 1
 DIMENSIONS = ("view", "frame", "channel", "y", "x")
 TABLES = ("pixels", "checksum")
 CHANNELS = ("background", "anatomy")
-GEOMETRY = "align_corners=False; native resolution, pixel centres aligned: cell i spans [i, i + 1] / n of the frame"
+GEOMETRY = (
+    "align_corners=False; native resolution, pixel centres aligned: "
+    "cell i spans [i, i + 1] / n of the frame"
+)
 
-# The files that a writer creates, and Zarr's own partial ones: by them a store is known that lost
-# its attributes.
+# The files that a writer creates, and Zarr's own partial ones. They identify a store that lost its
+# attributes.
 _FILES = re.compile(
-    r"((logits|pixels|checksum)/)?zarr\.(json|[0-9a-f]+\.partial)|(logits|pixels|checksum)/c/[0-9/]+(\.[0-9a-f]+\.partial)?"
+    r"((logits|pixels|checksum)/)?zarr\.(json|[0-9a-f]+\.partial)"
+    r"|(logits|pixels|checksum)/c/[0-9/]+(\.[0-9a-f]+\.partial)?"
 )
 
 # Attributes that the identity cannot cover: itself, and what only the content decides.
@@ -71,25 +77,25 @@ def identity_from(attributes: Mapping[str, Any]) -> str:
 
 
 def seal_of(path: Path) -> dict[str, str]:
-    """sha256 (hex) by file of all files of a store but the shards; ``zarr.json`` counts without the seal it holds."""
+    """sha256 (hex) by file of all files of a store but the shards.
+
+    ``zarr.json`` counts without the seal that it holds.
+    """
     document = json.loads((path / "zarr.json").read_text())
     document["attributes"].pop("seal", None)
-    document.pop(
-        "consolidated_metadata", None
-    )  # a copy of other files' content, which other tools may add
-    files = [
-        path / "logits/zarr.json",
-        *sorted(file for name in TABLES for file in (path / name).rglob("*")),
-    ]
+    # A copy of other files' content, which other tools may add.
+    document.pop("consolidated_metadata", None)
+    tables = chain.from_iterable((path / name).rglob("*") for name in TABLES)
+    files = [path / "logits/zarr.json", *sorted(tables)]
     names = {file.relative_to(path).as_posix(): file for file in files if file.is_file()}
-    # What else lies there no reader of Zarr looks at: file managers and network storage leave files
+    # Readers of Zarr ignore all other files. File managers and network storage leave some
     # everywhere.
     hashes = {name: file_sha256(file) for name, file in names.items() if _FILES.fullmatch(name)}
     return {"zarr.json": identity_of(document), **hashes}
 
 
 def begun_attributes(path: str | Path) -> dict[str, Any]:
-    """What a folder's zarr.json says of it, unchecked; empty if it says nothing that can be read."""
+    """The attributes in a folder's zarr.json, unchecked; empty if they cannot be read."""
     try:
         return dict(json.loads((Path(path) / "zarr.json").read_text())["attributes"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -97,7 +103,7 @@ def begun_attributes(path: str | Path) -> dict[str, Any]:
 
 
 def is_logit_store(path: str | Path) -> bool:
-    """Whether a folder is a logit store, be it whole, begun or damaged, or an empty one."""
+    """Whether a folder is a logit store (whole, begun or damaged), or empty."""
     path = Path(path)
     if not path.is_dir():
         return False
@@ -106,15 +112,15 @@ def is_logit_store(path: str | Path) -> bool:
     names = [
         file.relative_to(path).as_posix()
         for file in path.rglob("*")
-        if not (file.is_dir() or _is_left(file))
+        if not (file.is_dir() or _is_foreign(file))
     ]
     # A writer creates the tables before it writes the first shard.
     has_tables = all((path / name).is_dir() for name in TABLES)
     return all(_FILES.fullmatch(name) and (has_tables or "/c/" not in name) for name in names)
 
 
-def _is_left(file: Path) -> bool:
-    """Whether macOS, Windows or network storage put a file there; whatever is in ``@eaDir`` is theirs."""
+def _is_foreign(file: Path) -> bool:
+    """Whether macOS, Windows or network storage put a file there, as all those in ``@eaDir``."""
     return (
         file.name.startswith(".")
         or file.name in ("Thumbs.db", "desktop.ini")

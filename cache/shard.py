@@ -1,8 +1,10 @@
-"""Reading one chunk of a Zarr v3 shard, without Zarr: of its milliseconds per chunk, all but a few are administration.
+"""Reading one chunk of a Zarr v3 shard, without Zarr.
+
+A student reads a chunk per teacher and frame, so this is what it waits for. Of Zarr's milliseconds
+per chunk, all but a few are administration.
 
 A shard holds its chunks one after another and ends with their index: offset and length of each as
-uint64, little endian, then the index's own crc32c. A student reads a chunk per teacher and frame,
-so this is what it waits for.
+uint64, little endian, then the index's own crc32c.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Small stores for the tests, and ``python example_stores.py FOLDER``: write one, slowly enough to be killed."""
+"""Small stores for the tests.
+
+``python example_stores.py FOLDER`` writes one, slowly enough to be killed.
+"""
 
 import sys
 import time
