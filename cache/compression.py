@@ -1,6 +1,7 @@
-"""Lossless compression, chosen by trial on real logits and by size alone: by time, two runs would differ.
+"""Lossless compression, chosen by trial on real logits.
 
-Who wants stores smaller still rounds the mantissas first (BitRound), which is not lossless.
+The trial compares sizes alone: by time, two runs would differ. Rounding the mantissas first
+(BitRound) makes a store smaller still, and is not lossless.
 """
 
 from typing import Any
@@ -59,13 +60,12 @@ def rounded(frame: NDArray[np.float16], keep_bits: int | None) -> NDArray[np.flo
     """
     if keep_bits is None:
         return frame
-    values = np.asarray(
-        BitRound(keepbits=keep_bits).decode(BitRound(keepbits=keep_bits).encode(frame)), np.float16
-    )
+    codec = BitRound(keepbits=keep_bits)
+    values = np.asarray(codec.decode(codec.encode(frame)), np.float16)
     if not np.isfinite(values).all():
+        largest = np.abs(frame).max()
         raise UnstorableError(
-            f"with {keep_bits} bits a logit of {np.abs(frame).max()} becomes infinite: keep more "
-            "bits"
+            None, f"with {keep_bits} bits a logit of {largest} becomes infinite: keep more bits"
         )
     return values.reshape(frame.shape)
 

@@ -8,15 +8,14 @@ from cache.layout import CHANNELS
 from cache.store import open_store
 
 
-def verify(path: str | Path, *, remedy: str | None = None) -> list[str]:
+def verify(path: str | Path) -> list[str]:
     """What is wrong with a store, one line each; empty if every frame reads as it was written.
 
     Args:
         path: the folder.
-        remedy: as for :func:`cache.open_store`.
     """
     try:
-        return open_store(path, remedy=remedy).faults()
+        return open_store(path).faults()
     except StoreError as error:
         return [str(error)]
 
@@ -27,12 +26,11 @@ def estimate(frames: int, views: int, grid: tuple[int, int]) -> int:
     return 2 * views * frames * len(CHANNELS) * height * width
 
 
-def stats(path: str | Path, *, remedy: str | None = None) -> dict[str, Any]:
+def stats(path: str | Path) -> dict[str, Any]:
     """Size of a store.
 
     Args:
         path: the folder.
-        remedy: as for :func:`cache.open_store`.
 
     Returns:
         ``frames``, ``views``, ``bytes`` on disk, ``bytes_per_frame`` (and view), and how many times
@@ -42,7 +40,7 @@ def stats(path: str | Path, *, remedy: str | None = None) -> dict[str, Any]:
     Raises:
         StoreError: there is no complete store.
     """
-    store = open_store(path, remedy=remedy)
+    store = open_store(path)
     views, frames, _, height, width = store.shape
     size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
     return {

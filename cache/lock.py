@@ -5,9 +5,9 @@ ends. Some file systems have none: Lustre without ``-o flock``, some NFS, some F
 file itself says which process holds it. It is created exclusively, and the lock of a process of
 this machine that has ended is replaced.
 
-What is lost there: nobody can know here whether a process of another machine, of another container,
-or from before the last start of this machine has ended. Its lock is respected until it is removed
-by hand; the error says which file.
+One thing cannot be known there: whether a process of another machine, of another container, or from
+before the last start of this machine has ended. Its lock is respected until it is removed by hand;
+the error says which file.
 """
 
 import errno
@@ -29,7 +29,7 @@ from cache.errors import NotWrittenError, StoreBusyError
 # This file system has no flock: no such call, no lock daemon, or not for its files.
 NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
-REMEDIES = dict.fromkeys(FULL, "make room") | {errno.ENAMETOOLONG: "give a shorter name"}
+ADVICE = dict.fromkeys(FULL, "make room") | {errno.ENAMETOOLONG: "give a shorter name"}
 MOMENT = 0.2  # seconds
 
 # A forked loader worker that outlives its killed parent must not hold the lock on.
@@ -55,11 +55,11 @@ class ScratchLock:
         except OSError as error:
             if isinstance(error, StoreBusyError):
                 raise
-            remedy = REMEDIES.get(
+            advice = ADVICE.get(
                 error.errno or 0, "let its folder be on a disk that this user can write"
             )
             raise NotWrittenError(
-                f"{self._path} cannot be written ({error.strerror}): {remedy}"
+                self._path, f"cannot be written ({error.strerror}): {advice}"
             ) from error
         self._is_held = True
 
@@ -138,7 +138,10 @@ def _flocked(file: IO[str], scratch: Path) -> bool:
 
 
 def _require_free(file: IO[str], path: Path, scratch: Path) -> None:
-    """Refuse a lock that was got by flock and keeps nobody out: of a removed file, or of one that says who holds it."""
+    """Refuse a lock that was acquired by flock and keeps nobody out.
+
+    It is of a file that was removed, or of one that names another holder.
+    """
     if (owner := _owner(file.read())) and not _has_ended(owner):
         raise _busy_by(owner, path, scratch)
     # Who held it may have removed it since it was opened here; then it no longer keeps others out.
@@ -247,7 +250,10 @@ def _has_ended(owner: Owner) -> bool:
 
 
 def _boot() -> str:
-    """This machine since its last start, and the numbers of processes that count here: a container has its own."""
+    """This machine since its last start, and its name space of process numbers.
+
+    A container has a name space of its own.
+    """
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -255,7 +261,10 @@ def _boot() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, in ticks since the machine was; None if unknown, empty if only its exit is unread."""
+    """When a process was started, in ticks since the machine was.
+
+    None if unknown; empty if the process has ended and only its exit status is unread.
+    """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -264,7 +273,7 @@ def _started(pid: int) -> str | None:
 
 
 def _busy(scratch: Path) -> StoreBusyError:
-    return StoreBusyError(f"{scratch} is being written by another process: wait for it, or stop it")
+    return StoreBusyError(scratch, "is being written by another process: wait for it, or stop it")
 
 
 def _busy_by(owner: Owner | None, path: Path, scratch: Path) -> StoreBusyError:
@@ -272,16 +281,17 @@ def _busy_by(owner: Owner | None, path: Path, scratch: Path) -> StoreBusyError:
         if not path.exists():
             return _busy(scratch)
         return StoreBusyError(
-            f"{scratch} is locked by {path}, which does not say by which process: if none writes "
-            f"there, remove {path}"
+            scratch,
+            f"is locked by {path}, which does not say by which process: if none writes there, "
+            f"remove {path}",
         )
     if (owner["host"], owner["boot"]) == (socket.gethostname(), _boot()):
         return StoreBusyError(
-            f"{scratch} is being written by process {owner['pid']}: wait for it, or stop it"
+            scratch, f"is being written by process {owner['pid']}: wait for it, or stop it"
         )
     minutes = max(0, round((time.time() - owner["since"]) / 60))
     return StoreBusyError(
-        f"{scratch} is locked by process {owner['pid']} on {owner['host']} for {minutes} min: "
-        "wait for it; "
-        f"if it has ended, remove {path}"
+        scratch,
+        f"is locked by process {owner['pid']} on {owner['host']} for {minutes} min: wait for it; "
+        f"if it has ended, remove {path}",
     )

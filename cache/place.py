@@ -1,4 +1,4 @@
-"""Putting a finished store where it ends, which may be another file system than the one where it grew."""
+"""Putting a finished store in its place, which may be on another file system."""
 
 import errno
 import os
@@ -45,19 +45,22 @@ def put_in_place(scratch: Path, target: Path, old: Path) -> None:
 
 
 def copy_place(target: Path) -> Path:
-    """The hidden folder beside a store in which a copy of it is made; it is left there only by a killed process."""
+    """The hidden folder beside a store in which a copy of it is made.
+
+    Only a killed process leaves it there.
+    """
     return target.with_name(f".{target.name}.partial")
 
 
 def require_logit_store(path: Path) -> None:
-    """Refuse to replace what is none; nothing at all may be replaced.
+    """Refuse to replace what is not a logit store; where nothing lies, nothing is refused.
 
     Raises:
         OccupiedError: something else lies there.
     """
     if path.exists() and not is_logit_store(path):
         raise OccupiedError(
-            f"{path} is no logit store and would be lost: give another path, or remove it"
+            path, "is not a logit store and would be lost: give another path, or remove it"
         )
 
 
@@ -65,16 +68,15 @@ def discard(store: Path) -> None:
     """Remove a store, so that what a killed process leaves of it still counts as one.
 
     Raises:
-        OccupiedError: it is none.
+        OccupiedError: it is not a logit store.
     """
     require_logit_store(store)
     if store.is_symlink():
         store.unlink()
     elif store.exists():
         files = [path for path in store.rglob("*") if not path.is_dir() or path.is_symlink()]
-        for file in sorted(
-            files, key=lambda path: path == store / "zarr.json"
-        ):  # what says that it is one comes last
+        # The file that identifies it as a store comes last.
+        for file in sorted(files, key=lambda path: path == store / "zarr.json"):
             file.unlink()
         shutil.rmtree(store)
 
@@ -98,16 +100,23 @@ def _copy(store: Path, copy: Path) -> None:
     for file in sorted(path for path in store.rglob("*") if path.is_file()):
         path = copy / file.relative_to(store)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("rb") as source, path.open("wb") as written:
-            shutil.copyfileobj(source, written)
-            sync(written)
+        with file.open("rb") as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+            sync(target)
 
 
 def _require_whole(copy: Path, store: Path) -> None:
-    remedy = f"all of it is kept in {store}: check the disk that it is copied to, and start again"
     try:
-        faults = Store(copy, remedy).faults()
+        errors: list[IntegrityError] = Store(copy).integrity_errors()
     except StoreError as error:
-        faults = [str(error)]
-    if faults:
-        raise IntegrityError(faults[0])
+        raise _bad_copy(error, store) from error
+    if errors:
+        raise _bad_copy(errors[0], store)
+
+
+def _bad_copy(error: StoreError, store: Path) -> IntegrityError:
+    return IntegrityError(
+        error.path,
+        f"{error.reason}; all of it is kept in {store}: check the disk that it is copied to, and "
+        "start again",
+    )

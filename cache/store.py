@@ -22,17 +22,13 @@ from cache.layout import CHANNELS, FORMAT, FORMAT_VERSION, identity_from, seal_o
 from cache.shard import read_chunk
 
 
-def open_store(
-    path: str | Path, identity: str | None = None, *, remedy: str | None = None
-) -> "Store":
+def open_store(path: str | Path, identity: str | None = None) -> "Store":
     """Open a complete store.
 
     Args:
         path: folder ``<anatomy>.zarr``.
         identity: the identity (sha256, hex) that the reader expects, or None to take the store for
             what it says it is.
-        remedy: what errors tell the user to do; by default to run the stage that writes
-            ``<anatomy>``'s store.
 
     Raises:
         MissingStoreError: there is none.
@@ -40,11 +36,13 @@ def open_store(
         IdentityError: it is another one than expected, or its metadata was edited.
         IntegrityError: its metadata or checksums are damaged.
     """
-    store = Store(path, remedy)
+    store = Store(path)
     if identity is not None and store.identity != identity:
         raise IdentityError(
-            f"{store.path} has identity {store.identity}, expected {identity}: "
-            f"{remedy or f'run `dvc repro cache_logits@{store.anatomy}`'}"
+            store.path,
+            f"its identity is {store.identity}, expected {identity}",
+            found=store.identity,
+            expected=identity,
         )
     return store
 
@@ -62,11 +60,10 @@ class Store:
         shape: (views, frames, 2, h, w).
     """
 
-    def __init__(self, path: str | Path, remedy: str | None = None) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.attributes = _read_attributes(self.path, remedy)
+        self.attributes = _read_attributes(self.path)
         self.anatomy: str = self.attributes["anatomy"]
-        self._remedy = remedy or _rewrite(self.anatomy)
         self.identity: str = self.attributes["identity"]
         self.identity_parts: dict[str, Any] = self.attributes["identity_parts"]
         self.frames: tuple[str, ...] = tuple(self.attributes["frames"])
@@ -91,10 +88,10 @@ class Store:
         try:
             return self._decoded(position, view)
         except Exception as error:  # whatever a codec raises when its input is damaged
-            raise IntegrityError(self._damaged(view, [position], _reason(error))) from error
+            raise self._damage(view, [position], _reason(error)) from error
 
     def pixels(self, frame: int | str, view: int = 0) -> int:
-        """crc32c of the uint8 frame that the teacher was shown.
+        """crc32c of the uint8 frame that was the teacher's input.
 
         Raises:
             FrameError: no such frame or view.
@@ -103,16 +100,24 @@ class Store:
         return int(self._pixels[view, position])
 
     def faults(self) -> list[str]:
-        """What is wrong with the logits, after reading all: one line for the frames of a shard with the same fault."""
-        found: dict[tuple[int, int, str], list[int]] = {}
+        """:meth:`integrity_errors` as text, one line each."""
+        return [str(error) for error in self.integrity_errors()]
+
+    def integrity_errors(self) -> list[IntegrityError]:
+        """What is wrong with the logits, after reading all of them.
+
+        The frames of a shard that have the same fault share one error.
+        """
+        damaged: dict[tuple[int, int, str], list[int]] = {}
         for view, position in np.ndindex(self.shape[:2]):
             try:
                 self._decoded(position, view)
             except Exception as error:  # as in read
                 shard = position // self.attributes["shard_frames"]
-                found.setdefault((view, shard, _reason(error)), []).append(position)
+                damaged.setdefault((view, shard, _reason(error)), []).append(position)
         return [
-            self._damaged(view, positions, reason) for (view, _, reason), positions in found.items()
+            self._damage(view, positions, reason)
+            for (view, _, reason), positions in damaged.items()
         ]
 
     def _decoded(self, position: int, view: int) -> NDArray[np.float16]:
@@ -131,9 +136,9 @@ class Store:
             self._positions.get(frame, -1) if isinstance(frame, str) else operator.index(frame)
         )
         if not 0 <= position < len(self.frames):
-            raise FrameError(f"{self.path} holds no frame {frame!r}; it has {len(self.frames)}")
+            raise FrameError(self.path, f"holds no frame {frame!r}; it has {len(self.frames)}")
         if not 0 <= view < self.shape[0]:
-            raise FrameError(f"{self.path} holds no view {view}; it has {self.shape[0]}")
+            raise FrameError(self.path, f"holds no view {view}; it has {self.shape[0]}")
         return position, operator.index(view)
 
     def _array(self, name: str) -> Any:
@@ -141,27 +146,20 @@ class Store:
             return zarr.open_array(self.path / name, mode="r", zarr_format=3)
         except Exception as error:
             raise IntegrityError(
-                f"{self.path / name} cannot be opened ({type(error).__name__}): {self._remedy}"
+                self.path / name, f"it cannot be opened ({type(error).__name__})"
             ) from error
 
     def _table(self, name: str) -> NDArray[np.uint32]:
         """A (view, frame) table, whole."""
         return np.asarray(self._array(name)[:], np.uint32)
 
-    def _damaged(self, view: int, positions: Sequence[int], reason: str) -> str:
+    def _damage(self, view: int, positions: Sequence[int], reason: str) -> IntegrityError:
+        """The error of one or more frames of a shard."""
         shard = shard_name(view, positions[0], self.attributes["shard_frames"])
-        first = self.frames[positions[0]]
-        which = (
-            f"frame {first}" if len(positions) == 1 else f"{len(positions)} frames, {first} first,"
-        )
-        verb = "is" if len(positions) == 1 else "are"
-        return (
-            f"{self.path / shard}: {which} (view {view}) {verb} damaged, {reason}: {self._remedy}"
-        )
-
-
-def _rewrite(anatomy: str) -> str:
-    return f"run `dvc repro -s -f cache_logits@{anatomy}`"
+        which = f"frame {self.frames[positions[0]]}"
+        if len(positions) > 1:
+            which = f"{len(positions)} frames, {self.frames[positions[0]]} first"
+        return IntegrityError(self.path / shard, f"{which} (view {view}): {reason}")
 
 
 def _reason(error: Exception) -> str:
@@ -170,42 +168,49 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else repr(error)
 
 
-def _read_attributes(path: Path, remedy: str | None) -> dict[str, Any]:
-    write, rewrite = (
-        remedy or f"run `dvc repro cache_logits@{path.stem}`",
-        remedy or _rewrite(path.stem),
-    )
+def _read_attributes(path: Path) -> dict[str, Any]:
+    """What a store says of itself, checked against its identity and its seal."""
     if not (path / "zarr.json").is_file():
-        raise MissingStoreError(f"{path} is no logit store: {write}")
+        if path.exists():
+            raise MissingStoreError(path, "is not a logit store: it has no zarr.json")
+        raise MissingStoreError(path)
     try:
         attributes = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
-        amounts_to = identity_from(attributes)
-    except Exception as error:  # whatever Zarr raises, or a value that is no JSON
-        raise IntegrityError(f"{path / 'zarr.json'} is damaged: {rewrite}") from error
-    if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
-        found = f"{attributes.get('format')} {attributes.get('format_version')}"
-        raise IdentityError(
-            f"{path} is in format {found}, expected {FORMAT} {FORMAT_VERSION}: {rewrite}"
-        )
-    if attributes.get("identity") != amounts_to:
-        raise IdentityError(
-            f"{path / 'zarr.json'} was edited: it says identity {attributes.get('identity')}, its "
-            "content amounts to "
-            f"{amounts_to}: {rewrite}"
-        )
+        content_identity = identity_from(attributes)
+    except Exception as error:  # whatever Zarr raises, or a value that is not JSON
+        raise IntegrityError(path / "zarr.json", _reason(error)) from error
+    _check_identity(path, attributes, content_identity)
     if attributes.get("complete") is not True:
-        raise IncompleteError(f"{path} was not written to its end: {write}")
-    _check_seal(path, attributes, remedy or _rewrite(attributes["anatomy"]))
+        raise IncompleteError(path, "its zarr.json does not say that it is complete")
+    _check_seal(path, attributes)
     return attributes
 
 
-def _check_seal(path: Path, attributes: Mapping[str, Any], remedy: str) -> None:
-    written, found = attributes.get("seal"), seal_of(path)
-    if not isinstance(written, dict):  # the one attribute that no hash covers
-        written = {}
-    changed = sorted(
-        name for name in written.keys() | found.keys() if written.get(name) != found.get(name)
-    )
+def _check_identity(path: Path, attributes: Mapping[str, Any], content_identity: str) -> None:
+    layout = f"{attributes.get('format')} {attributes.get('format_version')}"
+    expected = f"{FORMAT} {FORMAT_VERSION}"
+    if (attributes.get("format"), attributes.get("format_version")) != (FORMAT, FORMAT_VERSION):
+        raise IdentityError(
+            path, f"its format is {layout}, expected {expected}", found=layout, expected=expected
+        )
+    identity = attributes.get("identity")
+    if identity != content_identity:
+        raise IdentityError(
+            path / "zarr.json",
+            f"it was edited: it says identity {identity}, its content amounts to "
+            f"{content_identity}",
+            found=identity,
+            expected=content_identity,
+        )
+
+
+def _check_seal(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Compare all files but the shards with what they were when the store was finished."""
+    seal = attributes.get("seal")
+    if not isinstance(seal, dict):  # the one attribute that no hash covers
+        seal = {}
+    hashes = seal_of(path)
+    names = seal.keys() | hashes.keys()
+    changed = sorted(name for name in names if seal.get(name) != hashes.get(name))
     if changed:
-        files = ", ".join(str(path / name) for name in changed)
-        raise IntegrityError(f"{files}: not as it was written: {remedy}")
+        raise IntegrityError(path, f"not as it was written: {', '.join(changed)}")

@@ -1,4 +1,4 @@
-"""Writing a store: whole shards, in order, in a scratch folder that becomes the store when it is complete.
+"""Writing a store: whole shards, in order, in a scratch folder that becomes the store at the end.
 
 A shard counts as written once its checksums are on disk and match, which they can only after its
 logits were. A writer that was killed goes on after the last such shard and ends with the same bytes
@@ -76,15 +76,17 @@ def create_store(
     Raises:
         StoreBusyError: another process is writing there.
         NotWrittenError: nothing can be written there.
-        OccupiedError: a complete store of another identity lies there, or what is none.
-        TypeError: an argument is of another type, or holds what is no JSON; named in the message.
+        OccupiedError: a complete store of another identity lies there, or something that is not a
+            store.
+        TypeError: an argument is of another type, or holds what is not JSON; named in the message.
         ValueError: no frames, or a frame twice; no view; an empty grid or shard.
     """
     if isinstance(frames, str) or not all(isinstance(frame, str) for frame in [anatomy, *frames]):
         raise TypeError("anatomy is a str and frames a list of str")
     if not frames or len(set(frames)) != len(frames):
         raise ValueError("a store needs frames, each once")
-    grid, image_size = _size("grid", grid), _size("image_size", image_size)
+    grid = _size("grid", grid)
+    image_size = _size("image_size", image_size)
     shard_frames = operator.index(shard_frames)  # NumPy's too
     if not views or shard_frames < 1:
         raise ValueError(
@@ -125,8 +127,9 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise NotWrittenError(
-            f"{folder} cannot be made ({error.strerror}): begin in a folder on a disk that this "
-            "user can write"
+            folder,
+            f"cannot be made ({error.strerror}): begin in a folder on a disk that this user can "
+            "write",
         ) from error
 
 
@@ -140,7 +143,8 @@ class StoreWriter:
     """
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
-        self.path, self.attributes = path, attributes
+        self.path = path
+        self.attributes = attributes
         self._shape = (
             len(attributes["views"]),
             len(attributes["frames"]),
@@ -165,7 +169,10 @@ class StoreWriter:
 
     @property
     def next(self) -> int:
-        """Number of frames, counted over all views, that were appended; ``divmod`` by the frames gives view, frame."""
+        """Number of frames, counted over all views, that were appended.
+
+        ``divmod`` by the frames of a view gives view and frame of the next one.
+        """
         return self._done + len(self._logits)
 
     @property
@@ -180,13 +187,13 @@ class StoreWriter:
 
         Args:
             logits: (n, 2, h, w), any float dtype.
-            pixels: n checksums (crc32c) of the uint8 frames that the teacher was shown.
+            pixels: n checksums (crc32c) of the uint8 frames that were the teacher's input.
 
         Raises:
             UnstorableError: a value is not finite, not real or beyond float16; names the frame.
             NotWrittenError: the disk is full; what whole shards hold is safe.
             ValueError: the shape is not that of this store, there are more frames than it holds, or
-                a checksum is none.
+                a number cannot be a crc32c.
         """
         if logits.shape[1:] != self._shape[2:] or len(pixels) != len(logits):
             raise ValueError(
@@ -195,34 +202,34 @@ class StoreWriter:
             )
         if self.next + len(logits) > self.total:
             raise ValueError(f"{self.path} holds {self.total} frames, not more")
-        if not all(0 <= operator.index(shown) < 2**32 for shown in pixels):
+        if not all(0 <= operator.index(checksum) < 2**32 for checksum in pixels):
             raise ValueError(
                 f"pixel checksums {list(pixels)}: crc32c gives numbers from 0 to 2**32 - 1"
             )
         self._write_full_shard()  # that an earlier call could not write
-        for frame, shown in zip(logits, pixels, strict=True):
+        for frame, checksum in zip(logits, pixels, strict=True):
             self._logits.append(self._half(frame))
-            self._pixels.append(int(shown))
+            self._pixels.append(int(checksum))
             self._write_full_shard()
 
     def finish(self, path: str | Path) -> None:
-        """Mark the store complete and move it into place; what was there is replaced, a link by the store itself.
+        """Mark the store complete and move it into place; what was there is replaced.
 
-        Onto another file system it is copied, and the copy is read back before it takes its place.
+        A link is replaced by the store itself. Onto another file system the store is copied, and
+        the copy is read back before it takes its place.
 
         Raises:
             IncompleteError: frames are missing.
-            OccupiedError: what lies there is no logit store.
+            OccupiedError: what lies there is not a logit store.
             NotWrittenError: the disk is full.
             IntegrityError: the copy on another file system cannot be read back as it was written.
             StoreBusyError: another process copies a store there.
             ValueError: it was finished before, or ``path`` is where it grows.
         """
-        target, old = Path(path), self.path.with_name(f"{self.path.name}.old")
+        target = Path(path)
+        old = self.path.with_name(f"{self.path.name}.old")
         if self.next != self.total:
-            raise IncompleteError(
-                f"{self.path} has {self.next} of {self.total} frames: append the rest first"
-            )
+            raise IncompleteError(self.path, f"it has {self.next} of {self.total} frames")
         self._write_full_shard()
         if self._group is None:
             raise ValueError(f"{self.path} was finished before")
@@ -258,25 +265,25 @@ class StoreWriter:
         except StoreError:
             raise
         except OSError as error:
-            remedy = "make room" if error.errno in FULL else "mend that"
+            advice = "make room" if error.errno in FULL else "mend that"
             raise NotWrittenError(
-                f"{place or self.path} cannot be written after {self._done} of {self.total} frames "
-                f"({error.strerror or error}): {remedy}, and start again: it goes on after these"
+                place or self.path,
+                f"cannot be written after {self._done} of {self.total} frames "
+                f"({error.strerror or error}): {advice}, and start again: it goes on after these",
             ) from error
 
     def _half(self, frame: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
         if frame.dtype.kind not in "fiu":
             raise UnstorableError(
-                f"the teacher of {self.attributes['anatomy']} answers {frame.dtype}: give real "
-                "numbers"
+                self.path, f"cannot hold {frame.dtype}: give logits that are real numbers"
             )
         largest = float(np.abs(frame).max())
         if not largest <= LARGEST:  # so written, NaN is refused too
             name = self.attributes["frames"][self.next % self._shape[1]]
             raise UnstorableError(
-                f"the teacher of {self.attributes['anatomy']} answers {largest} on frame {name}, "
-                "which float16 cannot "
-                "hold: check its training, and ask it in cache.precision 32-true"
+                self.path,
+                f"cannot hold the logits of frame {name}: one is {largest}, beyond float16; check "
+                "the teacher's training, and compute its logits in 32 bits",
             )
         return compression.rounded(
             np.ascontiguousarray(frame, dtype=np.float16), self.attributes["keep_bits"]
@@ -306,7 +313,8 @@ class StoreWriter:
             self._group[name][view] = self._tables[name][view]
         self.bytes_written += (self.path / shard_name(view, start, self._shard)).stat().st_size
         self._done += len(block)
-        self._logits, self._pixels = [], []
+        self._logits = []
+        self._pixels = []
 
     def _create(self, codec: dict[str, Any]) -> None:
         group = zarr.open_group(self.path, mode="w", zarr_format=3)
@@ -341,9 +349,9 @@ class StoreWriter:
         if not self._open_scratch():
             if "seal" in begun_attributes(self.path):
                 raise OccupiedError(
-                    f"{self.path} is a complete store of something else and would be lost: begin "
-                    "in another folder, "
-                    "or remove it"
+                    self.path,
+                    "is a complete store of something else and would be lost: begin in another "
+                    "folder, or remove it",
                 )
             require_logit_store(self.path)
             log.warning("%s was begun for something else, or is damaged: it starts anew", self.path)
@@ -366,9 +374,7 @@ class StoreWriter:
             ):
                 return False
             self._tables = {name: np.array(group[name][:], np.uint32) for name in TABLES}
-        except (
-            Exception
-        ):  # whatever Zarr raises on a folder that was only half begun, or was damaged
+        except Exception:  # whatever Zarr raises on a folder that was half begun, or was damaged
             return False
         self._group = group
         return True
@@ -382,14 +388,14 @@ class StoreWriter:
         except Exception:  # whatever a codec raises when its input is damaged
             return 0
         checksums = [frame_checksum(frame, self.attributes["identity"]) for frame in block]
-        return (
-            stop - start
-            if np.array_equal(checksums, self._tables["checksum"][view, start:stop])
-            else 0
-        )
+        matches = np.array_equal(checksums, self._tables["checksum"][view, start:stop])
+        return stop - start if matches else 0
 
     def _remove_unfinished(self, done: int) -> None:
-        """Remove every shard that does not count: Zarr would read it to write the rest of it, and fail or mix them."""
+        """Remove every shard that does not count.
+
+        Zarr would read it to write the rest of it, and fail or mix them.
+        """
         places = (divmod(i, self._shape[1]) for i in range(done))
         counted = {self.path / shard_name(view, position, self._shard) for view, position in places}
         for file in self.path.rglob("*"):

@@ -20,7 +20,8 @@ from pipeline.prepared import load_frame
 from stages.shared.console import say
 from stages.shared.given_checkpoint import load_given
 from stages.shared.project import Project
-from stages.stores.imported import REMEDY, write_stand_in
+from stages.shared.remedies import explained
+from stages.stores.imported import write_stand_in
 from stages.stores.plan import StorePlan, make_plans
 from stages.stores.writing import Prediction, write_store
 
@@ -97,11 +98,11 @@ def _import_checkpoint(project: Project, anatomy: str, source: Path) -> None:
 def _import_store(project: Project, anatomy: str, source: Path) -> None:
     """Copy the logits, each checked, into a store that belongs to this project's frames and settings."""
     (plan,) = make_plans(project, [anatomy])
-    given = cache.open_store(source, remedy=REMEDY)
+    given = cache.open_store(source)
     _require_fit(given, plan)
-    damaged = given.faults()
-    if damaged:
-        raise MtkdError("\n".join(damaged))
+    errors = given.integrity_errors()
+    if errors:
+        raise MtkdError("\n".join(explained(error, project.root) for error in errors))
     stand_in = project.scratch / "checkpoints" / f"{anatomy}.safetensors"
     write_stand_in(stand_in, given.identity)
     write_store(replace(plan, checkpoint=stand_in), _Copied(plan, given))

@@ -1,10 +1,13 @@
-"""What to do about an error: the errors below say what is wrong, this table says which stage writes which file."""
+"""What to do about an error.
+
+The errors below say what is wrong, this table says which stage writes which file.
+"""
 
 import re
 from pathlib import Path
 
-from cache import MissingStoreError, StoreError
-from pipeline.errors import DamagedFileError, MismatchError, MissingFileError, MtkdError
+from cache import IdentityError, IncompleteError, IntegrityError, MissingStoreError
+from pipeline.errors import DamagedFileError, MismatchError, MissingFileError
 
 # Every output of dvc.yaml; what is between the braces is the name of one of several stages.
 WRITTEN_BY = {
@@ -14,6 +17,7 @@ WRITTEN_BY = {
     "metrics/teachers/{}.json": "train_teacher@{}",
     "results/curves/teachers/{}": "train_teacher@{}",
     "stores/{}.zarr": "cache_logits@{}",
+    "scratch/stores/{}.zarr": "cache_logits@{}",  # where it grows; not an output itself
     "metrics/cache/{}.json": "cache_logits@{}",
     "checkpoints/students/{}.safetensors": "train_student@{}",
     "metrics/students/{}.json": "train_student@{}",
@@ -29,6 +33,11 @@ WRITTEN_BY = {
     "metrics/benchmark.json": "benchmark",
     "report/index.html": "report",
 }
+# Of a store that no stage of this project writes.
+WRITE_AGAIN = "write it again, or take a whole copy"
+STORE_ERRORS = (MissingStoreError, IncompleteError, IdentityError, IntegrityError)
+MISSING = (MissingFileError, MissingStoreError, IncompleteError)
+USELESS = (DamagedFileError, MismatchError, IdentityError, IntegrityError)
 
 
 def stage_that_writes(path: Path, root: Path = Path()) -> str | None:
@@ -50,19 +59,27 @@ def stage_that_writes(path: Path, root: Path = Path()) -> str | None:
 
 
 def explained(error: Exception, root: Path = Path()) -> str:
-    """An error's facts, and what to run about the file that it names."""
-    command = _command(error, root)
-    return f"{error}: run `{command}`" if command else str(error)
+    """An error's facts, and what to do about the file that it names.
+
+    Args:
+        error: of this project, or any other one.
+        root: the project's folder.
+    """
+    action = _action(error, root)
+    return f"{error}: {action}" if action else str(error)
 
 
-def _command(error: Exception, root: Path) -> str | None:
-    """What makes a file anew: DVC does not see that one is damaged or made for something else, so it is forced."""
+def _action(error: Exception, root: Path) -> str:
+    """What to do, empty if the error says that itself or nothing is known."""
     path = getattr(error, "path", None)
-    stage = stage_that_writes(path, root) if isinstance(path, Path) else None
-    if stage is None or not isinstance(error, MtkdError | StoreError):
-        return None
-    if isinstance(error, MissingFileError | MissingStoreError):
-        return f"dvc repro {stage}"
-    if isinstance(error, DamagedFileError | MismatchError | StoreError):
-        return f"dvc repro -s -f {stage}"
-    return None
+    if not isinstance(path, Path):
+        return ""
+    stage = stage_that_writes(path, root)
+    if stage is not None and isinstance(error, MISSING):
+        return f"run `dvc repro {stage}`"
+    if stage is not None and isinstance(error, USELESS):
+        # DVC does not see that a file is damaged or made for something else: the stage is forced.
+        return f"run `dvc repro -s -f {stage}`"
+    # A copy that failed is not a store yet.
+    is_copy = any(part.endswith(".partial") for part in path.parts)
+    return WRITE_AGAIN if isinstance(error, STORE_ERRORS) and not is_copy else ""

@@ -17,8 +17,8 @@ from pipeline.prepared import frames_digest
 from pipeline.training_errors import mendable
 from stages.shared.console import console, counted, progress, readable, say
 from stages.shared.project import Places, Project, load_project
+from stages.shared.remedies import explained
 from stages.stores.identity import expected_parts, known_checkpoint, misfit_line, misfits
-from stages.stores.imported import REMEDY
 from stages.stores.plan import StorePlan, make_plans, was_imported
 
 COPY = ".partial"  # see cache.place.copy_place
@@ -40,7 +40,7 @@ def list_stores(places: Places) -> None:
         try:
             one = cache.open_store(path)
         except cache.StoreError as error:
-            table.add_row(str(path), f"unusable: {error}", *[""] * 5)
+            table.add_row(str(path), f"unusable: {explained(error, places.root)}", *[""] * 5)
             continue
         views, frames, _, height, width = one.shape
         size = readable(cache.stats(path)["bytes"])
@@ -76,10 +76,7 @@ def _state(project: Project, path: Path, wanted: Wanted) -> str:
 
 def show_stats(places: Places, whose: list[str]) -> None:
     """Sizes of stores as JSON, by anatomy or path."""
-    sizes = {
-        name: cache.stats(path, remedy=_remedy(places, name))
-        for name, path in _chosen(places, whose).items()
-    }
+    sizes = {name: cache.stats(path) for name, path in _chosen(places, whose).items()}
     print(json.dumps(sizes, indent=2))
 
 
@@ -116,7 +113,7 @@ def verify(
     asked = {plan.anatomy: plan for plan in plans if whose or not was_imported(plan)}
     problems = []
     for name, path in chosen.items():
-        found = cache.verify(path, remedy=_remedy(places, name))
+        found = _faults(path, places.root)
         if not found and name in wanted:
             line = misfit_line(cache.open_store(path), name, wanted[name])
             found = [line] if line else _other_pixels(path, pixels)
@@ -126,6 +123,14 @@ def verify(
         problems += found
     if problems:
         raise MtkdError("\n".join([f"{counted(len(problems), 'problem')}:", *problems]))
+
+
+def _faults(path: Path, root: Path) -> list[str]:
+    """What is wrong with a store and what to do about it, one line each; empty if it is whole."""
+    try:
+        return [explained(error, root) for error in cache.open_store(path).integrity_errors()]
+    except cache.StoreError as error:
+        return [explained(error, root)]
 
 
 def _prepared_pixels(project: Project) -> list[int] | None:
@@ -317,8 +322,3 @@ def _chosen(places: Places, whose: list[str]) -> dict[str, Path]:
         name: Path(name) if is_path(name) else project.store(name)
         for name in whose or project.anatomies
     }
-
-
-def _remedy(places: Places, name: str) -> str | None:
-    """What to do about a store that no stage of this project writes."""
-    return REMEDY if is_path(name) and Path(name).parent != places.stores else None

@@ -8,7 +8,6 @@ from safetensors.numpy import save
 from pipeline.files import write_atomically
 
 KEY = "answers of"
-REMEDY = "write it again, or take a whole copy"  # of a damaged store that no stage of this project writes
 
 
 def write_stand_in(checkpoint: Path, identity: str) -> None:

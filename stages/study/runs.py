@@ -37,6 +37,7 @@ from pipeline.training_errors import mendable
 from stages.shared.console import progress, say
 from stages.shared.environment import say_environment, say_launch
 from stages.shared.project import Project, load_project
+from stages.shared.remedies import explained
 from stages.shared.slots import Slot, environment, slots
 from stages.shared.training_run import seeded_network
 from stages.study.arms import Case, lesson
@@ -113,7 +114,7 @@ def _told(case: Case, ended: Future[dict[str, Any]]) -> list[str]:
     except BrokenProcessPool:
         problem = f"{name}: its process ended by itself, as when the kernel needs its memory: try fewer --jobs"
     except (MtkdError, StoreError, OSError) as error:
-        problem = f"{name}: {error}"
+        problem = f"{name}: {explained(error)}"
     except Exception as error:
         problem = f"{name}: {type(error).__name__}: {error}"
     say(problem)

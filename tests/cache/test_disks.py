@@ -152,7 +152,10 @@ def die_at(step, scratch, target):
 
 
 def test_kill_9_at_every_step_of_a_copy_loses_nothing(tmp_path, linked, monkeypatch):
-    """Exhaustive: at the first change of the disk, at the second, ... The next run copies again, and leaves nothing."""
+    """Exhaustive: at the first change of the disk, at the second, ...
+
+    The next run copies again, and leaves nothing.
+    """
     whole = files(write(tmp_path / "whole", 4))
     target, scratch = linked / "stores/liver.zarr", linked / "scratch/liver.zarr"
     with monkeypatch.context() as patch, begin(linked, 4) as writer:
@@ -161,7 +164,8 @@ def test_kill_9_at_every_step_of_a_copy_loses_nothing(tmp_path, linked, monkeypa
         writer.finish(target)
     shutil.copytree(scratch, tmp_path / "sealed")
     write(linked / "earlier", 4, seed=1)
-    step, status = 0, -signal.SIGKILL
+    step = 0
+    status = -signal.SIGKILL
     while status == -signal.SIGKILL:
         step += 1
         shutil.rmtree(linked / "scratch", ignore_errors=True)
@@ -326,8 +330,9 @@ def test_a_process_of_another_machine_may_still_run(tmp_path, no_flock):
         with pytest.raises(cache.StoreBusyError) as refused:
             cache.ScratchLock(scratch)
         host = changes.get("host", lock._myself()["host"])
-        expected = f"locked by process 4000000 on {host} for 120 min: wait for it; if it has ended, remove {path}"
-        assert str(refused.value).endswith(expected)
+        holder = f"locked by process 4000000 on {host} for 120 min"
+        advice = f"wait for it; if it has ended, remove {path}"
+        assert str(refused.value).endswith(f"{holder}: {advice}")
     path.unlink()
     cache.ScratchLock(scratch).let_go()
 
@@ -381,15 +386,15 @@ def test_of_many_that_find_a_dead_lock_one_replaces_it(tmp_path):
     "number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG, errno.EIO]
 )
 def test_a_lock_that_cannot_be_written_is_named(tmp_path, monkeypatch, number):
-    remedies = {errno.ENOSPC: "make room", errno.ENAMETOOLONG: "give a shorter name"}
-    remedy = remedies.get(number, "let its folder be on a disk that this user can write")
-    said = rf"scratch/liver.zarr.lock cannot be written \({os.strerror(number)}\): {remedy}"
+    special = {errno.ENOSPC: "make room", errno.ENAMETOOLONG: "give a shorter name"}
+    advice = special.get(number, "let its folder be on a disk that this user can write")
+    message = rf"scratch/liver.zarr.lock cannot be written \({os.strerror(number)}\): {advice}"
     monkeypatch.setattr(lock.fcntl, "flock", refuse(number))
-    with pytest.raises(cache.NotWrittenError, match=said):
+    with pytest.raises(cache.NotWrittenError, match=message):
         begin(tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(Path, "open", lambda self, mode="r": refuse(number)(self, mode))
-    with pytest.raises(cache.NotWrittenError, match=said):
+    with pytest.raises(cache.NotWrittenError, match=message):
         begin(tmp_path)
 
 

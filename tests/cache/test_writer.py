@@ -1,4 +1,4 @@
-"""The store as its writer sees it: what it refuses, and that a stop at any moment leaves no trace."""
+"""The writer of a store: what it refuses, and that a stop at any moment leaves no trace."""
 
 import logging
 import multiprocessing
@@ -84,11 +84,11 @@ def test_what_is_no_begun_store_is_not_discarded(tmp_path):
     mine = tmp_path / "scratch" / "liver.zarr"
     (mine / "logits").mkdir(parents=True)
     (mine / "logits" / "frame0.npy").write_bytes(b"mine")
-    with pytest.raises(cache.OccupiedError, match="is no logit store and would be lost"):
+    with pytest.raises(cache.OccupiedError, match="is not a logit store and would be lost"):
         begin(tmp_path)
     shutil.rmtree(mine)
     zarr.create_group(mine).create_array("logits", shape=(2,), dtype="f2")[:] = 1
-    with pytest.raises(cache.OccupiedError, match="is no logit store"):
+    with pytest.raises(cache.OccupiedError, match="is not a logit store"):
         begin(tmp_path)
     shutil.rmtree(mine)
     whole = files(write(tmp_path))
@@ -108,7 +108,7 @@ def test_what_is_no_store_is_not_replaced(tmp_path):
         with begin(tmp_path) as writer:
             if writer.next < 10:
                 writer.append(logits(10), range(10))
-            with pytest.raises(cache.OccupiedError, match="is no logit store and would be lost"):
+            with pytest.raises(cache.OccupiedError, match="is not a logit store and would be lost"):
                 writer.finish(tmp_path / name)
         assert inside.read_text() == "mine"
     with begin(tmp_path) as writer:
@@ -255,7 +255,8 @@ class Stopped(Exception):  # noqa: N818
 def test_a_stop_before_or_after_any_write_leaves_no_trace(tmp_path, monkeypatch, written):
     """Exhaustive: stop at the first file that is written, at the second, ... and then go on."""
     whole = files(write(tmp_path / "whole", 6, views=2))
-    put, stop_at = LocalStore.set, 0
+    put = LocalStore.set
+    stop_at = 0
 
     async def stopping(self, key, value, *args, **options):
         nonlocal left
@@ -266,7 +267,8 @@ def test_a_stop_before_or_after_any_write_leaves_no_trace(tmp_path, monkeypatch,
             raise Stopped
 
     while True:
-        stop_at, path = stop_at + 1, tmp_path / str(stop_at)
+        stop_at += 1
+        path = tmp_path / str(stop_at)
         left = stop_at
         with monkeypatch.context() as patch:
             patch.setattr(LocalStore, "set", stopping)
@@ -309,7 +311,10 @@ def test_kill_9_at_a_random_moment_leaves_no_trace(tmp_path, seed):
 
 
 def test_a_full_disk_loses_no_whole_shard(tmp_path):
-    """A limit on the size of files stands for the disk: writing fails in the middle, and goes on with room."""
+    """Writing fails in the middle, and goes on with room.
+
+    A limit on the size of files stands for the disk.
+    """
     whole = files(write(tmp_path / "whole", 30, views=2, grid=(64, 80)))
     code = (
         "import resource, sys; from pathlib import Path; import example_stores as e;"
@@ -329,11 +334,12 @@ def test_a_full_disk_loses_no_whole_shard(tmp_path):
         capture_output=True,
     )
     assert done.returncode == 1
-    said = done.stderr.decode().splitlines()[-1]
-    assert "cache.errors.NotWrittenError" in said
+    message = done.stderr.decode().splitlines()[-1]
+    assert "cache.errors.NotWrittenError" in message
     assert re.search(
-        r"full/scratch/liver.zarr cannot be written after \d+ of 60 frames \(File too large\)", said
+        r"full/scratch/liver.zarr cannot be written after \d+ of 60 frames \(File too large\)",
+        message,
     )
-    assert "start again: it goes on after these" in said
+    assert "start again: it goes on after these" in message
     assert not (tmp_path / "full" / "stores" / "liver.zarr").exists()
     assert files(resume(tmp_path / "full", 30, views=2, grid=(64, 80))) == whole

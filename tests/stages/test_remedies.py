@@ -6,6 +6,7 @@ import pytest
 import yaml
 from helpers import ROOT
 
+import cache
 from pipeline.errors import DamagedFileError, MismatchError, MissingFileError, MtkdError
 from stages.shared.remedies import WRITTEN_BY, explained, stage_that_writes
 
@@ -33,16 +34,61 @@ def test_every_output_of_dvc_has_its_stage():
         ),
         (
             DamagedFileError(Path("data/prepared/frames/train/a/01/b.png"), "no PNG"),
-            "data/prepared/frames/train/a/01/b.png is damaged: no PNG: run `dvc repro -s -f prepare`",
+            "data/prepared/frames/train/a/01/b.png is damaged: no PNG: "
+            "run `dvc repro -s -f prepare`",
         ),
         (
             MismatchError(Path("checkpoints/students/mtkd.safetensors"), "image_size", 3, 4),
-            "checkpoints/students/mtkd.safetensors does not match: its image_size is 3, expected 4: "
-            "run `dvc repro -s -f train_student@mtkd`",
+            "checkpoints/students/mtkd.safetensors does not match: "
+            "its image_size is 3, expected 4: run `dvc repro -s -f train_student@mtkd`",
         ),
         (
             DamagedFileError(Path("/elsewhere/stores/a.zarr"), "b"),
             "/elsewhere/stores/a.zarr is damaged: b",
+        ),
+        (
+            cache.MissingStoreError(Path("stores/liver.zarr")),
+            "stores/liver.zarr is missing: run `dvc repro cache_logits@liver`",
+        ),
+        (
+            cache.IncompleteError(Path("scratch/stores/liver.zarr"), "it has 8 of 10 frames"),
+            "scratch/stores/liver.zarr was not written to its end: it has 8 of 10 frames: "
+            "run `dvc repro cache_logits@liver`",
+        ),
+        (
+            cache.IntegrityError(Path("stores/liver.zarr/logits/c/0"), "frame a: its checksum"),
+            "stores/liver.zarr/logits/c/0 is damaged: frame a: its checksum: "
+            "run `dvc repro -s -f cache_logits@liver`",
+        ),
+        (
+            cache.IdentityError(Path("stores/liver.zarr/zarr.json"), "it was edited", "aa", "bb"),
+            "stores/liver.zarr/zarr.json does not match: it was edited: "
+            "run `dvc repro -s -f cache_logits@liver`",
+        ),
+        (
+            cache.IntegrityError(Path("/elsewhere/mine.zarr/logits/c/0"), "its shard is truncated"),
+            "/elsewhere/mine.zarr/logits/c/0 is damaged: its shard is truncated: "
+            "write it again, or take a whole copy",
+        ),
+        (
+            cache.MissingStoreError(Path("no.zarr")),
+            "no.zarr is missing: write it again, or take a whole copy",
+        ),
+        (
+            cache.IntegrityError(Path("stores/.liver.zarr.partial/new"), "check the disk"),
+            "stores/.liver.zarr.partial/new is damaged: check the disk",
+        ),
+        (
+            cache.StoreBusyError(Path("scratch/stores/liver.zarr"), "is being written: wait"),
+            "scratch/stores/liver.zarr is being written: wait",
+        ),
+        (
+            cache.NotWrittenError(Path("stores/liver.zarr"), "cannot be written: make room"),
+            "stores/liver.zarr cannot be written: make room",
+        ),
+        (
+            cache.OccupiedError(Path("stores/liver.zarr"), "is not a logit store"),
+            "stores/liver.zarr is not a logit store",
         ),
         (MtkdError("something else"), "something else"),
     ],

@@ -246,7 +246,7 @@ def test_prune_says_of_what_cannot_be_identified_why(run):
         assert old in file.read_bytes()
         file.write_bytes(file.read_bytes().replace(old, new, 1))
     output = mtkd("cache", "prune", "--dry-run")
-    assert "stores/liver.zarr: stores/liver.zarr/zarr.json was edited: it says identity" in output
+    assert "stores/liver.zarr: stores/liver.zarr/zarr.json does not match: it was edited" in output
     assert "stores/colon.zarr: stores/colon.zarr/zarr.json is damaged" in output
     for anatomy in ("liver", "colon"):
         assert (
@@ -402,7 +402,7 @@ def test_an_import_that_fails_replaces_nothing(run, dvc):
     file.write_bytes(sound[:40] + bytes([sound[40] ^ 1]) + sound[41:])
     output = mtkd("import-teacher", "liver", "liver.zarr", code=1)
     assert (
-        f"frame {frames[0].id} (view 0) is damaged, its checksum does not match: write it again"
+        f"frame {frames[0].id} (view 0): its checksum does not match: write it again, or take"
         in output
     )
     file.write_bytes(sound)
@@ -432,7 +432,7 @@ def test_answers_to_other_frames_are_not_imported(run, dvc):
     _write_answers("dark.zarr", frames, lambda pixels: pixels // 2)
     assert "answers other pixels of 6 of 6" in mtkd("import-teacher", "liver", "dark.zarr", code=1)
     assert "is not there" in mtkd("import-teacher", "liver", "none.zarr", code=1)
-    assert "is no logit store" in mtkd("import-teacher", "liver", "data", code=1)
+    assert "is not a logit store" in mtkd("import-teacher", "liver", "data", code=1)
     assert files(run / "stores/liver.zarr") == before
 
 
