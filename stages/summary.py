@@ -12,34 +12,42 @@ ROWS = {"teachers": "teachers", "baseline": "student, baseline", "mtkd": "studen
 
 
 def results(places: Places) -> list[dict[str, Any]]:
-    """One row per network: name, arch, Dice per anatomy and mean in percent, parameters, milliseconds, frames/s.
+    """One row per network: its name, what was measured of it and what it costs.
 
-    ``measured``: over how many anatomies the mean is.
+    ``dice`` and ``iou`` per anatomy and as ``mean``, in percent; ``measured``, over how many
+    anatomies the mean is; ``arch``, ``parameters``, ``milliseconds``, ``fps`` and what else the
+    benchmark says.
     """
     evaluation = read(places.metrics / "evaluate.json")
-    counts, times = (
-        read(places.metrics / "benchmark.json"),
-        read(places.results / "benchmark.json"),
-    )
-    return [
-        {
-            "name": title,
-            "dice": evaluation[key]["dice"],
-            "iou": evaluation[key]["iou"],
-            "measured": sum(
-                value is not None
-                for name, value in evaluation[key]["dice"].items()
-                if name != "mean"
-            ),
-            **counts["teachers" if key == "teachers" else "student"],
-            **times["teachers" if key == "teachers" else "student"],
-        }
-        for key, title in ROWS.items()
-    ]
+    counts = read(places.metrics / "benchmark.json")
+    times = read(places.results / "benchmark.json")
+    rows = []
+    for key, title in ROWS.items():
+        dice = evaluation[key]["dice"]
+        network = "teachers" if key == "teachers" else "student"
+        rows.append(
+            {
+                "name": title,
+                "dice": dice,
+                "iou": evaluation[key]["iou"],
+                "measured": _measured(dice),
+                **counts[network],
+                **times[network],
+            }
+        )
+    return rows
+
+
+def _measured(dice: dict[str, float | None]) -> int:
+    """Over how many anatomies the mean is."""
+    return sum(value is not None for name, value in dice.items() if name != "mean")
 
 
 def same_anatomies(rows: list[dict[str, Any]]) -> bool:
-    """Whether the means are over as many anatomies each: a teacher that is not here is not measured."""
+    """Whether the means are over the same number of anatomies.
+
+    A teacher without a checkpoint here is not measured.
+    """
     return len({row["measured"] for row in rows}) == 1
 
 
@@ -49,13 +57,14 @@ def number(value: float | None) -> str:
 
 
 def run(places: Places) -> None:
-    """Print it."""
+    """Print the table."""
     rows = results(places)
     benchmark = read(places.results / "benchmark.json")
-    (height, width), machine = benchmark["image_size"], benchmark["machine"]
-    where = f"{machine['processor']}, {machine['device']}, {machine['threads']} threads"
+    height, width = benchmark["image_size"]
+    machine = benchmark["machine"]
+    host = f"{machine['processor']}, {machine['device']}, {machine['threads']} threads"
     table = Table(
-        title=f"Dice (%) on the test surgeries; time for one {width}x{height} frame, {where}"
+        title=f"Dice (%) on the test surgeries; time for one {width}x{height} frame, {host}"
     )
     table.add_column("")
     for row in rows:

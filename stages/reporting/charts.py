@@ -6,9 +6,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by everyone; black and grey first, for what others are
-# compared with.
-COLOURS = (
+# Okabe and Ito's colours, which everyone can tell apart. Black and grey come first, for what others
+# are compared with.
+CHART_COLOURS = (
     "#000000",
     "#999999",
     "#d55e00",
@@ -34,11 +34,11 @@ def svg(figure: Figure, name: str, text: str = "path") -> str:
 
     Args:
         figure: what is drawn.
-        name: sets the ids within, so that two figures of one page don't share any.
+        name: sets the ids within, so that two figures of one page do not share any.
         text: ``path``: letters as shapes, the same everywhere; ``none``: as letters, for a page
             with its own font.
     """
-    written = io.StringIO()
+    text_file = io.StringIO()
     with mpl.rc_context({"svg.fonttype": text, "svg.hashsalt": name, "font.family": "sans-serif"}):
-        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-    return written.getvalue()
+        figure.savefig(text_file, format="svg", metadata={"Date": None, "Creator": None})
+    return text_file.getvalue()

@@ -1,4 +1,4 @@
-"""Tables from which the measures of an evaluation, their means and intervals can be computed again."""
+"""Tables from which an evaluation's metrics, means and intervals can be computed again."""
 
 import csv
 import io
@@ -10,27 +10,32 @@ from pipeline.evaluation.analysis import per_surgery
 from pipeline.evaluation.per_frame import METRICS, Result
 from pipeline.files import write_atomically
 
-COUNTS = ("tp", "fp", "fn", "tn")
+PIXEL_COUNTS = ("tp", "fp", "fn", "tn")
 
 
 def write_per_frame(path: Path, results: Mapping[str, Sequence[Result]]) -> None:
-    """One row per network and frame: pixel counts, then every metric as a share (hd95 in pixels); empty where NaN."""
+    """One row per network and frame: pixel counts, then every metric.
+
+    A metric is a share from 0 to 1, but hd95, which is in pixels; a cell is empty where it is NaN.
+    """
     rows = []
-    for name, own in results.items():
-        for r in own:
-            counts = (getattr(r.counts, c) for c in COUNTS)
-            values = (_cell(r.value(m)) for m in METRICS)
-            rows.append((name, r.frame.anatomy, r.surgery, r.frame.id, *counts, *values))
-    write_csv(path, ("network", "anatomy", "surgery", "frame", *COUNTS, *METRICS), rows)
+    for network, of_frames in results.items():
+        for result in of_frames:
+            key = (network, result.frame.anatomy, result.surgery, result.frame.id)
+            counts = [getattr(result.counts, count) for count in PIXEL_COUNTS]
+            values = [_cell(result.value(metric)) for metric in METRICS]
+            rows.append((*key, *counts, *values))
+    write_csv(path, ("network", "anatomy", "surgery", "frame", *PIXEL_COUNTS, *METRICS), rows)
 
 
 def write_per_surgery(path: Path, results: Mapping[str, Sequence[Result]]) -> None:
-    """One row per network, surgery and anatomy: number of frames, and the mean of every metric over them."""
-    rows = [
-        (name, row["surgery"], row["anatomy"], row["frames"], *(_cell(row[m]) for m in METRICS))
-        for name, own in results.items()
-        for row in per_surgery(own)
-    ]
+    """One row per network, surgery and anatomy: number of frames, and each metric's mean."""
+    rows = []
+    for network, of_frames in results.items():
+        for row in per_surgery(of_frames):
+            key = (network, row["surgery"], row["anatomy"], row["frames"])
+            values = [_cell(row[metric]) for metric in METRICS]
+            rows.append((*key, *values))
     write_csv(path, ("network", "surgery", "anatomy", "frames", *METRICS), rows)
 
 

@@ -1,7 +1,8 @@
-"""Figures of this run beside those of the last commit: on another processor the last digits differ, and no more.
+"""Figures of this run beside those of the last commit.
 
-Sums are added up in another order there. Training carries the difference on, so that short runs of
-students differ by some Dice although nobody changed anything.
+On another processor the last digits differ, and no more: sums are added up in another order there.
+Training carries the difference on, so that short runs of students differ by some Dice although
+nobody changed anything.
 """
 
 import json
@@ -18,9 +19,10 @@ from stages.shared.params import PARAMS
 from stages.shared.project import Places
 from stages.shared.results import read
 
-# Dice, of means and of single anatomies; 1.6 and 16.7 were seen between two processors
+# Dice, of means and of single anatomies; 1.6 and 16.7 were measured between two processors
 # (docs/results/README.md).
-MEAN_LIMIT, ANATOMY_LIMIT = 3.0, 25.0
+MEAN_LIMIT = 3.0
+ANATOMY_LIMIT = 25.0
 LOCK = "dvc.lock"
 NETWORKS = {"teachers": "teachers", "baseline": "baseline", "mtkd": "distilled"}
 DECISIVE = ("data", "teacher", "cache", "distill", "student", "evaluate")
@@ -48,7 +50,7 @@ class Comparison:
 
     @property
     def is_rounding(self) -> bool:
-        """Whether it is no more than another processor's rounding makes of the same inputs."""
+        """Whether another processor's rounding of the same inputs explains the difference."""
         return self.mean <= MEAN_LIMIT and self.anatomy <= ANATOMY_LIMIT
 
     def __str__(self) -> str:
@@ -78,7 +80,7 @@ def run(places: Places, check: bool) -> None:
         check: whether a difference that rounding does not explain is an error.
 
     Raises:
-        MtkdError: so it is.
+        MtkdError: there is such a difference, and ``check`` is set.
     """
     compared = compare(places)
     if compared is None:
@@ -97,31 +99,38 @@ def compare(places: Places) -> Comparison | None:
     recorded = _committed_json(places, places.metrics / "evaluate.json")
     if commit is None or recorded is None:
         return None
-    own = read(places.metrics / "evaluate.json")
-    means, anatomies = [0.0], [0.0]
-    for network in NETWORKS:
-        for name, dice in own[network]["dice"].items():
-            then = recorded[network]["dice"].get(name)
-            if dice is not None and then is not None:
-                (means if name == "mean" else anatomies).append(abs(dice - then))
+    means, anatomies = _differences(read(places.metrics / "evaluate.json"), recorded)
     host = (_committed_json(places, places.results / "evaluation.json") or {}).get("machine", {})
     return Comparison(
         commit.strip(),
         host.get("processor", "an unknown processor"),
         {name: recorded[network]["dice"]["mean"] for network, name in NETWORKS.items()},
         _changed(places),
-        round(max(means), 1),
-        round(max(anatomies), 1),
+        round(max(means, default=0.0), 1),
+        round(max(anatomies, default=0.0), 1),
     )
+
+
+def _differences(measured: Any, recorded: Any) -> tuple[list[float], list[float]]:
+    """Differences of all means, and of all anatomies' Dice, that both have."""
+    means: list[float] = []
+    anatomies: list[float] = []
+    for network in NETWORKS:
+        for name, dice in measured[network]["dice"].items():
+            earlier = recorded[network]["dice"].get(name)
+            if dice is not None and earlier is not None:
+                differences = means if name == "mean" else anatomies
+                differences.append(abs(dice - earlier))
+    return means, anatomies
 
 
 def _changed(places: Places) -> tuple[str, ...]:
     """Which inputs of the run are not those of the last commit."""
     params = places.root / PARAMS
-    then = _committed_yaml(places, params)
-    now = yaml.safe_load(params.read_bytes())
+    committed = _committed_yaml(places, params)
+    current = yaml.safe_load(params.read_bytes())
     changed = []
-    if any(then.get(section) != now.get(section) for section in DECISIVE):
+    if any(committed.get(section) != current.get(section) for section in DECISIVE):
         changed.append("settings")
     lock = places.root / LOCK
     locked = yaml.safe_load(lock.read_bytes()) if lock.is_file() else {}
@@ -148,7 +157,10 @@ def _committed_yaml(places: Places, path: Path) -> Any:
 
 
 def _git(places: Places, *arguments: str) -> str | None:
-    """What git says; None if it is not installed, this is not a repository, or there is no such thing."""
+    """The output of a git command.
+
+    None if git is not installed, this is not a repository, or the command fails.
+    """
     try:
         done = subprocess.run(["git", *arguments], cwd=places.root, capture_output=True, text=True)
     except OSError:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.files import write_atomically
-from stages.reporting.charts import COLOURS, svg, unframed
+from stages.reporting.charts import CHART_COLOURS, svg, unframed
 
 
 def write_curves(
@@ -29,7 +29,7 @@ def write_curves(
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, (student, ways) in zip(panels, runs.items(), strict=True):
         unframed(axes).set(title=student, xlabel="epoch")
-        for colour, (way, seeds) in zip(cycle(COLOURS), ways.items(), strict=False):
+        for colour, (way, seeds) in zip(cycle(CHART_COLOURS), ways.items(), strict=False):
             dice = np.array([run["val_dice"] for run in seeds], float)
             epochs = np.arange(1, dice.shape[1] + 1) * lengths[way]
             axes.plot(epochs, dice.mean(0), color=colour, label=way)

@@ -194,7 +194,9 @@ def test_another_anatomys_store_is_not_read_as_data(run):
 
 def test_another_anatomys_teacher_is_not_asked(run):
     shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
-    assert "does not match: its list of decoders is colon, expected liver" in mtkd("cache-logits", "liver", code=1)
+    assert "does not match: its list of decoders is colon, expected liver" in mtkd(
+        "cache-logits", "liver", code=1
+    )
 
 
 def test_a_store_anywhere_is_checked_by_its_path(run, monkeypatch, tmp_path):
