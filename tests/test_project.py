@@ -8,12 +8,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKED_VERSION = re.compile(r"([\w.-]+)==([\w.]+)")
+
+
+def read_yaml(name):
+    return yaml.safe_load((ROOT / name).read_text())
 
 
 # The lock
@@ -88,3 +93,19 @@ def test_another_lock_is_installed(make, tmp_path):
     make(".venv/ready-dev", "LOCKED=1")
     (tmp_path / "requirements.lock").touch()
     assert len(make(".venv/ready-dev", "LOCKED=1")) == 2
+
+
+# Checks before a commit
+
+
+def recipe(target):
+    """The commands of a target of the Makefile."""
+    rule = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return [line.strip() for line in rule[1].splitlines()]
+
+
+def test_hooks_run_the_commands_of_make_check():
+    (repository,) = read_yaml(".pre-commit-config.yaml")["repos"]
+    assert [hook["entry"] for hook in repository["hooks"]] == recipe("check")
+    for hook in repository["hooks"]:
+        assert (hook["language"], hook["pass_filenames"]) == ("system", False)
