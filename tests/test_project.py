@@ -109,3 +109,18 @@ def test_hooks_run_the_commands_of_make_check():
     assert [hook["entry"] for hook in repository["hooks"]] == recipe("check")
     for hook in repository["hooks"]:
         assert (hook["language"], hook["pass_filenames"]) == ("system", False)
+
+
+# Citation and changelog
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = read_yaml("CITATION.cff")
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "type"} <= citation.keys()
+    assert str(citation["version"]) == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]["text"]
+    (paper,) = citation["references"]
+    assert paper["title"] in " ".join((ROOT / "README.md").read_text().split())
+    assert paper["authors"][0] == {"given-names": "Lennart", "family-names": "Maack"}
+    assert paper["year"] == 2024
