@@ -124,3 +124,9 @@ def test_the_citation_names_this_version_and_the_paper():
     assert paper["title"] in " ".join((ROOT / "README.md").read_text().split())
     assert paper["authors"][0] == {"given-names": "Lennart", "family-names": "Maack"}
     assert paper["year"] == 2024
+
+
+def test_the_changelog_begins_with_what_is_not_released():
+    headings = re.findall(r"^## \[?([\w.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert PROJECT["version"] in headings
