@@ -11,6 +11,11 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pydantic import TypeAdapter
+
+from pipeline.distillation import DIVERGENCES
+from pipeline.models import ARCHITECTURES
+from pipeline.settings import Architecture, Distill
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -130,3 +135,15 @@ def test_the_changelog_begins_with_what_is_not_released():
     headings = re.findall(r"^## \[?([\w.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == "Unreleased"
     assert PROJECT["version"] in headings
+
+
+# What must be listed twice
+
+
+def test_settings_accept_every_architecture_and_no_other():
+    assert set(TypeAdapter(Architecture).json_schema()["enum"]) == set(ARCHITECTURES)
+
+
+def test_settings_accept_every_divergence_and_no_other():
+    softmax = Distill.model_json_schema()["properties"]["softmax"]
+    assert set(softmax["enum"]) == set(DIVERGENCES)

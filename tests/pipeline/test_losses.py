@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.distillation import distilled, on_one_grid
+from pipeline.distillation import DIVERGENCES, distilled, on_one_grid
 from pipeline.losses import (
     IGNORE,
     balanced_class_wise_kl,
@@ -134,6 +134,10 @@ READINGS = [
     (class_wise_kl, literal_classes),
     (balanced_class_wise_kl, literal_balanced),
 ]
+
+
+def test_every_divergence_has_a_literal_version():
+    assert {ours for ours, _ in READINGS} == set(DIVERGENCES.values())
 
 
 @pytest.mark.parametrize(("ours", "literal"), READINGS)

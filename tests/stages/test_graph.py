@@ -14,8 +14,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from helpers import ROOT, write_dataset
+
+from pipeline.models import ARCHITECTURES
+from stages.cli import app
 
 STAND_IN = """
 import hashlib, os, re, sys
@@ -370,3 +374,27 @@ def test_a_stage_depends_on_every_module_that_it_uses(stage):
     missing = {m for m in used if not any(m == d or m.startswith(f"{d}/") for d in deps)}
     assert missing == set()
     assert all((ROOT / d).exists() for d in deps if d.endswith(".py") and "$" not in d)
+
+
+def test_every_stage_is_checked():
+    assert list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]) == STAGES
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_the_verb_of_its_name(stage):
+    entry = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    verb = stage.replace("_", "-")
+    assert entry.get("do", entry)["cmd"].split()[:4] == ["python", "-m", "stages.cli", verb]
+    assert verb in typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("stage", ["train_teacher", "cache_logits", "train_student"])
+def test_a_stage_depends_on_the_modules_of_every_family(stage):
+    """DVC knows a network's own module by its name in params.yaml, but not what that imports."""
+    own = {f"pipeline/models/{name}.py" for name in ARCHITECTURES}
+    used = set().union(*map(closure, own)) - own - NEUTRAL
+    families = {path for path in used if path.startswith("pipeline/models/")}
+    if stage == "cache_logits":
+        families.remove("pipeline/models/dropout.py")  # which inference has none of
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["do"]["deps"]
+    assert families - set(deps) == set()
