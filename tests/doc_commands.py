@@ -25,7 +25,7 @@ from stages.cli import app
 from stages.shared.params import load_params
 
 # Programs of others, of which nothing can be checked here.
-FOREIGN = {"cd", "dask", "ffmpeg", "git", "mkdir", "source", "srun", "trtexec"}
+FOREIGN = {"cd", "dask", "ffmpeg", "git", "mkdir", "pre-commit", "source", "srun", "trtexec"}
 VARIABLE = re.compile(r"([A-Z][A-Z_]*)=(.*)")
 SEPARATORS = ("&&", "||", "|", ";")
 
@@ -221,11 +221,14 @@ def _dvc_stages() -> set[str]:
 
 
 def require_make(arguments: Sequence[str], variables: dict[str, str]) -> None:
-    """That the Makefile has the targets."""
+    """That the Makefile has the targets, and reads the variables that are set after them."""
     makefile = (ROOT / "Makefile").read_text().replace("$(VENV)", ".venv")
     targets = re.findall(r"^([\w./-]+):(?!=)", makefile, re.MULTILINE)
-    for target in arguments:
-        assert target in targets, f"make {target}: the Makefile has no such target"
+    for argument in arguments:
+        if match := VARIABLE.fullmatch(argument):
+            assert f"$({match[1]})" in makefile, f"make {argument}: no such variable"
+        else:
+            assert argument in targets, f"make {argument}: the Makefile has no such target"
 
 
 def require_pip(arguments: Sequence[str], variables: dict[str, str]) -> None:

@@ -49,8 +49,8 @@ class Block(Piece):
 
 
 def read_pages() -> list[Page]:
-    """README.md and every page below docs/."""
-    paths = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """README.md and the other pages at the root, and every page below docs/."""
+    paths = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
     return [read_page(path) for path in paths]
 
 

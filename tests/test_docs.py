@@ -287,6 +287,7 @@ def test_a_block_of_an_unknown_language_is_not_passed_over():
         ("dvc metrics show metrics/evalute.json", "no such file"),
         ("MTKD_DEVICS=8 dvc repro", "nothing reads"),
         ("make tests", "no such target"),
+        ("make demo LOKCED=1", "no such variable"),
         ("pip install -e '.[gpu]'", "no such extra"),
         ("cp docs/own_vnet.py pipeline/models/", "no such file"),
         ("pytest tests/cache/test_writer.py -k klil", "selects no test"),
