@@ -2,13 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Queue
 from threading import Event, Thread
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
@@ -67,3 +68,27 @@ def by_threads(function: Callable[[S], T], items: Iterable[S], threads: int) -> 
                 yield result.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # of what nobody wants any more
+
+
+class OneBehind:
+    """A thread that does one thing at a time, while the caller prepares the next; errors reach the caller."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._begun: Future[object] | None = None
+
+    def __enter__(self) -> "OneBehind":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def wait(self) -> None:
+        """Until what was begun last has ended; an error of it is raised here."""
+        if self._begun is not None:
+            self._begun.result()
+
+    def begin(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Begin to do something, when what was begun before has ended."""
+        self.wait()
+        self._begun = self._thread.submit(function, *args, **kwargs)

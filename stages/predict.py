@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,8 @@ from pipeline.files import kinds, some, write_atomically
 from pipeline.machine import Machine
 from pipeline.models.frozen import Frozen, half_suffices
 from pipeline.models.network import Network
-from pipeline.prefetch import ahead
-from stages.shared.console import progress, say
+from pipeline.prefetch import OneBehind, ahead
+from stages.shared.console import counted, progress, say
 from stages.shared.given_checkpoint import load_given
 from stages.shared.project import require_folder
 
@@ -122,56 +121,98 @@ def run(
             could be decoded.
     """
     segment, known = _model(model, machine)
-    anatomies = matched(anatomies, known)
-    unknown = sorted(set(anatomies) - set(known))
-    if unknown:
-        raise MtkdError(f"{model} knows no {', '.join(unknown)}; it knows {', '.join(known)}")
-    drawing = Drawing(kind, known, list(dict.fromkeys(anatomies)) or known, opacity)
-    video = is_video(source)
-    if not video or kind != "overlay":
-        _require_folder_of_frames(output)
+    drawing = Drawing(kind, known, _selected(anatomies, known, model), opacity)
+    plan = _plan(source, output, drawing)
     _say_unread(source)
-    images = [] if video else list_images(source)
-    _check_outputs(_planned(source, images, output, drawing))
     if output.is_dir() and any(output.iterdir()):
         say(f"{output} holds files already: those of the same names are replaced, the others stay")
     _say_colours(drawing)
-    total, counted = video_frames(source) if video else (len(images), False)
-    frames = read_video(source) if video else read_images(images)
-    written = broken = 0
-    with (
-        _stopped_as_by_hand(),
-        _writer(source, output, drawing) as write,
-        progress("frames") as bar,
-        ThreadPoolExecutor(1) as writing,
-    ):
-        behind: Future[None] | None = None
-        for shown in ahead(frames):
-            if shown.pixels is None:
-                broken += 1
-                say(f"skipped: {shown.problem}")
-                continue
-            masks = segment(shown.pixels)[drawing.chosen]
-            if behind is not None:
-                behind.result()
-            behind = writing.submit(write, shown, masks)
-            written += 1
-            bar(written + broken, max(total, written + broken))
-        if behind is not None:
-            behind.result()
+    with _stopped_as_by_hand(), _writer(source, output, drawing) as write:
+        written, broken = _segment_all(plan, segment, drawing, write)
     if not written:
         raise MtkdError(f"{source}: no frame of it can be decoded, nothing is written")
-    if written < (total if counted else ESTIMATED * total):
-        there = (
-            f"the file tells of {'' if counted else 'about '}{total} frames"
-            if video
-            else f"{total} frames"
-        )
-        say(f"{source}: {there}, {written} could be read")
-    say(
-        f"-> {output}"
-        + (f"; {broken} broken frame{'s were' if broken > 1 else ' was'} skipped" if broken else "")
-    )
+    _say_missing(plan, written)
+    were = "was" if broken == 1 else "were"
+    skipped = f"; {counted(broken, 'broken frame')} {were} skipped" if broken else ""
+    say(f"-> {output}{skipped}")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is read.
+
+    Attributes:
+        source: a frame, a folder of frames, or a video.
+        images: the frames' files; of a video, none.
+        total: how many frames there are.
+        exact: whether that is counted, and not estimated from a video's duration.
+    """
+
+    source: Path
+    images: list[Path]
+    total: int
+    exact: bool
+
+    def frames(self) -> Iterator[Shown]:
+        """Each frame, or why it cannot be read."""
+        return read_images(self.images) if self.images else read_video(self.source)
+
+
+def _plan(source: Path, output: Path, drawing: Drawing) -> _Plan:
+    """What is read; nothing is written before all outputs are known to be free.
+
+    Raises:
+        MtkdError: as of :func:`run`.
+    """
+    if is_video(source):
+        if drawing.kind != "overlay":
+            _require_folder_of_frames(output)
+        _check_outputs([(source, output)])
+        total, exact = video_frames(source)
+        return _Plan(source, [], total, exact)
+    _require_folder_of_frames(output)
+    images = list_images(source)
+    _check_outputs(_planned(source, images, output, drawing))
+    return _Plan(source, images, len(images), exact=True)
+
+
+def _selected(anatomies: Sequence[str], known: Sequence[str], model: Path) -> list[str]:
+    """The anatomies that were asked for, as the model spells them; all if none was."""
+    names = matched(anatomies, known)
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise MtkdError(f"{model} knows no {', '.join(unknown)}; it knows {', '.join(known)}")
+    return list(dict.fromkeys(names)) or list(known)
+
+
+def _segment_all(plan: _Plan, segment: Run, drawing: Drawing, write: Write) -> tuple[int, int]:
+    """Segment and write each frame; writing is at most one frame behind.
+
+    Returns:
+        How many frames were written, and how many could not be decoded.
+    """
+    written = 0
+    broken = 0
+    with progress("frames") as bar, OneBehind() as thread:
+        for frame in ahead(plan.frames()):
+            if frame.pixels is None:
+                broken += 1
+                say(f"skipped: {frame.problem}")
+                continue
+            masks = segment(frame.pixels)[drawing.chosen]
+            thread.begin(write, frame, masks)
+            written += 1
+            bar(written + broken, max(plan.total, written + broken))
+        thread.wait()
+    return written, broken
+
+
+def _say_missing(plan: _Plan, written: int) -> None:
+    """Say so if fewer frames were read than there are."""
+    if written < (plan.total if plan.exact else ESTIMATED * plan.total):
+        about = "" if plan.exact else "about "
+        tells = "" if plan.images else f"the file tells of {about}"
+        say(f"{plan.source}: {tells}{plan.total} frames, {written} could be read")
 
 
 def _require_folder_of_frames(output: Path) -> None:
@@ -185,14 +226,12 @@ def _require_folder_of_frames(output: Path) -> None:
 def _planned(
     source: Path, images: Sequence[Path], output: Path, drawing: Drawing
 ) -> list[tuple[Path, Path]]:
-    """Each input with a file that will be written from it; not the numbered frames of a video, which meet no input."""
-    if is_video(source):
-        return [(source, output)]
-    return [
-        (image, file)
-        for image in images
-        for file in drawing.files(_place(source, str(image), output))
-    ]
+    """Each frame with a file that will be written from it."""
+    planned = []
+    for image in images:
+        files = drawing.files(_place(source, str(image), output))
+        planned += [(image, file) for file in files]
+    return planned
 
 
 def _check_outputs(planned: Sequence[tuple[Path, Path]]) -> None:

@@ -1,7 +1,6 @@
 """Writing a store: one way for all of them, wherever their logits come from."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +10,7 @@ import cache
 from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models.network import Network
+from pipeline.prefetch import OneBehind
 from pipeline.stopwatch import Stopwatch
 from stages.shared.console import progress, readable, say
 from stages.stores.plan import StorePlan, require_space
@@ -58,25 +58,17 @@ def write_store(
     with (
         plan.writer(predictions.grid) as writer,
         progress(f"{plan.anatomy}: frames stored") as bar,
-        ThreadPoolExecutor(1) as thread,
+        OneBehind() as thread,
     ):
         require_space(plan.project, raw_bytes, writer.next / writer.total, writer.bytes_written)
         done = writer.next
-        begun: Future[None] | None = None
         for logits, pixels in predictions(done):
             with stopwatch.step("writing"):
-                _wait(begun)
-            begun = thread.submit(writer.append, logits, pixels)
+                thread.begin(writer.append, logits, pixels)
             done += len(pixels)
             bar(done, writer.total, f"{readable(writer.bytes_written)} written")
-        _wait(begun)
+        thread.wait()
         writer.finish(plan.path)
-
-
-def _wait(begun: Future[None] | None) -> None:
-    """Until a batch is written; its error is raised here."""
-    if begun is not None:
-        begun.result()
 
 
 def write_metrics(plan: StorePlan, teacher: Network, machine: Machine) -> None:
