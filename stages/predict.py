@@ -123,7 +123,6 @@ def run(
     segment, known = _model(model, machine)
     drawing = Drawing(kind, known, _selected(anatomies, known, model), opacity)
     plan = _plan(source, output, drawing)
-    _say_unread(source)
     if output.is_dir() and any(output.iterdir()):
         say(f"{output} holds files already: those of the same names are replaced, the others stay")
     _say_colours(drawing)
@@ -171,6 +170,7 @@ def _plan(source: Path, output: Path, drawing: Drawing) -> _Plan:
         total, exact = video_frames(source)
         return _Plan(source, [], total, exact)
     _require_folder_of_frames(output)
+    _say_unread(source)
     images = list_images(source)
     _check_outputs(_planned(source, images, output, drawing))
     return _Plan(source, images, len(images), exact=True)
