@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pipeline.counts import Counts
 from pipeline.datasets import EpochBatches, FrameDataset, Sample, Share, clean_batches
 from pipeline.depthwise import exact_depthwise
-from pipeline.evaluation.dice import count, mean, mean_dice, own_masks
+from pipeline.evaluation.dice import anatomy_masks, count, mean, mean_dice
 from pipeline.losses.partial_labels import IGNORE, partial_label_cross_entropy, partial_targets
 from pipeline.machine import Machine, float32_products, make_loader, weights_format
 from pipeline.models.network import Network, normalise, resize
@@ -420,7 +420,7 @@ def _validate(fabric: Fabric, network: Network, loader: Any, frames: int) -> lis
         with fabric.autocast():
             logits = network(normalise(batch["frame"], network))
         size = (batch["label"].shape[-2], batch["label"].shape[-1])
-        masks = own_masks(logits, batch["anatomy"], size)
+        masks = anatomy_masks(logits, batch["anatomy"], size)
         table[batch["position"]] = count(masks, batch["label"])
     (summed,) = _over_all(fabric, [table])
     return [Counts(*row) for row in summed.tolist()]

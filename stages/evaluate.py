@@ -12,7 +12,13 @@ from pipeline.checkpoint import load_card, load_checkpoint
 from pipeline.deployment.overlay import strip, write_png
 from pipeline.errors import MtkdError
 from pipeline.evaluation import analysis
-from pipeline.evaluation.per_frame import Result, evaluate, outline_processes, own_masks, summarise
+from pipeline.evaluation.per_frame import (
+    Result,
+    evaluate,
+    outline_processes,
+    predicted_masks,
+    summarise,
+)
 from pipeline.files import emptied, write_json
 from pipeline.machine import Machine
 from pipeline.models.network import Network
@@ -47,7 +53,7 @@ def run(project: Project, machine: Machine) -> None:
         chosen = _chosen_frames(results["mtkd"])
         shown = [frame for frame, _ in chosen]
         for name in STUDENTS:
-            masks[name] = own_masks(_student(project, name), shown, anatomies, machine)
+            masks[name] = predicted_masks(_student(project, name), shown, anatomies, machine)
         results["teachers"], masks["teachers"] = _teachers(
             project, frames, shown, machine, processes
         )
@@ -162,7 +168,7 @@ def _teachers(
         results += _evaluated(
             f"teacher {anatomy}", teacher, own, [anatomy], project.params, machine, processes
         )
-        masks |= own_masks(
+        masks |= predicted_masks(
             teacher, [frame for frame in shown if frame.anatomy == anatomy], [anatomy], machine
         )
     return results, masks
@@ -205,7 +211,7 @@ def _findings(project: Project, results: Mapping[str, list[Result]]) -> dict[str
             n: analysis.false_alarms(rows, anatomies, presence) for n, rows in students.items()
         },
         "confusion": {name: analysis.confusion(rows, anatomies) for name, rows in students.items()},
-        "claimants": {name: analysis.claimants(rows) for name, rows in students.items()},
+        "claimants": {name: analysis.overlaps(rows) for name, rows in students.items()},
         "calibration": {
             name: analysis.calibrated(rows, anatomies) for name, rows in results.items()
         },

@@ -12,8 +12,8 @@ from pipeline.annotations import Annotation, matched, read_annotations, read_pre
 from pipeline.dsad import Splits, surgery_names
 from pipeline.errors import MtkdError
 from pipeline.evaluation import analysis
-from pipeline.evaluation.bootstrap import FEWEST
-from pipeline.evaluation.per_frame import METRICS, evaluate, outline_processes
+from pipeline.evaluation.bootstrap import FEWEST_SURGERIES
+from pipeline.evaluation.per_frame import MEASURES, evaluate, outline_processes
 from pipeline.files import folders, write_json
 from pipeline.label_maps import has_label_maps, unfold
 from pipeline.machine import Machine
@@ -62,7 +62,7 @@ def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
         "intervals": analysis.intervals(results, card.anatomies),
         "false_alarms": analysis.false_alarms(results, card.anatomies, there.presence),
         "confusion": analysis.confusion(results, card.anatomies),
-        "claimants": analysis.claimants(results),
+        "claimants": analysis.overlaps(results),
         "calibration": analysis.calibrated(results, card.anatomies),
         "annotators": {a: analysis.annotators(own) for a, own in there.annotations.items()},
     }
@@ -149,7 +149,7 @@ def _print(found: Mapping[str, Any], title: str) -> None:
     table = Table(title=f"{title}: percent (hd95: pixels), 95 % interval of Dice over surgeries")
     table.add_column("")
     people = sorted(set().union(*found["annotators"].values()))
-    for column in (*METRICS, *([f"dice of {' / '.join(people)} (frames)"] if people else [])):
+    for column in (*MEASURES, *([f"dice of {' / '.join(people)} (frames)"] if people else [])):
         table.add_column(column, justify="right")
     few = False
     counted = sum(
@@ -158,10 +158,10 @@ def _print(found: Mapping[str, Any], title: str) -> None:
     for name, dice in found["intervals"]["dice"].items():
         if not dice["surgeries"] and found["intervals"]["specificity"][name]["mean"] is None:
             continue
-        cells = [_number(found["intervals"][metric][name]["mean"]) for metric in METRICS]
+        cells = [_number(found["intervals"][metric][name]["mean"]) for metric in MEASURES]
         if dice["low"] is not None:
             cells[0] += f" ({_number(dice['low'])} .. {_number(dice['high'])})"
-        if dice["surgeries"] < FEWEST:
+        if dice["surgeries"] < FEWEST_SURGERIES:
             cells[0], few = f"{cells[0]}*", True
         if people:
             drawn = [found["annotators"].get(name, {}).get(who) for who in people]
@@ -172,8 +172,8 @@ def _print(found: Mapping[str, Any], title: str) -> None:
     console.print(table)
     if few:
         say(
-            f"* too few surgeries: an interval over fewer than {FEWEST} is too narrow, and one "
-            "surgery has none"
+            f"* too few surgeries: an interval over fewer than {FEWEST_SURGERIES} is too narrow, "
+            "and one surgery has none"
         )
 
 

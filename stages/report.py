@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from pipeline.errors import DamagedFileError, MissingFileError, MtkdError
-from pipeline.evaluation.bootstrap import FEWEST
+from pipeline.evaluation.bootstrap import FEWEST_SURGERIES
 from pipeline.files import write_atomically
 from pipeline.settings import Params
 from stages import summary
@@ -62,7 +62,7 @@ def _template_values(project: Project) -> dict[str, Any]:
         "rows": rows,
         "same_anatomies": summary.same_anatomies(rows),
         "evaluation": evaluation,
-        "fewest": FEWEST,
+        "fewest": FEWEST_SURGERIES,
         "annotators": sorted(set().union(*evaluation["annotators"].values())),
         "measured": lambda of: sum(of[anatomy]["mean"] is not None for anatomy in anatomies),
         "benchmark": benchmark,

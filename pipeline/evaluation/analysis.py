@@ -1,4 +1,4 @@
-"""From results on frames to what a reader asks: how sure, how often wrongly claimed, confused with what, calibrated?
+"""Figures of a report from results on frames: intervals, false alarms, confusion, calibration.
 
 All are plain numbers, ready for JSON; shares are percentages. None stands where there is nothing to
 measure.
@@ -12,55 +12,68 @@ from pipeline.annotations import Annotation
 from pipeline.evaluation import dice
 from pipeline.evaluation.bootstrap import Estimate, Value, estimates, paired, significance
 from pipeline.evaluation.calibration import total
-from pipeline.evaluation.per_frame import METRICS, Result
+from pipeline.evaluation.per_frame import MEASURES, Result
 
 TOO_FEW = "too few"
 
 
 def intervals(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str, Any]:
-    """Per metric and anatomy (and ``mean``): mean, ends of the 95 % interval, number of surgeries behind them."""
+    """The mean and the ends of its 95 % interval, per measure and anatomy, and under ``mean``.
+
+    Each comes with the number of surgeries behind it.
+    """
     return {
-        metric: _table(estimates(_values(results, metric), anatomies), metric) for metric in METRICS
+        measure: _table(estimates(_values(results, measure), anatomies), measure)
+        for measure in MEASURES
     }
 
 
 def difference(
     new: Sequence[Result], old: Sequence[Result], anatomies: Sequence[str]
 ) -> dict[str, Any]:
-    """What ``new`` is above ``old``, paired by surgery: intervals, and Wilcoxon's p over surgeries or "too few"."""
-    found: dict[str, Any] = {}
-    for metric in METRICS:
-        pairs = paired(_values(new, metric), _values(old, metric))
+    """By how much ``new`` exceeds ``old`` on the same frames, per measure.
+
+    Returns:
+        Per measure ``intervals`` of the difference, paired by surgery, and ``p`` of Wilcoxon's test
+        over surgeries, or "too few".
+    """
+    differences: dict[str, Any] = {}
+    for measure in MEASURES:
+        pairs = paired(_values(new, measure), _values(old, measure))
         p = significance(pairs)
-        found[metric] = {
-            "intervals": _table(estimates(pairs, anatomies), metric),
+        differences[measure] = {
+            "intervals": _table(estimates(pairs, anatomies), measure),
             "p": TOO_FEW if p is None else round(p, 4),
         }
-    return found
+    return differences
 
 
-def _values(results: Sequence[Result], metric: str) -> list[Value]:
-    return [Value(r.surgery, r.frame.anatomy, r.value(metric)) for r in results]
+def _values(results: Sequence[Result], measure: str) -> list[Value]:
+    return [Value(r.surgery, r.frame.anatomy, r.value(measure)) for r in results]
 
 
-def _table(found: Mapping[str, Estimate], metric: str) -> dict[str, dict[str, float | None]]:
-    unit = 1 if metric == "hd95" else 100
+def _table(by_name: Mapping[str, Estimate], measure: str) -> dict[str, dict[str, float | None]]:
+    unit = 1 if measure == "hd95" else 100
+    return {name: _row(estimate, unit) for name, estimate in by_name.items()}
+
+
+def _row(estimate: Estimate, unit: int) -> dict[str, float | None]:
     return {
-        name: {key: _rounded(unit * getattr(one, key)) for key in ("mean", "low", "high")}
-        | {"surgeries": one.surgeries}
-        for name, one in found.items()
+        "mean": _rounded(unit * estimate.mean),
+        "low": _rounded(unit * estimate.low),
+        "high": _rounded(unit * estimate.high),
+        "surgeries": estimate.surgeries,
     }
 
 
 def per_surgery(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """One row per surgery and anatomy: frames, and the mean of every metric."""
+    """One row per surgery and anatomy: frames, and the mean of every measure."""
     rows = []
-    for surgery, anatomy in sorted(
-        {(r.surgery, r.frame.anatomy) for r in results}, key=_numbers_first
-    ):
-        own = [r for r in results if (r.surgery, r.frame.anatomy) == (surgery, anatomy)]
-        means = {m: dice.mean([r.value(m) for r in own]) for m in METRICS}
-        rows.append({"surgery": surgery, "anatomy": anatomy, "frames": len(own), **means})
+    keys = {(r.surgery, r.frame.anatomy) for r in results}
+    for surgery, anatomy in sorted(keys, key=_numbers_first):
+        group = [r for r in results if (r.surgery, r.frame.anatomy) == (surgery, anatomy)]
+        means = {measure: _mean(group, measure) for measure in MEASURES}
+        rows.append({"surgery": surgery, "anatomy": anatomy, "frames": len(group), **means})
     return rows
 
 
@@ -70,10 +83,14 @@ def _numbers_first(
     return isinstance(surgery_and_anatomy[0], str), surgery_and_anatomy
 
 
+def _mean(results: Sequence[Result], measure: str) -> float | None:
+    return dice.mean([r.value(measure) for r in results])
+
+
 def false_alarms(
     results: Sequence[Result], anatomies: Sequence[str], presence: Mapping[str, Mapping[str, bool]]
 ) -> dict[str, Any]:
-    """Per anatomy, over the frames of which somebody said that it is not there.
+    """Per anatomy, over the frames that are annotated as not showing it.
 
     Args:
         results: of a network with a decoder for each anatomy.
@@ -81,58 +98,77 @@ def false_alarms(
         presence: from a frame's id to which anatomies it shows.
 
     Returns:
-        Number of such frames, the percentage of them in which its decoder claims a pixel, and the
-        mean percentage of the frame that it then claims.
+        ``frames``: number of such frames. ``claimed``: the percentage of them in which the decoder
+        predicts a pixel. ``pixels``: the mean percentage of the frame that it then predicts.
     """
-    found = {}
+    alarms = {}
     for i, anatomy in enumerate(anatomies):
         absent = [r for r in results if presence.get(r.frame.id, {}).get(anatomy) is False]
-        shares = [r.claimed[i] / sum(r.claimants) for r in absent if r.claimed[i]]
-        found[anatomy] = {
+        shares = [r.predicted[i] / sum(r.overlaps) for r in absent if r.predicted[i]]
+        alarms[anatomy] = {
             "frames": len(absent),
-            "claimed": _percent(len(shares) / len(absent)) if absent else None,
-            "pixels": _percent(sum(shares) / len(shares)) if shares else None,
+            "claimed": _share(len(shares), len(absent)),
+            "pixels": _share(sum(shares), len(shares)),
         }
-    return found
+    return alarms
 
 
 def confusion(
     results: Sequence[Result], anatomies: Sequence[str]
 ) -> dict[str, dict[str, float | None]]:
-    """For each labelled anatomy, the percentage of its labelled pixels that each decoder claims."""
+    """The percentage of each anatomy's labelled pixels that each decoder predicts.
+
+    Returns:
+        By the labelled anatomy, then by the decoder's.
+    """
     table = {}
     for labelled in anatomies:
-        own = [r for r in results if r.frame.anatomy == labelled]
-        pixels = sum(r.counts.tp + r.counts.fn for r in own)
+        group = [r for r in results if r.frame.anatomy == labelled]
+        pixels = sum(r.counts.tp + r.counts.fn for r in group)
         table[labelled] = {
-            decoder: _percent(sum(r.inside[i] for r in own) / pixels) if pixels else None
-            for i, decoder in enumerate(anatomies)
+            decoder: _share(_inside(group, i), pixels) for i, decoder in enumerate(anatomies)
         }
     return table
 
 
-def claimants(results: Sequence[Result]) -> dict[str, float | None]:
-    """The percentage of all pixels that no decoder, one, or several claim."""
-    sums = [sum(r.claimants[i] for r in results) for i in range(3)]
-    shares = [_percent(n / sum(sums)) if sum(sums) else None for n in sums]
-    return dict(zip(("none", "one", "several"), shares, strict=True))
+def _inside(results: Sequence[Result], decoder: int) -> int:
+    """Labelled pixels that a decoder predicts."""
+    return sum(r.inside[decoder] for r in results)
+
+
+def overlaps(results: Sequence[Result]) -> dict[str, float | None]:
+    """The percentage of all pixels that no decoder, one, or several predict."""
+    none, one, several = (_overlapping(results, i) for i in range(3))
+    pixels = none + one + several
+    return {
+        "none": _share(none, pixels),
+        "one": _share(one, pixels),
+        "several": _share(several, pixels),
+    }
+
+
+def _overlapping(results: Sequence[Result], i: int) -> int:
+    return sum(r.overlaps[i] for r in results)
 
 
 def calibrated(
     results: Sequence[Result], anatomies: Sequence[str]
 ) -> dict[str, dict[str, float] | None]:
-    """Per anatomy, over the pixels of its own frames: expected calibration error and Brier score, in percent."""
-    found: dict[str, dict[str, float] | None] = {}
+    """Expected calibration error and Brier score in percent, per anatomy.
+
+    They are over the pixels of the frames that are labelled for it; None without such frames.
+    """
+    scores: dict[str, dict[str, float] | None] = {}
     for anatomy in anatomies:
-        own = [r.calibration for r in results if r.frame.anatomy == anatomy]
-        found[anatomy] = None
-        if own:
-            together = total(own)
-            found[anatomy] = {
+        parts = [r.calibration for r in results if r.frame.anatomy == anatomy]
+        scores[anatomy] = None
+        if parts:
+            together = total(parts)
+            scores[anatomy] = {
                 "ece": round(100 * together.ece, 2),
                 "brier": round(100 * together.brier, 2),
             }
-    return found
+    return scores
 
 
 def annotators(annotations: Sequence[Annotation]) -> dict[str, dict[str, float | None]]:
@@ -140,13 +176,17 @@ def annotators(annotations: Sequence[Annotation]) -> dict[str, dict[str, float |
 
     As for the networks, a frame on which both are empty has no Dice and is not counted.
     """
-    found: dict[str, dict[str, float | None]] = {}
+    scores: dict[str, dict[str, float | None]] = {}
     for name in sorted({a.annotator for a in annotations}):
         values = [a.counts.dice for a in annotations if a.annotator == name]
         mean = dice.mean(values)
         frames = sum(not isnan(value) for value in values)
-        found[name] = {"dice": None if mean is None else _percent(mean), "frames": frames}
-    return found
+        scores[name] = {"dice": None if mean is None else _percent(mean), "frames": frames}
+    return scores
+
+
+def _share(part: float, whole: float) -> float | None:
+    return _percent(part / whole) if whole else None
 
 
 def _percent(share: float) -> float:

@@ -1,4 +1,7 @@
-"""How sure a mean over a few surgeries is: bootstrap over surgeries, since frames of one surgery are alike."""
+"""How sure a mean over a few surgeries is: bootstrap over surgeries.
+
+Surgeries are drawn, and not frames, since frames of one surgery are alike.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
-FEWEST = 6  # surgeries for a test of significance; an interval over fewer is too narrow
+FEWEST_SURGERIES = 6  # for a test of significance; an interval over fewer is too narrow
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,10 @@ class Estimate:
 def estimates(
     values: Sequence[Value], anatomies: Sequence[str], seed: int = 0
 ) -> dict[str, Estimate]:
-    """The mean over frames of each anatomy, and under ``mean`` the mean over anatomies, with 95 % intervals.
+    """The mean over frames of each anatomy with its 95 % interval, by the anatomy's name.
 
-    A resample draws as many surgeries as there are, with replacement, and takes all their frames.
+    Under ``mean`` stands the mean over anatomies. A resample draws as many surgeries as there are,
+    with replacement, and takes all their frames.
     """
     sums, counts = _per_surgery(values, anatomies)
     surgeries = len(sums)
@@ -48,28 +52,34 @@ def estimates(
     weights = np.random.default_rng(seed).multinomial(
         surgeries, np.full(surgeries, 1 / surgeries), RESAMPLES
     )
-    exact, resampled = (_means(w.astype(np.float64), sums, counts) for w in (ones, weights))
+    exact = _means(ones, sums, counts)
+    resampled = _means(weights.astype(np.float64), sums, counts)
     behind = (surgeries, *np.count_nonzero(counts, axis=0).tolist())
-    return {
-        name: Estimate(
-            float(exact[0, i]),
-            *(_percentiles(resampled[:, i]) if behind[i] > 1 else (nan, nan)),
-            surgeries=behind[i],
-        )
-        for i, name in enumerate(("mean", *anatomies))
-    }
+    by_name = {}
+    for i, name in enumerate(("mean", *anatomies)):
+        low, high = _percentiles(resampled[:, i]) if behind[i] > 1 else (nan, nan)
+        by_name[name] = Estimate(float(exact[0, i]), low, high, surgeries=behind[i])
+    return by_name
 
 
 def paired(new: Sequence[Value], old: Sequence[Value]) -> list[Value]:
-    """The difference on every frame that has both values, for two networks that saw the same frames in one order."""
+    """The difference on every frame that has both values.
+
+    Args:
+        new: of one network.
+        old: of another, on the same frames in the same order.
+    """
     both = zip(new, old, strict=True)
     return [Value(a.surgery, a.anatomy, a.value - b.value) for a, b in both]
 
 
 def significance(differences: Sequence[Value]) -> float | None:
-    """Wilcoxon's signed-rank test over the mean difference of each surgery; None for fewer than six surgeries."""
+    """The p of Wilcoxon's signed-rank test over the mean difference of each surgery.
+
+    None for fewer than six surgeries.
+    """
     per_surgery = surgery_means(differences)
-    if len(per_surgery) < FEWEST:
+    if len(per_surgery) < FEWEST_SURGERIES:
         return None
     from scipy.stats import wilcoxon
 
@@ -78,49 +88,51 @@ def significance(differences: Sequence[Value]) -> float | None:
 
 def surgery_means(values: Sequence[Value]) -> dict[str | int, float]:
     """Mean over each surgery's frames; surgeries without a value are left out."""
-    known = [v for v in values if not isnan(v.value)]
-    names = dict.fromkeys(v.surgery for v in known)
-    return {name: float(np.mean([v.value for v in known if v.surgery == name])) for name in names}
+    by_surgery: dict[str | int, list[float]] = {}
+    for v in values:
+        if not isnan(v.value):
+            by_surgery.setdefault(v.surgery, []).append(v.value)
+    return {name: float(np.mean(numbers)) for name, numbers in by_surgery.items()}
 
 
 def _per_surgery(
     values: Sequence[Value], anatomies: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sums and numbers of values, (surgeries, anatomies)."""
-    known = [v for v in values if not isnan(v.value)]
-    rows = {name: i for i, name in enumerate(dict.fromkeys(v.surgery for v in known))}
+    measured = [v for v in values if not isnan(v.value)]
+    names = dict.fromkeys(v.surgery for v in measured)
+    rows = {name: i for i, name in enumerate(names)}
     sums, counts = np.zeros((2, len(rows), len(anatomies)))
-    for v in known:
-        place = rows[v.surgery], list(anatomies).index(v.anatomy)
-        sums[place] += v.value
-        counts[place] += 1
+    for v in measured:
+        cell = rows[v.surgery], list(anatomies).index(v.anatomy)
+        sums[cell] += v.value
+        counts[cell] += 1
     return sums, counts
 
 
 def _means(
     weights: NDArray[np.float64], sums: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Per resample, the mean over anatomies and then each anatomy's; an anatomy without a frame is NaN: (R, 1 + A)."""
+    """Per resample, the mean over anatomies and then each anatomy's, (R, 1 + A).
+
+    An anatomy without a frame is NaN.
+    """
     number = weights @ counts
     means = np.divide(weights @ sums, number, out=np.full(number.shape, nan), where=number > 0)
-    there = ~np.isnan(means)
-    total = np.where(there, means, 0).sum(1, keepdims=True)
-    return np.hstack(
-        [
-            np.divide(
-                total,
-                there.sum(1, keepdims=True),
-                out=np.full(total.shape, nan),
-                where=there.any(1, keepdims=True),
-            ),
-            means,
-        ]
+    is_measured = ~np.isnan(means)
+    total = np.where(is_measured, means, 0).sum(1, keepdims=True)
+    overall = np.divide(
+        total,
+        is_measured.sum(1, keepdims=True),
+        out=np.full(total.shape, nan),
+        where=is_measured.any(1, keepdims=True),
     )
+    return np.hstack([overall, means])
 
 
 def _percentiles(samples: NDArray[np.float64]) -> tuple[float, float]:
-    known = samples[~np.isnan(samples)]
-    if not len(known):
+    measured = samples[~np.isnan(samples)]
+    if not len(measured):
         return nan, nan
-    low, high = np.percentile(known, [2.5, 97.5])
+    low, high = np.percentile(measured, [2.5, 97.5])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Whether probabilities are what they say: expected calibration error and Brier score, over pixels."""
+"""Calibration of probabilities over pixels: expected calibration error and Brier score."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,10 @@ class Calibration:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error in 0..1 (Guo et al. 2017): mean |share of positives - mean probability|."""
+        """Expected calibration error in 0..1 (Guo et al. 2017).
+
+        The mean over bins, weighted by pixels, of |share of positives - mean probability|.
+        """
         return float(np.abs(self.positive - self.probability).sum() / self.pixels.sum())
 
     @property
@@ -38,7 +41,8 @@ class Calibration:
 
 def calibration(probability: NDArray[np.float32], label: NDArray[np.bool_]) -> Calibration:
     """Of one frame: the anatomy's probability (H, W) in 0..1, and its label (H, W)."""
-    p, y = probability.astype(np.float64).ravel(), label.ravel()
+    p = probability.astype(np.float64).ravel()
+    y = label.ravel()
     bins = np.minimum((p * BINS).astype(int), BINS - 1)
 
     def per_bin(weights: NDArray[np.float64] | None) -> NDArray[np.float64]:

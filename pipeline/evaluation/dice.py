@@ -1,6 +1,7 @@
-"""Dice and IoU as in Kolbinger's evaluation (2023): per frame, on the anatomy that the frame is labelled for.
+"""Dice and IoU as in Kolbinger's evaluation (2023).
 
-Three sums per frame do not warrant a metrics library, whose import costs more than the computation.
+They are measured per frame, on the anatomy that the frame is labelled for. Three sums per frame do
+not warrant a metrics library, whose import costs more than the computation.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pipeline.counts import Counts
 from pipeline.models.network import resize
 
 
-def own_masks(logits: Tensor, anatomy: Tensor, size: tuple[int, int]) -> Tensor:
+def anatomy_masks(logits: Tensor, anatomy: Tensor, size: tuple[int, int]) -> Tensor:
     """The mask of the decoder that each frame is labelled for: arg max at full size.
 
     Args:
@@ -24,13 +25,13 @@ def own_masks(logits: Tensor, anatomy: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (B, H, W) bool.
     """
-    own = logits[torch.arange(len(logits), device=logits.device), anatomy][:, None]
-    full = resize(own.float(), size)[:, 0]
+    native = logits[torch.arange(len(logits), device=logits.device), anatomy][:, None]
+    full = resize(native.float(), size)[:, 0]
     return full[:, 1] > full[:, 0]
 
 
 def count(masks: Tensor, labels: Tensor) -> Tensor:
-    """The numbers of :class:`Counts` of each frame, on the masks' device, which nobody waits for.
+    """The numbers of :class:`Counts` of each frame, on the masks' device, without waiting for it.
 
     Args:
         masks: (B, H, W) bool.
@@ -39,20 +40,25 @@ def count(masks: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (B, 4) int64 pixels: true positive, false positive, false negative, true negative.
     """
-    there = labels == 1
-    parts = (masks & there, masks & ~there, ~masks & there, ~(masks | there))
+    positive = labels == 1
+    parts = (masks & positive, masks & ~positive, ~masks & positive, ~(masks | positive))
     return torch.stack([part.sum(dim=(1, 2)) for part in parts], dim=1)
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean of what is a number; None if nothing is."""
-    known = [v for v in values if not np.isnan(v)]
-    return float(np.mean(known)) if known else None
+    """The mean of all values that are not NaN; None if there are none."""
+    numbers = [v for v in values if not np.isnan(v)]
+    return float(np.mean(numbers)) if numbers else None
 
 
 def mean_dice(counts: Sequence[Counts], anatomies: Sequence[str]) -> dict[str, float | None]:
-    """Per anatomy, the mean over its frames of their Dice in 0..1; ``anatomies`` names each frame's."""
-    names = dict.fromkeys(anatomies)
-    return {
-        n: mean([c.dice for c, a in zip(counts, anatomies, strict=True) if a == n]) for n in names
-    }
+    """Per anatomy, the mean over its frames of their Dice in 0..1.
+
+    Args:
+        counts: one per frame.
+        anatomies: the anatomy that each frame is labelled for.
+    """
+    by_anatomy: dict[str, list[float]] = {}
+    for frame_counts, anatomy in zip(counts, anatomies, strict=True):
+        by_anatomy.setdefault(anatomy, []).append(frame_counts.dice)
+    return {anatomy: mean(values) for anatomy, values in by_anatomy.items()}

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.counts import count_masks
+from pipeline.counts import Counts, count_masks
 from pipeline.deployment.export import Run
 from pipeline.evaluation.dice import mean, mean_dice
 from pipeline.prepared import Frame, load_frame, load_label
@@ -23,16 +23,16 @@ def runtime_dice(
         anatomies: in the order of the masks.
         size: (H, W) that ``run`` takes; frames and labels are brought to it.
     """
-    counts = [
-        count_masks(
-            run(resized(load_frame(frame.image), size))[anatomies.index(frame.anatomy)],
-            resized(load_label(frame.label), size, cv2.INTER_NEAREST_EXACT) > 0,
-        )
-        for frame in frames
-    ]
+    counts = [_counts(run, frame, anatomies, size) for frame in frames]
     per_anatomy = mean_dice(counts, [frame.anatomy for frame in frames])
     value = mean([dice for dice in per_anatomy.values() if dice is not None])
     return None if value is None else round(100 * value, 2)
+
+
+def _counts(run: Run, frame: Frame, anatomies: Sequence[str], size: tuple[int, int]) -> Counts:
+    masks = run(resized(load_frame(frame.image), size))
+    label = resized(load_label(frame.label), size, cv2.INTER_NEAREST_EXACT) > 0
+    return count_masks(masks[anatomies.index(frame.anatomy)], label)
 
 
 def resized(

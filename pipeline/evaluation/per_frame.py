@@ -1,4 +1,7 @@
-"""Trained networks on the test surgeries, frame by frame: everything that tables and pictures are made from."""
+"""Trained networks on the test surgeries, frame by frame.
+
+Tables and pictures are made from these results.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -27,6 +30,8 @@ from pipeline.prepared import Frame, load_label
 from pipeline.stopwatch import Stopwatch
 
 T = TypeVar("T")
+_Row = tuple[Frame, NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]
+_Measured = tuple[Counts, Surface, Calibration]
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,12 @@ class Result:
 
     Attributes:
         frame: the frame.
-        counts: pixels of the own anatomy's decoder against the label.
-        surface: its outline against the label's.
+        counts: pixels that the labelled anatomy's decoder predicts, against the label.
+        surface: the outline of its mask against the label's.
         calibration: its probabilities against the label.
-        inside: pixels of the label that each decoder claims, in the decoders' order.
-        claimed: pixels of the frame that each decoder claims.
-        claimants: pixels of the frame that no decoder, one, or several claim.
+        inside: pixels of the label that each decoder predicts, in the decoders' order.
+        predicted: pixels of the frame that each decoder predicts.
+        overlaps: pixels of the frame that no decoder, one, or several predict.
     """
 
     frame: Frame
@@ -48,26 +53,29 @@ class Result:
     surface: Surface
     calibration: Calibration
     inside: tuple[int, ...]
-    claimed: tuple[int, ...]
-    claimants: tuple[int, int, int]
+    predicted: tuple[int, ...]
+    overlaps: tuple[int, int, int]
 
     @property
     def surgery(self) -> str | int:
         """The id of its surgery, whose folder may be 3 under one anatomy and 03 under another."""
         return surgery_id(self.frame.surgery)
 
-    def value(self, metric: str) -> float:
-        """A metric by its name, see ``METRICS``; NaN where it has none."""
-        return float(getattr(self.surface if metric in ("hd95", "nsd") else self.counts, metric))
+    def value(self, measure: str) -> float:
+        """A measure by its name, see ``MEASURES``; NaN where it has none."""
+        return float(getattr(self.surface if measure in ("hd95", "nsd") else self.counts, measure))
 
 
-# What is a share is told in percent, hd95 in pixels.
-METRICS = ("dice", "iou", "precision", "recall", "specificity", "nsd", "hd95")
+# Shares are reported in percent, hd95 in pixels.
+MEASURES = ("dice", "iou", "precision", "recall", "specificity", "nsd", "hd95")
 
 
 @contextmanager
 def outline_processes(machine: Machine) -> Iterator[Executor | None]:
-    """Processes that measure frames while the device computes the next; None where there are no loader processes.
+    """Processes that measure frames while the device computes the next.
+
+    Yields:
+        None where there are no loader processes.
 
     Raises:
         MtkdError: processes can't work together on this machine.
@@ -96,47 +104,47 @@ def evaluate(
         network: has a decoder for each of ``anatomies``, in their order.
         frames: labelled for one of them each.
         anatomies: names of the decoders.
-        batch_size: frames that the network is asked at once.
+        batch_size: frames per forward pass.
         tolerance: of the normalised surface Dice, in pixels; None leaves distances of outlines out.
         machine: where.
-        processes: that measure, see :func:`outline_processes`; None for this one.
+        processes: to measure in, see :func:`outline_processes`; None for this one.
     """
     batches = _batches(network, frames, anatomies, batch_size, machine)
-    measuring = (
-        (frame, _begin(processes, _measure, margin, label, tolerance), pixels)
-        for batch in delayed(batches, in_flight(machine.torch_device))
-        for frame, margin, label, pixels in batch.rows()
-    )
+    measuring = _measuring(batches, tolerance, machine, processes)
+    n = len(anatomies)
     for frame, measured, pixels in delayed(measuring, 4 * machine.workers if processes else 0):
-        n, values = len(anatomies), pixels.tolist()
+        values = pixels.tolist()
         yield Result(
             frame,
             *measured(),
-            tuple(values[:n]),
-            tuple(values[n : 2 * n]),
-            (values[-3], values[-2], values[-1]),
+            inside=tuple(values[:n]),
+            predicted=tuple(values[n : 2 * n]),
+            overlaps=(values[-3], values[-2], values[-1]),
         )
 
 
-def own_masks(
+def predicted_masks(
     network: Network, frames: Sequence[Frame], anatomies: Sequence[str], machine: Machine
 ) -> dict[str, NDArray[np.bool_]]:
     """By a frame's id, the mask (H, W) of the decoder that it is labelled for."""
-    batches = _batches(network, frames, anatomies, 1, machine)
-    return {frame.id: margin > 0 for batch in batches for frame, margin, _, _ in batch.rows()}
+    masks = {}
+    for batch in _batches(network, frames, anatomies, 1, machine):
+        for frame, margin, _, _ in batch.rows():
+            masks[frame.id] = margin > 0
+    return masks
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Frames that were asked together, and what is on its way from the device.
+    """Frames that went through the network together, and what is on its way from the device.
 
     Attributes:
         frames: b frames.
         labels: (b, H, W) bool.
-        margins: by how much the logit of a frame's own anatomy exceeds the background's, (b, H, W)
+        margins: by how much the logit of the labelled anatomy exceeds the background's, (b, H, W)
             float32.
-        pixels: of each frame, (b, 2 N + 3) int64: of the label that each decoder claims; that each
-            claims; that no decoder, one, or several claim.
+        pixels: of each frame, (b, 2 N + 3) int64: as ``inside``, ``predicted`` and ``overlaps`` of
+            :class:`Result`.
     """
 
     frames: list[Frame]
@@ -144,9 +152,7 @@ class _Batch:
     margins: Callable[[], NDArray[np.float32]]
     pixels: Callable[[], NDArray[np.int64]]
 
-    def rows(
-        self,
-    ) -> Iterator[tuple[Frame, NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]]:
+    def rows(self) -> Iterator[_Row]:
         """A frame, its margin, its label and its pixels, one after another."""
         return zip(self.frames, self.margins(), self.labels, self.pixels(), strict=True)
 
@@ -158,37 +164,52 @@ def _batches(
     batch_size: int,
     machine: Machine,
 ) -> Iterator[_Batch]:
-    """All that needs every decoder's map is computed on the device: one map of each frame leaves it."""
+    """What needs every decoder's map is computed on the device: one map of each frame leaves it."""
     parts = [range(i, min(i + batch_size, len(frames))) for i in range(0, len(frames), batch_size)]
-    own = [[frames[i] for i in part] for part in parts]
-    labels = ahead(
-        np.stack([load_label(frame.label).astype(bool) for frame in some]) for some in own
-    )
+    groups = [list(frames[part.start : part.stop]) for part in parts]
+    labels = ahead(_labels(group) for group in groups)
     frozen = Frozen(network, machine.torch_device, torch.float32)
     outputs = on_device(
         frozen.margins, clean_questions(frames), parts, "32-true", machine, Stopwatch()
     )
-    for some, label, (native, _) in zip(own, labels, outputs, strict=True):
+    for group, label, (native, _) in zip(groups, labels, outputs, strict=True):
         margins = resize(native[:, :, None], (label.shape[1], label.shape[2]))[:, :, 0]
         pixels = _pixels(margins > 0, to_device(label, margins.device))
-        own_margins = [
-            m[list(anatomies).index(frame.anatomy)] for m, frame in zip(margins, some, strict=True)
-        ]
-        yield _Batch(some, label, to_host(torch.stack(own_margins)), to_host(pixels))
+        decoders = [list(anatomies).index(frame.anatomy) for frame in group]
+        labelled = torch.stack([m[i] for m, i in zip(margins, decoders, strict=True)])
+        yield _Batch(group, label, to_host(labelled), to_host(pixels))
+
+
+def _labels(frames: Sequence[Frame]) -> NDArray[np.bool_]:
+    """Of several frames of one size, (b, H, W)."""
+    return np.stack([load_label(frame.label).astype(bool) for frame in frames])
 
 
 def _pixels(masks: Tensor, labels: Tensor) -> Tensor:
     """See ``_Batch.pixels``; masks (b, N, H, W) bool, labels (b, H, W) bool."""
-    claims = masks.sum(1)
-    claimants = [(claims == 0), (claims == 1), (claims > 1)]
-    inside, claimed = (masks & labels[:, None]).sum((2, 3)), masks.sum((2, 3))
-    return torch.cat([inside, claimed, torch.stack([one.sum((1, 2)) for one in claimants], 1)], 1)
+    inside = (masks & labels[:, None]).sum((2, 3))
+    predicted = masks.sum((2, 3))
+    decoders = masks.sum(1)
+    overlaps = [decoders == 0, decoders == 1, decoders > 1]
+    return torch.cat([inside, predicted, torch.stack([o.sum((1, 2)) for o in overlaps], 1)], 1)
+
+
+def _measuring(
+    batches: Iterator[_Batch],
+    tolerance: float | None,
+    machine: Machine,
+    processes: Executor | None,
+) -> Iterator[tuple[Frame, Callable[[], _Measured], NDArray[np.int64]]]:
+    """Frames whose measurement has begun; while one batch is measured, others are computed."""
+    for batch in delayed(batches, in_flight(machine.torch_device)):
+        for frame, margin, label, pixels in batch.rows():
+            yield frame, _begin(processes, _measure, margin, label, tolerance), pixels
 
 
 def _measure(
     margin: NDArray[np.float32], label: NDArray[np.bool_], tolerance: float | None
-) -> tuple[Counts, Surface, Calibration]:
-    """The own anatomy's decoder against the label, both (H, W)."""
+) -> _Measured:
+    """The decoder of the labelled anatomy against the label, both (H, W)."""
     mask = margin > 0
     surface = Surface(nan, nan) if tolerance is None else compare_outlines(mask, label, tolerance)
     return (
@@ -201,7 +222,7 @@ def _measure(
 def _begin(
     processes: Executor | None, function: Callable[..., T], *arguments: Any
 ) -> Callable[[], T]:
-    """Call a function, in another process if there are some; what is returned gives its result."""
+    """Call a function, in another process if there are some; returns what waits for the result."""
     if processes is not None:
         return processes.submit(function, *arguments).result
     result = function(*arguments)
@@ -216,14 +237,17 @@ def summarise(
     An anatomy's value is the mean over its frames, ``mean`` that over the anatomies that have one.
     """
     table = {}
-    for name in ("dice", "iou"):
-        per_anatomy = {
-            anatomy: dice.mean([r.value(name) for r in results if r.frame.anatomy == anatomy])
-            for anatomy in anatomies
-        }
+    for measure in ("dice", "iou"):
+        per_anatomy = {anatomy: _mean(results, anatomy, measure) for anatomy in anatomies}
         overall = dice.mean([value for value in per_anatomy.values() if value is not None])
-        table[name] = {
-            key: None if value is None else round(100 * value, 1)
-            for key, value in {"mean": overall, **per_anatomy}.items()
-        }
+        shares = {"mean": overall, **per_anatomy}
+        table[measure] = {name: _percent(share) for name, share in shares.items()}
     return table
+
+
+def _mean(results: Sequence[Result], anatomy: str, measure: str) -> float | None:
+    return dice.mean([r.value(measure) for r in results if r.frame.anatomy == anatomy])
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 1)

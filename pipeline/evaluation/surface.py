@@ -1,4 +1,7 @@
-"""Distances between the outline of a mask and that of its label, in pixels of the evaluated size, by MONAI."""
+"""Distances between the outline of a mask and that of its label, by MONAI.
+
+They are in pixels of the evaluated size.
+"""
 
 import warnings
 from dataclasses import dataclass
@@ -30,14 +33,20 @@ class Surface:
 def compare_outlines(
     mask: NDArray[np.bool_], label: NDArray[np.bool_], tolerance: float
 ) -> Surface:
-    """Mask and label (H, W) bool; tolerance in pixels."""
+    """Compare the outlines of a mask and a label.
+
+    Args:
+        mask: (H, W) bool.
+        label: (H, W) bool.
+        tolerance: in pixels.
+    """
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # takes seconds
 
     if not mask.any() and not label.any():
         return Surface(nan, nan)
     if not mask.any() or not label.any():
         return Surface(hypot(*label.shape), 0.0)
-    pair = [torch.from_numpy(np.ascontiguousarray(one))[None, None] for one in (mask, label)]
+    pair = [torch.from_numpy(np.ascontiguousarray(array))[None, None] for array in (mask, label)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI's, about its own call of itself
         distance = compute_hausdorff_distance(*pair, include_background=True, percentile=95)

@@ -7,7 +7,7 @@ from math import isnan
 from pathlib import Path
 
 from pipeline.evaluation.analysis import per_surgery
-from pipeline.evaluation.per_frame import METRICS, Result
+from pipeline.evaluation.per_frame import MEASURES, Result
 from pipeline.files import write_atomically
 
 PIXEL_COUNTS = ("tp", "fp", "fn", "tn")
@@ -23,9 +23,9 @@ def write_per_frame(path: Path, results: Mapping[str, Sequence[Result]]) -> None
         for result in of_frames:
             key = (network, result.frame.anatomy, result.surgery, result.frame.id)
             counts = [getattr(result.counts, count) for count in PIXEL_COUNTS]
-            values = [_cell(result.value(metric)) for metric in METRICS]
+            values = [_cell(result.value(metric)) for metric in MEASURES]
             rows.append((*key, *counts, *values))
-    write_csv(path, ("network", "anatomy", "surgery", "frame", *PIXEL_COUNTS, *METRICS), rows)
+    write_csv(path, ("network", "anatomy", "surgery", "frame", *PIXEL_COUNTS, *MEASURES), rows)
 
 
 def write_per_surgery(path: Path, results: Mapping[str, Sequence[Result]]) -> None:
@@ -34,9 +34,9 @@ def write_per_surgery(path: Path, results: Mapping[str, Sequence[Result]]) -> No
     for network, of_frames in results.items():
         for row in per_surgery(of_frames):
             key = (network, row["surgery"], row["anatomy"], row["frames"])
-            values = [_cell(row[metric]) for metric in METRICS]
+            values = [_cell(row[metric]) for metric in MEASURES]
             rows.append((*key, *values))
-    write_csv(path, ("network", "surgery", "anatomy", "frames", *METRICS), rows)
+    write_csv(path, ("network", "surgery", "anatomy", "frames", *MEASURES), rows)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -10,7 +10,7 @@ from helpers import disc, write_png
 from pipeline.counts import count_masks
 from pipeline.evaluation import per_frame
 from pipeline.evaluation.calibration import calibration
-from pipeline.evaluation.per_frame import evaluate, outline_processes, own_masks
+from pipeline.evaluation.per_frame import evaluate, outline_processes, predicted_masks
 from pipeline.evaluation.surface import compare_outlines
 from pipeline.machine import Machine
 from pipeline.models import create_model
@@ -18,27 +18,29 @@ from pipeline.models.frozen import Frozen
 from pipeline.models.network import resize
 from pipeline.prepared import Frame, load_frame, load_label
 
-ANATOMIES, TOLERANCE, CPU = ("a", "b", "c"), 2.0, Machine("cpu")
+ANATOMIES = ("a", "b", "c")
+TOLERANCE = 2.0
+CPU = Machine("cpu")
 
 
 @pytest.fixture
 def network():
-    """Random weights, whose decoders each claim a part of a frame."""
+    """Random weights, whose decoders each predict a part of a frame."""
     torch.manual_seed(3)
     return create_model("mininetv2", 3).eval()
 
 
 @pytest.fixture
 def frames(tmp_path):
-    rng, found = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    made = []
     for number in range(5):
         paths = [tmp_path / kind / f"{number}.png" for kind in ("image", "label")]
         write_png(paths[0], rng.integers(0, 255, (32, 48, 3)).astype(np.uint8))
-        write_png(
-            paths[1], disc((32, 48), rng.integers(8, 24, 2), 3 * (number % 4)).astype(np.uint8)
-        )
-        found.append(Frame(f"x/{number}", ANATOMIES[number % 3], "01", *paths))
-    return found
+        label = disc((32, 48), rng.integers(8, 24, 2), 3 * (number % 4))
+        write_png(paths[1], label.astype(np.uint8))
+        made.append(Frame(f"x/{number}", ANATOMIES[number % 3], "01", *paths))
+    return made
 
 
 @torch.inference_mode()
@@ -49,35 +51,38 @@ def slowly(network, frames):
         np.stack([load_frame(frame.image).transpose(2, 0, 1) for frame in frames])
     )
     natives = torch.cat([frozen.margins(part) for part in pixels.split(2)])
-    found = []
+    results = []
     for frame, native in zip(frames, natives, strict=True):
         label = load_label(frame.label).astype(bool)
         margin = resize(native[None, :, None], label.shape)[0, :, 0].numpy()
-        own = ANATOMIES.index(frame.anatomy)
-        masks, claims = margin > 0, (margin > 0).sum(0)
-        found.append(
+        anatomy = ANATOMIES.index(frame.anatomy)
+        masks = margin > 0
+        decoders = masks.sum(0)
+        results.append(
             (
-                count_masks(masks[own], label),
-                compare_outlines(masks[own], label, TOLERANCE),
-                calibration(1 / (1 + np.exp(-margin[own].clip(-60, 60))), label),
+                count_masks(masks[anatomy], label),
+                compare_outlines(masks[anatomy], label, TOLERANCE),
+                calibration(1 / (1 + np.exp(-margin[anatomy].clip(-60, 60))), label),
                 tuple(int((mask & label).sum()) for mask in masks),
                 tuple(int(mask.sum()) for mask in masks),
-                tuple(int(np.isin(claims, some).sum()) for some in ([0], [1], [2, 3])),
+                tuple(int(np.isin(decoders, some).sum()) for some in ([0], [1], [2, 3])),
             )
         )
-    return found
+    return results
 
 
 def require_same(results, expected, frames):
     assert [result.frame for result in results] == frames
     for result, values in zip(results, expected, strict=True):
-        counts, surface, calibrated, inside, claimed, claimants = values
-        assert (result.counts, result.inside, result.claimed) == (counts, inside, claimed)
-        assert result.claimants == claimants
-        assert all(isinstance(pixels, int) for pixels in (*result.inside, *result.claimants))
+        counts, surface, calibrated, inside, predicted, overlaps = values
+        assert (result.counts, result.inside, result.predicted) == (counts, inside, predicted)
+        assert result.overlaps == overlaps
+        assert all(isinstance(pixels, int) for pixels in (*result.inside, *result.overlaps))
         np.testing.assert_array_equal(astuple(result.surface), astuple(surface))
-        for found, wanted in zip(astuple(result.calibration), astuple(calibrated), strict=True):
-            np.testing.assert_array_equal(found, wanted)
+        for sums, expected_sums in zip(
+            astuple(result.calibration), astuple(calibrated), strict=True
+        ):
+            np.testing.assert_array_equal(sums, expected_sums)
 
 
 def test_results_are_those_of_a_loop_over_frames(network, frames, monkeypatch):
@@ -93,10 +98,10 @@ def test_processes_measure_the_same_in_order(network, frames):
     with outline_processes(CPU) as none, outline_processes(Machine("cpu", 2)) as processes:
         assert none is None
         assert processes is not None
-        found = list(
+        results = list(
             evaluate(network, frames, ANATOMIES, 2, TOLERANCE, Machine("cpu", 2), processes)
         )
-    require_same(found, expected, frames)
+    require_same(results, expected, frames)
 
 
 def test_a_batch_is_on_its_way_while_the_one_before_is_measured(network, frames, monkeypatch):
@@ -107,11 +112,11 @@ def test_a_batch_is_on_its_way_while_the_one_before_is_measured(network, frames,
     )
     monkeypatch.setattr(per_frame, "in_flight", lambda device: 1)
     next(evaluate(network, frames, ANATOMIES, 2, None, CPU))
-    assert begun == [2, 2, 2, 2]  # leads and pixels of two batches
+    assert begun == [2, 2, 2, 2]  # margins and pixels of two batches
 
 
-def test_own_masks_are_those_that_are_counted(network, frames):
-    masks = own_masks(network, frames, ANATOMIES, CPU)
+def test_predicted_masks_are_those_that_are_counted(network, frames):
+    masks = predicted_masks(network, frames, ANATOMIES, CPU)
     for result in evaluate(network, frames, ANATOMIES, 1, None, CPU):
         label = load_label(result.frame.label).astype(bool)
         assert count_masks(masks[result.frame.id], label) == result.counts

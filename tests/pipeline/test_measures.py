@@ -1,6 +1,7 @@
 """What evaluation computes, each against a slow version written from its definition."""
 
 from dataclasses import astuple
+from itertools import product
 from math import hypot, isnan, nan, sqrt
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import torch
 from pipeline.counts import Counts, count_masks
 from pipeline.evaluation import dice
 from pipeline.evaluation.analysis import (
-    claimants,
     confusion,
     difference,
     false_alarms,
     intervals,
+    overlaps,
     per_surgery,
 )
 from pipeline.evaluation.bootstrap import Value, estimates, paired, significance
@@ -39,21 +40,23 @@ def test_counts_are_those_of_a_loop():
 
 
 def test_counts_on_a_device_are_those_of_each_frame():
-    masks, labels = RNG.random((5, 9, 11)) > 0.5, RNG.integers(-1, 2, (5, 9, 11)).astype(np.int16)
-    masks[0], labels[0], masks[1], labels[2] = False, 0, True, 1
-    found = dice.count(torch.from_numpy(masks), torch.from_numpy(labels))
-    assert found.dtype == torch.int64
+    masks = RNG.random((5, 9, 11)) > 0.5
+    labels = RNG.integers(-1, 2, (5, 9, 11)).astype(np.int16)
+    masks[0] = False
+    labels[0] = 0
+    masks[1] = True
+    labels[2] = 1
+    counts = dice.count(torch.from_numpy(masks), torch.from_numpy(labels))
+    assert counts.dtype == torch.int64
     expected = [
         astuple(count_masks(mask, label == 1)) for mask, label in zip(masks, labels, strict=True)
     ]
-    assert [tuple(row) for row in found.tolist()] == expected
+    assert [tuple(row) for row in counts.tolist()] == expected
 
 
 def test_what_divides_by_nothing_is_nan():
-    assert all(
-        isnan(x)
-        for x in (Counts(0, 0, 0, 9).dice, Counts(0, 0, 0, 9).precision, Counts(0, 0, 0, 9).recall)
-    )
+    nothing = Counts(0, 0, 0, 9)
+    assert all(isnan(value) for value in (nothing.dice, nothing.precision, nothing.recall))
     assert isnan(Counts(4, 0, 0, 0).specificity)
     assert Counts(0, 3, 0, 6).dice == 0
 
@@ -67,10 +70,14 @@ def outline(mask):
 
 def slow_surface(mask, label, tolerance):
     a, b = outline(mask), outline(label)
-    there = [min(sqrt(((p - q) ** 2).sum()) for q in b) for p in a]
-    back = [min(sqrt(((p - q) ** 2).sum()) for q in a) for p in b]
-    within = sum(d <= tolerance for d in there) + sum(d <= tolerance for d in back)
-    return max(np.percentile(there, 95), np.percentile(back, 95)), within / (len(a) + len(b))
+    forth = [nearest(p, b) for p in a]
+    back = [nearest(q, a) for q in b]
+    within = sum(d <= tolerance for d in forth + back)
+    return max(np.percentile(forth, 95), np.percentile(back, 95)), within / (len(a) + len(b))
+
+
+def nearest(point, points):
+    return min(sqrt(((point - other) ** 2).sum()) for other in points)
 
 
 def blob(height, width):
@@ -84,80 +91,72 @@ def test_outlines_are_compared_as_by_brute_force(tolerance):
     for _ in range(5):
         mask, label = blob(24, 30), blob(24, 30)
         distance, share = slow_surface(mask, label, tolerance)
-        found = compare_outlines(mask, label, tolerance)
-        assert found.hd95 == pytest.approx(distance, abs=1e-4)
-        assert found.nsd == pytest.approx(share, abs=1e-4)
+        surface = compare_outlines(mask, label, tolerance)
+        assert surface.hd95 == pytest.approx(distance, abs=1e-4)
+        assert surface.nsd == pytest.approx(share, abs=1e-4)
 
 
 def test_outlines_that_are_not_there():
-    nothing, something = np.zeros((6, 8), bool), blob(24, 30)[:6, :8] | True
+    nothing = np.zeros((6, 8), bool)
+    something = np.ones((6, 8), bool)
     both = compare_outlines(nothing, nothing, 1)
     assert isnan(both.hd95)
     assert isnan(both.nsd)
     for pair in ((nothing, something), (something, nothing)):
-        one = compare_outlines(*pair, 1)
-        assert (one.hd95, one.nsd) == (hypot(6, 8), 0)
+        surface = compare_outlines(*pair, 1)
+        assert (surface.hd95, surface.nsd) == (hypot(6, 8), 0)
 
 
 def test_calibration_is_that_of_a_loop():
     frames = [(RNG.random((7, 5)).astype(np.float32), RNG.random((7, 5)) > 0.6) for _ in range(3)]
-    frames[0][0][0, 0], frames[0][0][0, 1] = 0, 1
-    together = total([calibration(*one) for one in frames])
-    pairs = [
-        (float(p), bool(y))
-        for prob, label in frames
-        for p, y in zip(prob.ravel(), label.ravel(), strict=True)
-    ]
+    frames[0][0][0, :2] = (0, 1)
+    together = total([calibration(*frame) for frame in frames])
+    pairs = []
+    for probability, label in frames:
+        pairs += zip(probability.ravel().tolist(), label.ravel().tolist(), strict=True)
     error = 0.0
     for i in range(BINS):
-        own = [(p, y) for p, y in pairs if min(int(p * BINS), BINS - 1) == i]
-        if own:
-            error += (
-                len(own)
-                / len(pairs)
-                * abs(np.mean([p for p, _ in own]) - np.mean([y for _, y in own]))
-            )
+        in_bin = [(p, y) for p, y in pairs if min(int(p * BINS), BINS - 1) == i]
+        if in_bin:
+            p, y = np.mean(in_bin, axis=0)
+            error += len(in_bin) / len(pairs) * abs(p - y)
     assert together.ece == pytest.approx(error)
     assert together.brier == pytest.approx(np.mean([(p - y) ** 2 for p, y in pairs]))
 
 
 def values(surgeries, anatomies=("a", "b"), frames=3):
-    return [
-        Value(f"{s}", a, float(RNG.random()) + s * 0.1)
-        for s in range(surgeries)
-        for a in anatomies
-        for _ in range(frames)
-    ]
+    groups = product(range(surgeries), anatomies, range(frames))
+    return [Value(f"{s}", a, float(RNG.random()) + s * 0.1) for s, a, _ in groups]
 
 
 def test_intervals_are_those_of_a_slow_bootstrap():
-    some = [*values(5), Value("1", "a", nan), Value("9", "b", 2.0)]
-    found = estimates(some, ["a", "b", "c"])
-    known = [v for v in some if not isnan(v.value)]
-    names = list(dict.fromkeys(v.surgery for v in known))
+    frames = [*values(5), Value("1", "a", nan), Value("9", "b", 2.0)]
+    by_name = estimates(frames, ["a", "b", "c"])
+    measured = [v for v in frames if not isnan(v.value)]
+    names = list(dict.fromkeys(v.surgery for v in measured))
     weights = np.random.default_rng(0).multinomial(
         len(names), np.full(len(names), 1 / len(names)), 2000
     )
-    means = []
-    for row in weights:
-        drawn = [
-            v
-            for name, times in zip(names, row, strict=True)
-            for v in known
-            if v.surgery == name
-            for _ in range(times)
-        ]
-        per = [
-            np.mean([v.value for v in drawn if v.anatomy == a])
-            for a in "ab"
-            if any(v.anatomy == a for v in drawn)
-        ]
-        means.append(np.mean(per))
-    assert found["mean"].low == pytest.approx(np.percentile(means, 2.5))
-    assert found["mean"].high == pytest.approx(np.percentile(means, 97.5))
-    assert found["a"].mean == pytest.approx(np.mean([v.value for v in known if v.anatomy == "a"]))
-    assert isnan(found["c"].mean)
-    assert isnan(found["c"].low)
+    means = [mean_of_anatomies(resample(measured, names, row)) for row in weights]
+    assert by_name["mean"].low == pytest.approx(np.percentile(means, 2.5))
+    assert by_name["mean"].high == pytest.approx(np.percentile(means, 97.5))
+    of_a = [v.value for v in measured if v.anatomy == "a"]
+    assert by_name["a"].mean == pytest.approx(np.mean(of_a))
+    assert isnan(by_name["c"].mean)
+    assert isnan(by_name["c"].low)
+
+
+def resample(frames, surgeries, times):
+    """Every frame as often as its surgery was drawn."""
+    drawn = []
+    for surgery, count in zip(surgeries, times, strict=True):
+        drawn += [v for v in frames if v.surgery == surgery] * count
+    return drawn
+
+
+def mean_of_anatomies(frames):
+    anatomies = {v.anatomy for v in frames}
+    return np.mean([np.mean([v.value for v in frames if v.anatomy == a]) for a in anatomies])
 
 
 def test_significance_needs_six_surgeries():
@@ -171,9 +170,9 @@ def test_significance_needs_six_surgeries():
 
 
 def test_one_surgery_has_no_interval():
-    found = estimates([*values(1), Value("9", "b", 2.0)], ["a", "b"])
-    assert [found[name].surgeries for name in ("mean", "a", "b")] == [2, 1, 2]
-    assert [isnan(found[name].low) for name in ("mean", "a", "b")] == [False, True, False]
+    by_name = estimates([*values(1), Value("9", "b", 2.0)], ["a", "b"])
+    assert [by_name[name].surgeries for name in ("mean", "a", "b")] == [2, 1, 2]
+    assert [isnan(by_name[name].low) for name in ("mean", "a", "b")] == [False, True, False]
     alone = estimates(values(1), ["a", "b"])["mean"]
     assert [isnan(x) for x in astuple(alone)] == [False, True, True, False]
 
@@ -191,89 +190,76 @@ def test_a_surgery_is_one_however_its_folders_are_written():
 
 
 def drawn_results(rng, gain=0.0):
-    """Results of a network with decoders a and b on frames of four surgeries, and the masks that they come from."""
-    results, masks = [], []
-    for surgery in range(4):
-        for anatomy in "ab":
-            for i in range(2):
-                label = rng.random((6, 8)) < 0.4
-                claims = rng.random((2, 6, 8)) < 0.4
-                own = "ab".index(anatomy)
-                claims[own] = np.where(rng.random((6, 8)) < 0.3 + gain, label, claims[own])
-                if (surgery, i) == (0, 0):
-                    claims[1 - own] = False
-                frame = Frame(
-                    f"{anatomy}/{surgery}/image{i}", anatomy, str(surgery), Path(), Path()
-                )
-                inside, claimed = (claims & label).sum((1, 2)), claims.sum((1, 2))
-                several = np.bincount(claims.sum(0).ravel(), minlength=3)
-                counts = count_masks(claims[own], label)
-                nothing = calibration(np.zeros((1, 1), np.float32), label[:1, :1])
-                results.append(
-                    Result(
-                        frame,
-                        counts,
-                        Surface(0, 1),
-                        nothing,
-                        tuple(inside),
-                        tuple(claimed),
-                        tuple(several),
-                    )
-                )
-                masks.append((claims, label))
-    return results, masks
+    """Results of a network with decoders a and b on frames of four surgeries, and their masks."""
+    drawn = [
+        drawn_frame(rng, gain, surgery, anatomy, i)
+        for surgery, anatomy, i in product(range(4), "ab", range(2))
+    ]
+    return [result for result, _ in drawn], [masks for _, masks in drawn]
 
 
-def test_confusion_and_false_alarms_are_those_of_masks():
+def drawn_frame(rng, gain, surgery, anatomy, i):
+    """A result, and the masks of both decoders with the label that it comes from."""
+    label = rng.random((6, 8)) < 0.4
+    masks = rng.random((2, 6, 8)) < 0.4
+    labelled = "ab".index(anatomy)
+    masks[labelled] = np.where(rng.random((6, 8)) < 0.3 + gain, label, masks[labelled])
+    if (surgery, i) == (0, 0):
+        masks[1 - labelled] = False
+    result = Result(
+        Frame(f"{anatomy}/{surgery}/image{i}", anatomy, str(surgery), Path(), Path()),
+        count_masks(masks[labelled], label),
+        Surface(0, 1),
+        calibration(np.zeros((1, 1), np.float32), label[:1, :1]),
+        inside=tuple((masks & label).sum((1, 2))),
+        predicted=tuple(masks.sum((1, 2))),
+        overlaps=tuple(np.bincount(masks.sum(0).ravel(), minlength=3)),
+    )
+    return result, (masks, label)
+
+
+def test_confusion_is_that_of_masks():
     results, masks = drawn_results(np.random.default_rng(3))
     table = confusion(results, ["a", "b"])
-    for labelled in "ab":
-        own = [m for r, m in zip(results, masks, strict=True) if r.frame.anatomy == labelled]
-        for i, decoder in enumerate("ab"):
-            there = [
-                bool(claim)
-                for c, y in own
-                for claim, is_it in zip(c[i].ravel(), y.ravel(), strict=True)
-                if is_it
-            ]
-            assert table[labelled][decoder] == pytest.approx(100 * np.mean(there), abs=0.006)
+    for labelled, (i, decoder) in product("ab", enumerate("ab")):
+        predicted = [
+            mask[i][label]
+            for r, (mask, label) in zip(results, masks, strict=True)
+            if r.frame.anatomy == labelled
+        ]
+        share = np.concatenate(predicted).mean()
+        assert table[labelled][decoder] == pytest.approx(100 * share, abs=0.006)
+
+
+def test_false_alarms_and_overlaps_are_those_of_masks():
+    results, masks = drawn_results(np.random.default_rng(3))
     shows = {r.frame.id: {"b": False} for r in results if r.frame.anatomy == "a"}
     absent = [
-        claims[1] for r, (claims, _) in zip(results, masks, strict=True) if r.frame.anatomy == "a"
+        mask[1] for r, (mask, _) in zip(results, masks, strict=True) if r.frame.anatomy == "a"
     ]
-    said = [claim for claim in absent if claim.any()]
-    alarm = false_alarms(results, ["a", "b"], shows)["b"]
-    assert alarm["frames"] == len(absent) > len(said) > 0
-    assert alarm["claimed"] == pytest.approx(100 * len(said) / len(absent), abs=0.006)
-    assert alarm["pixels"] == pytest.approx(
-        100 * np.mean([claim.mean() for claim in said]), abs=0.006
-    )
-    shares = [np.mean([(claims.sum(0) == n).mean() for claims, _ in masks]) for n in range(3)]
-    assert list(claimants(results).values()) == pytest.approx(
-        [100 * share for share in shares], abs=0.006
-    )
+    alarms = [mask for mask in absent if mask.any()]
+    figures = false_alarms(results, ["a", "b"], shows)["b"]
+    assert figures["frames"] == len(absent) > len(alarms) > 0
+    assert figures["claimed"] == pytest.approx(100 * len(alarms) / len(absent), abs=0.006)
+    size = np.mean([mask.mean() for mask in alarms])
+    assert figures["pixels"] == pytest.approx(100 * size, abs=0.006)
+    decoders = np.stack([mask.sum(0) for mask, _ in masks])
+    shares = [100 * (decoders == n).mean() for n in range(3)]
+    assert list(overlaps(results).values()) == pytest.approx(shares, abs=0.006)
 
 
 def test_a_difference_is_the_new_minus_the_old():
-    (new, _), (old, _) = (
-        drawn_results(np.random.default_rng(4), gain=0.5),
-        drawn_results(np.random.default_rng(5)),
-    )
-    found = difference(new, old, ["a", "b"])["dice"]["intervals"]
-    gains = {
-        name: [
-            n.counts.dice - o.counts.dice
-            for n, o in zip(new, old, strict=True)
-            if n.frame.anatomy == name
-        ]
-        for name in "ab"
-    }
+    new, _ = drawn_results(np.random.default_rng(4), gain=0.5)
+    old, _ = drawn_results(np.random.default_rng(5))
+    by_name = difference(new, old, ["a", "b"])["dice"]["intervals"]
+    gains = {"a": [], "b": []}
+    for n, o in zip(new, old, strict=True):
+        gains[n.frame.anatomy].append(n.counts.dice - o.counts.dice)
     for name in "ab":
-        assert found[name]["mean"] == pytest.approx(100 * np.mean(gains[name]), abs=1e-3)
-    assert found["mean"]["mean"] == pytest.approx(
-        50 * (np.mean(gains["a"]) + np.mean(gains["b"])), abs=1e-3
-    )
-    assert 0 < found["mean"]["low"] < found["mean"]["mean"] < found["mean"]["high"]
+        assert by_name[name]["mean"] == pytest.approx(100 * np.mean(gains[name]), abs=1e-3)
+    overall = 50 * (np.mean(gains["a"]) + np.mean(gains["b"]))
+    assert by_name["mean"]["mean"] == pytest.approx(overall, abs=1e-3)
+    assert 0 < by_name["mean"]["low"] < by_name["mean"]["mean"] < by_name["mean"]["high"]
 
 
 def test_nothing_to_estimate():

@@ -141,7 +141,7 @@ def test_no_forward_pass_waits(name, training):
 def test_validation_does_not_wait_before_its_end():
     with pretended(), torch.no_grad(), Waits() as seen:
         batch, table = batch_on("cuda"), torch.zeros(5, 4, dtype=torch.int64, device="cuda")
-        masks = dice.own_masks(
+        masks = dice.anatomy_masks(
             torch.zeros(FRAMES, DECODERS, 2, 8, 12, device="cuda"), batch["anatomy"], SIZE
         )
         table[batch["position"]] = dice.count(masks, batch["label"])
