@@ -9,7 +9,7 @@ from pipeline.models import create_model
 from pipeline.settings import Benchmark
 from pipeline.timing.cost import multiply_adds, parameters
 from pipeline.timing.host import machine_record
-from pipeline.timing.interleaved import Timing, take_turns
+from pipeline.timing.interleaved import Timing, interleave
 from pipeline.timing.latency import Candidate
 from stages.shared.console import Step, progress, say
 from stages.shared.project import Project
@@ -49,7 +49,7 @@ def _measured(
     """With pre- and post-processing and without, in turns."""
     size = settings.image_size
     way = Candidate(arch, decoders, size, machine, networks)
-    whole, network = take_turns(
+    whole, network = interleave(
         [way, replace(way, part="network")], settings.warmup, settings.repeats, bar
     )
     return {

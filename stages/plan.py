@@ -15,7 +15,7 @@ from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.settings import Params, Training
-from pipeline.timing.decoders import Case, Task, measure
+from pipeline.timing.decoders import DecoderCase, Task, measure
 from pipeline.timing.host import machine_record
 from stages.benchmarks import loading
 from stages.shared.console import console, counted, say
@@ -115,7 +115,9 @@ def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> R
 
     def measured(arch: str, n: int, task: Task, batch: int, precision: str) -> dict[str, Any]:
         """In a process of its own: memory of another measurement would hide its peak."""
-        case = Case(arch, n, "joined", task, precision, batch, params.data.image_size, machine)
+        case = DecoderCase(
+            arch, n, "joined", task, precision, batch, params.data.image_size, machine
+        )
         (result,) = measure([case], 1, repeats, SECONDS)
         say(
             f"{arch}, {counted(n, 'decoder')}, {task}, {counted(batch, 'frame')}: "

@@ -17,7 +17,7 @@ from pipeline.annotations import matched
 from pipeline.deployment.export import Run, Segmenter, as_batch, load_exported
 from pipeline.deployment.overlay import add_legend, draw, label_map, write_png
 from pipeline.deployment.palette import colours_of
-from pipeline.deployment.runner import Launch, LaunchError, Runner
+from pipeline.deployment.runner import LaunchError, LaunchMode, Runner
 from pipeline.deployment.video import (
     IMAGES,
     Shown,
@@ -353,7 +353,7 @@ class _OneSize:
             say(f"warning: {error}: its kernels are launched one by one, which takes longer")
             self.graphs = False
 
-    def _runner(self, size: tuple[int, int], launch: Launch) -> Runner:
+    def _runner(self, size: tuple[int, int], launch: LaunchMode) -> Runner:
         module = Segmenter(self.frozen, size, self.network_size).eval()
         return Runner(module, torch.zeros(1, 3, *size, dtype=torch.uint8), self.device, launch)
 

@@ -13,12 +13,14 @@ def parameters(network: Network) -> int:
 
 
 def multiply_adds(architecture: str, decoders: int, size: tuple[int, int]) -> int:
-    """Multiply-adds for one frame (H, W), counted without computing anything; upsampling and norms are left out."""
-    with (
-        torch.enable_grad(),
-        torch.device("meta"),
-    ):  # the plain form: strips would count their overlap
-        network, frame = create_model(architecture, decoders).eval(), torch.empty(1, 3, *size)
+    """Multiply-adds for one frame (H, W), counted without computing anything.
+
+    Upsampling and norms are left out.
+    """
+    # With gradients networks take their plain form: strips would count their overlap.
+    with torch.enable_grad(), torch.device("meta"):
+        network = create_model(architecture, decoders).eval()
+        frame = torch.empty(1, 3, *size)
         with FlopCounterMode(display=False) as counter:
             network(frame)
     return counter.get_total_flops() // 2

@@ -1,4 +1,4 @@
-"""Decoders computed together against decoders one after another: time and memory of training and inference."""
+"""Batched against sequential decoders: time and memory of training and inference."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ from pipeline.machine import Machine, computing, float32_products, require_train
 from pipeline.models import create_model
 from pipeline.models.network import resize
 from pipeline.models.sequential import Looped
-from pipeline.timing.interleaved import take_turns
+from pipeline.timing.interleaved import interleave
 
-Form = Literal["looped", "joined"]
+DecoderForm = Literal["looped", "joined"]  # sequential, or batched
 Task = Literal["train", "infer"]
 
 
 @dataclass(frozen=True)
-class Case:
+class DecoderCase:
     """One measurement of a network with N decoders.
 
     Attributes:
         architecture, decoders: the network.
-        form: decoders ``looped``, or ``joined`` as the network computes them.
+        form: ``looped``, sequential decoders; or ``joined``, batched as the network computes
+            them.
         task: ``train``: a step with loss, gradients and Adam; ``infer``: native logits in eval
             mode.
         precision: 32-true, tf32, bf16-mixed or 16-mixed.
@@ -35,7 +36,7 @@ class Case:
 
     architecture: str
     decoders: int
-    form: Form
+    form: DecoderForm
     task: Task
     precision: str
     batch: int
@@ -52,11 +53,9 @@ class Case:
         network: nn.Module = create_model(self.architecture, self.decoders)
         if self.form == "looped":
             network = Looped(network)  # type: ignore[arg-type]
-        layout = (
-            weights_format(self.device, self.precision)
-            if self.task == "train"
-            else torch.channels_last
-        )
+        layout = torch.channels_last
+        if self.task == "train":
+            layout = weights_format(self.device, self.precision)
         network = network.to(self.device).to(memory_format=layout).train(self.task == "train")
         frames = torch.randn(self.batch, 3, *self.size, device=self.device)
         frames = frames.contiguous(memory_format=torch.channels_last)
@@ -64,25 +63,35 @@ class Case:
 
 
 def measure(
-    cases: Sequence[Case], warmup: int, repeats: int, seconds: float = 0.0
+    cases: Sequence[DecoderCase], warmup: int, repeats: int, seconds: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Median milliseconds per call of each case, and the memory that a call needs on top of the network, in MiB.
+    """Median milliseconds per call of each case, and the memory that a call needs.
 
-    Calls are repeated ``repeats`` times, and for so many seconds at least.
+    Args:
+        cases: what to measure, interleaved.
+        warmup: calls of each that don't count.
+        repeats: calls of each that do.
+        seconds: that the counted calls of each take at least.
+
+    Returns:
+        Per case ``milliseconds``, and ``peak_mib``: memory on top of the network, in MiB.
+
+    Raises:
+        TooLittleMemoryError: one of them does not fit into memory.
+        MtkdError: a process ended by itself.
     """
     return [
         {"milliseconds": round(1000 * timing.median, 3), "peak_mib": round(timing.peak / 2**20, 1)}
-        for timing in take_turns(cases, warmup, repeats, seconds=seconds)
+        for timing in interleave(cases, warmup, repeats, seconds=seconds)
     ]
 
 
-def _training_step(network: nn.Module, frames: Tensor, case: Case) -> Callable[[], None]:
+def _training_step(network: nn.Module, frames: Tensor, case: DecoderCase) -> Callable[[], None]:
     require_trainable(case.device, case.precision)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     label = torch.randint(0, 2, (case.batch, *case.size), device=frames.device)
-    target = partial_targets(
-        label, torch.arange(case.batch, device=frames.device) % case.decoders, case.decoders
-    )
+    anatomy = torch.arange(case.batch, device=frames.device) % case.decoders
+    target = partial_targets(label, anatomy, case.decoders)
 
     def step() -> None:
         with computing(case.device, case.precision), exact_depthwise(frames.device):
@@ -96,7 +105,7 @@ def _training_step(network: nn.Module, frames: Tensor, case: Case) -> Callable[[
     return step
 
 
-def _inference(network: nn.Module, frames: Tensor, case: Case) -> Callable[[], None]:
+def _inference(network: nn.Module, frames: Tensor, case: DecoderCase) -> Callable[[], None]:
     @torch.inference_mode()
     def infer() -> None:
         with computing(case.device, case.precision):
@@ -106,14 +115,19 @@ def _inference(network: nn.Module, frames: Tensor, case: Case) -> Callable[[], N
 
 
 def largest_difference(architecture: str, decoders: int, size: tuple[int, int]) -> float:
-    """Largest absolute difference between the logits of both forms, with random weights, float32."""
+    """Largest absolute difference between the logits of batched and of sequential decoders.
+
+    Both compute in float32, with random weights.
+    """
     torch.manual_seed(0)
     network = create_model(architecture, decoders).eval()
     with torch.inference_mode():
         features: Sequence[Tensor] = network.features(torch.randn(1, 3, *size))
-        joined = network.decode(features, range(decoders))
-        looped = torch.stack([_eval(head)(features) for head in network.reference_heads()], dim=1)
-    return float((joined - looped).abs().max())
+        batched = network.decode(features, range(decoders))
+        sequential = torch.stack(
+            [_eval(head)(features) for head in network.reference_heads()], dim=1
+        )
+    return float((batched - sequential).abs().max())
 
 
 def _eval(head: Any) -> Any:

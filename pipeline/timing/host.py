@@ -36,18 +36,20 @@ def machine_record(machine: Machine, used: Sequence[str] = ()) -> dict[str, Any]
 
 
 def _libraries(used: Sequence[str]) -> dict[str, str]:
-    """Versions as the modules say them: several packages bring ``onnxruntime``, and more than one may be installed."""
+    """Versions as the modules report them.
+
+    Several packages bring ``onnxruntime``, and more than one of them may be installed.
+    """
     for name in used:
-        with suppress(
-            Exception
-        ):  # whatever a library raises that cannot be loaded here, or is not installed
+        # Whatever a library raises that is not installed, or cannot be loaded here.
+        with suppress(Exception):
             import_module(name)
     loaded = {name: sys.modules[name] for name in LIBRARIES if name in sys.modules}
     return {name: str(getattr(module, "__version__", "unknown")) for name, module in loaded.items()}
 
 
 def _allocator() -> str:
-    """Who hands out memory: on the CPU it decides over half of the time of a large frame."""
+    """The allocator of memory, which decides over half of the time of a large frame on a CPU."""
     preloaded = os.environ.get("LD_PRELOAD", "")
     for name in ("jemalloc", "tcmalloc", "mimalloc"):
         if name in preloaded:

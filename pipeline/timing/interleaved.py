@@ -1,7 +1,8 @@
-"""Measuring several things in one run so that they can be compared: a process each, their calls in turn.
+"""Interleaved measurement: several subjects in one run, so that they can be compared.
 
-On CUDA one after another in this process: no neighbour slows a GPU down, and processes that share
-one would wait for each other's context at every call.
+Each has a process of its own, and their calls alternate. On CUDA they are measured one after
+another in this process: no neighbour slows a GPU down, and processes that share one would wait for
+each other's context at every call.
 """
 
 import gc
@@ -33,7 +34,10 @@ class Measurable(Protocol):
     """Something that can be called many times."""
 
     def build(self) -> Callable[[], NDArray[np.float32] | None]:
-        """Prepare the call, in the process that will make it; what the call returns can be asked for afterwards."""
+        """Prepare the call, in the process that will make it.
+
+        The output of the last call is kept, see :class:`Timing`.
+        """
 
     @property
     def device(self) -> torch.device:
@@ -48,13 +52,13 @@ class Timing:
         first: seconds of the first call, that nothing was ready for.
         seconds: of each counted call.
         peak: bytes that a call held at most, on top of what was there before the first one.
-        answer: what a call returned.
+        output: of the last call; None if calls return nothing.
     """
 
     first: float
     seconds: list[float]
     peak: int
-    answer: NDArray[np.float32] | None
+    output: NDArray[np.float32] | None
 
     @property
     def median(self) -> float:
@@ -67,15 +71,15 @@ class Timing:
         return float(np.quantile(self.seconds, 0.95))
 
 
-def take_turns(
+def interleave(
     subjects: Sequence[Measurable],
     warmup: int,
     repeats: int,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     seconds: float = 0.0,
 ) -> list[Timing]:
-    """As :func:`try_turns`, of subjects that must all fit into memory.
+    """As :func:`try_interleaved`, of subjects that must all fit into memory.
 
     Raises:
         TooLittleMemoryError: one of them does not.
@@ -83,7 +87,7 @@ def take_turns(
     """
     timings = [
         timing
-        for timing in try_turns(subjects, warmup, repeats, told, seconds=seconds)
+        for timing in try_interleaved(subjects, warmup, repeats, progress, seconds=seconds)
         if timing is not None
     ]
     if len(timings) < len(subjects):
@@ -91,25 +95,25 @@ def take_turns(
     return timings
 
 
-def try_turns(
+def try_interleaved(
     subjects: Sequence[Measurable],
     warmup: int,
     repeats: int,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     seconds: float = 0.0,
 ) -> list[Timing | None]:
-    """Call each subject ``repeats`` times after ``warmup`` calls that don't count (at least one: the first).
+    """Call each subject ``repeats`` times after ``warmup`` calls that don't count.
 
     Each subject has a process of its own, with the same settings of the allocator: memory of
-    another would hide its peak. Their calls take turns: a machine that slows down slows all of
-    them.
+    another would hide its peak. Their calls are interleaved: a machine that slows down slows all of
+    them. The first call never counts.
 
     Args:
         subjects: what to call.
-        warmup: calls that don't count.
+        warmup: calls that don't count, at least one.
         repeats: calls that do.
-        told: hears after each round how many are done, and of how many.
+        progress: is called after each round with how many are done, and of how many.
         seconds: that the counted calls of each subject take at least, if ``repeats`` are done
             sooner.
 
@@ -124,7 +128,7 @@ def try_turns(
         timings = []
         for number, subject in enumerate(subjects, start=1):
             timings.append(_alone(subject, warmup, repeats, max(seconds, SECONDS_ON_CUDA)))
-            told(number, len(subjects))
+            progress(number, len(subjects))
         return timings
     with ExitStack() as stack:
         processes = [_Process(stack.enter_context(_new_process())) for _ in subjects]
@@ -135,7 +139,7 @@ def try_turns(
             for process in processes:
                 process.call()
             done += 1
-            told(done, max(done, warmup + repeats))
+            progress(done, max(done, warmup + repeats))
         return [process.timing(warmup) for process in processes]
 
 
@@ -155,9 +159,9 @@ def _alone(subject: Measurable, warmup: int, repeats: int, seconds: float) -> Ti
 
 
 def _forget() -> None:
-    """The memory of what was measured last is the next one's."""
-    global _measured
-    _measured = None
+    """Free the memory of the last subject for the next one."""
+    global _subject
+    _subject = None
     torch.compiler.reset()  # it keeps what it compiled, and of one function no more than eight
     gc.collect()
     if torch.cuda.is_available():
@@ -179,7 +183,10 @@ class _Process:
     seconds: list[float] = field(default_factory=list)
 
     def run(self, function: Callable[..., T], *arguments: Any) -> T | None:
-        """What a function returns in the process; None, from then on, if there is too little memory for it."""
+        """The result of a function in the process; None if there is too little memory for it.
+
+        From then on the result is None in any case.
+        """
         if not self.fits:
             return None
         try:
@@ -208,35 +215,42 @@ def _shortest(processes: Sequence[_Process], warmup: int) -> float:
 
 
 @dataclass
-class _Measured:
-    """A call, where it computes, the bytes that were held before the first one, and what the last one returned."""
+class _Subject:
+    """A subject in the process that calls it.
+
+    Attributes:
+        call: what is timed.
+        device: where it computes.
+        bytes_before: that were held before the first call.
+        output: of the last call.
+    """
 
     call: Callable[[], NDArray[np.float32] | None]
     device: torch.device
-    before: int
-    answer: NDArray[np.float32] | None = None
+    bytes_before: int
+    output: NDArray[np.float32] | None = None
 
 
-_measured: Any = None  # a _Measured, in a subject's own process
+_subject: Any = None  # a _Subject, in a process of its own
 
 
 def _prepare(subject: Measurable) -> None:
-    global _measured
+    global _subject
     keep_freed_memory()
     torch.manual_seed(0)
-    _measured = _Measured(subject.build(), subject.device, peak_memory(subject.device, reset=True))
+    _subject = _Subject(subject.build(), subject.device, peak_memory(subject.device, reset=True))
 
 
 def _call() -> float:
     start = perf_counter()
-    _measured.answer = _measured.call()
-    if _measured.device.type != "cpu":  # whose calls return before their work is done
-        torch.accelerator.synchronize(_measured.device)
+    _subject.output = _subject.call()
+    if _subject.device.type != "cpu":  # whose calls return before their work is done
+        torch.accelerator.synchronize(_subject.device)
     return perf_counter() - start
 
 
 def _end() -> tuple[int, NDArray[np.float32] | None]:
-    return peak_memory(_measured.device) - _measured.before, _measured.answer
+    return peak_memory(_subject.device) - _subject.bytes_before, _subject.output
 
 
 def peak_memory(device: torch.device, *, reset: bool = False) -> int:
@@ -251,8 +265,11 @@ def peak_memory(device: torch.device, *, reset: bool = False) -> int:
     if sys.platform.startswith("linux"):
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
-        status = Path("/proc/self/status").read_text()
-        return 1024 * next(
-            int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")
-        )
+        return 1024 * _peak_kibibytes()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def _peak_kibibytes() -> int:
+    """Of this process, by Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -1,9 +1,9 @@
-"""Seconds for one frame, in every runtime that is installed: from a frame in memory to all its masks in memory.
+"""Seconds from a frame in memory to all its masks in memory, in every installed runtime.
 
 With ``part`` ``network`` the native logits are computed and put into memory, from frames that are
-normalised already. The whole way never writes these logits, some 20 MB of them for eleven
-anatomies, where a runtime joins the decision to what comes before: so it can take less than the
-part.
+normalised already. The ``whole`` never writes these logits, some 20 MB of them for eleven
+anatomies, where a runtime fuses the decision with what comes before. So it can take less time than
+the part.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.deployment.export import Segmenter, open_onnx, open_openvino, trace, write_int8
-from pipeline.deployment.runner import Launch, Runner
+from pipeline.deployment.runner import LaunchMode, Runner
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.models.frozen import Frozen
@@ -27,31 +27,33 @@ from pipeline.models.sequential import Looped
 
 Part = Literal["whole", "network"]
 Runtime = Literal["PyTorch", "ONNX Runtime", "OpenVINO"]
-Form = Literal["looped", "joined", "frozen", "graph", "compiled"]
-Answer = NDArray[np.float32] | None
-LAUNCHES: dict[str, Launch] = {"graph": "graph", "compiled": "compiled"}
-PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
+# Sequential decoders, batched ones, or the whole network frozen: as it is, as a graph, or compiled.
+NetworkForm = Literal["looped", "joined", "frozen", "graph", "compiled"]
+Variant = tuple[Runtime, str, NetworkForm]  # runtime, precision, form
+Output = NDArray[np.float32] | None
+FORMS: tuple[NetworkForm, ...] = ("joined", "looped", "frozen", "graph", "compiled")
 RUNTIMES: tuple[Runtime, ...] = ("PyTorch", "ONNX Runtime", "OpenVINO")
-Way = tuple[Runtime, str, Form]
-# Runtime, precision and form, of PyTorch by its device; other runtimes use the processor.
-PYTORCH: dict[str, tuple[tuple[str, Form], ...]] = {
+LAUNCH_MODES: dict[str, LaunchMode] = {"graph": "graph", "compiled": "compiled"}
+PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
+# By PyTorch's device; other runtimes use the processor.
+PYTORCH_VARIANTS: dict[str, tuple[Variant, ...]] = {
     "cpu": (
-        ("float32", "joined"),
-        ("float32", "looped"),
-        ("bfloat16", "joined"),
-        ("float32", "frozen"),
-        ("bfloat16", "frozen"),
+        ("PyTorch", "float32", "joined"),
+        ("PyTorch", "float32", "looped"),
+        ("PyTorch", "bfloat16", "joined"),
+        ("PyTorch", "float32", "frozen"),
+        ("PyTorch", "bfloat16", "frozen"),
     ),
     "cuda": (
-        ("float32", "joined"),
-        ("float32", "looped"),
-        ("bfloat16", "joined"),
-        ("float16", "frozen"),
-        ("float16", "graph"),
-        ("float16", "compiled"),
+        ("PyTorch", "float32", "joined"),
+        ("PyTorch", "float32", "looped"),
+        ("PyTorch", "bfloat16", "joined"),
+        ("PyTorch", "float16", "frozen"),
+        ("PyTorch", "float16", "graph"),
+        ("PyTorch", "float16", "compiled"),
     ),
 }
-OTHERS: tuple[Way, ...] = (
+OTHER_VARIANTS: tuple[Variant, ...] = (
     ("ONNX Runtime", "float32", "joined"),
     ("ONNX Runtime", "float32", "looped"),
     ("OpenVINO", "float32", "joined"),
@@ -59,12 +61,11 @@ OTHERS: tuple[Way, ...] = (
     ("OpenVINO", "bfloat16", "joined"),
     ("OpenVINO", "int8", "joined"),
 )
-FORMS: tuple[Form, ...] = ("joined", "looped", "frozen", "graph", "compiled")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way of getting from a frame to masks.
+    """A network in one variant, from a frame to masks.
 
     Attributes:
         architecture, decoders: the network.
@@ -72,10 +73,11 @@ class Candidate:
         machine: where.
         networks: how many of them see the frame, one after another.
         runtime, precision: what computes it.
-        form: decoders ``looped``, as their library wrote them, or ``joined``; or the whole network
-            ``frozen`` (see :mod:`pipeline.models.frozen`), on CUDA also as one ``graph`` or
-            ``compiled``, which in part ``network`` answers with margins (1, N, h, w).
-        part: the whole way, or only the network.
+        form: decoders ``looped`` (sequential, as their library wrote them) or ``joined`` (batched);
+            or the whole network ``frozen`` (see :mod:`pipeline.models.frozen`), on CUDA also as one
+            ``graph`` or ``compiled``. Frozen, the output of part ``network`` is logit margins
+            (1, N, h, w).
+        part: from frame to masks, or only the network.
         checkpoint: trained weights, or None for random ones.
         graph: the exported file, for runtimes other than PyTorch.
     """
@@ -87,7 +89,7 @@ class Candidate:
     networks: int = 1
     runtime: Runtime = "PyTorch"
     precision: str = "float32"
-    form: Form = "joined"
+    form: NetworkForm = "joined"
     part: Part = "whole"
     checkpoint: Path | None = None
     graph: Path | None = None
@@ -97,20 +99,24 @@ class Candidate:
         """Where it computes; other runtimes than PyTorch use the processor."""
         return self.machine.torch_device if self.runtime == "PyTorch" else torch.device("cpu")
 
-    def build(self) -> Callable[[], Answer]:
+    def build(self) -> Callable[[], Output]:
         """One call: masks of a frame, or logits (1, N, 2, h, w), which are kept."""
-        compute, shown = self.function(), example(self.size, self.part).numpy()
+        compute = self.function()
+        frame = example(self.size, self.part).numpy()
 
-        def call() -> Answer:
-            answers = [compute(shown) for _ in range(self.networks)]
-            return answers[-1] if self.part == "network" else None
+        def call() -> Output:
+            outputs = [compute(frame) for _ in range(self.networks)]
+            return outputs[-1] if self.part == "network" else None
 
         return call
 
     def function(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
-        """From a frame in memory, as :func:`example` is, to its masks (1, N, H, W) uint8 or logits in memory."""
+        """From a frame in memory, as :func:`example` is, to its output in memory.
+
+        The output is masks (1, N, H, W) uint8, or logits.
+        """
         if self.runtime == "PyTorch":
-            return self._eager()
+            return self._in_pytorch()
         assert self.graph is not None
         if self.runtime == "ONNX Runtime":
             session = open_onnx(self.graph)
@@ -118,9 +124,9 @@ class Candidate:
         compiled = open_openvino(self.graph, self.precision, torch.get_num_threads())
         return lambda frame: compiled(frame)[0]
 
-    def _eager(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
-        shown = example(self.size, self.part)
-        return Runner(self.module(), shown, self.device, LAUNCHES.get(self.form, "eager"))
+    def _in_pytorch(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        frame = example(self.size, self.part)
+        return Runner(self.module(), frame, self.device, LAUNCH_MODES.get(self.form, "eager"))
 
     def module(self) -> nn.Module:
         """From a frame to masks, or from a normalised frame to logits."""
@@ -154,11 +160,12 @@ class Autocast(nn.Module):
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         super().__init__()
-        self.module, self.kind = module, device.type
+        self.module = module
+        self.device_type = device.type
 
     def forward(self, frame: Tensor) -> Tensor:
-        """As the module, which answers in float32."""
-        with torch.autocast(self.kind, torch.bfloat16):
+        """As the module, whose output is float32."""
+        with torch.autocast(self.device_type, torch.bfloat16):
             return self.module(frame)
 
 
@@ -173,27 +180,35 @@ def example(size: tuple[int, int], part: Part) -> Tensor:
 def export_graph(candidate: Candidate, path: Path) -> Path:
     """The candidate's network as a file that its runtime opens."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = trace(
-        candidate.module(), example(candidate.size, candidate.part), path.with_suffix(".onnx")
-    )
+    frame = example(candidate.size, candidate.part)
+    file = trace(candidate.module(), frame, path.with_suffix(".onnx"))
     if candidate.precision != "int8":
         return file
-    shown = [example(candidate.size, candidate.part).numpy()]
-    return write_int8(file, path.with_suffix(".xml"), shown)
+    return write_int8(file, path.with_suffix(".xml"), [frame.numpy()])
 
 
-def ways(runtimes: Sequence[str], forms: Sequence[str], device: torch.device) -> list[Way]:
-    """What can be measured here in these runtimes and forms, when PyTorch computes on ``device``."""
-    own: list[Way] = [("PyTorch", *way) for way in PYTORCH.get(device.type, PYTORCH["cpu"])]
+def variants(runtimes: Sequence[str], forms: Sequence[str], device: torch.device) -> list[Variant]:
+    """What can be measured here in these runtimes and forms.
+
+    Args:
+        runtimes: names of :data:`RUNTIMES`.
+        forms: names of :data:`FORMS`.
+        device: where PyTorch computes.
+    """
+    of_pytorch = PYTORCH_VARIANTS.get(device.type, PYTORCH_VARIANTS["cpu"])
     return [
-        way
-        for way in (*own, *OTHERS)
-        if way[0] in runtimes and way[2] in forms and available(way[0], way[1])
+        (runtime, precision, form)
+        for runtime, precision, form in (*of_pytorch, *OTHER_VARIANTS)
+        if runtime in runtimes and form in forms and available(runtime, precision)
     ]
 
 
 def available(runtime: str, precision: str) -> bool:
-    """Whether the runtime is installed, and with int8 what quantises."""
+    """Whether the runtime is installed, and for int8 the package that quantises."""
     package = PACKAGES.get(runtime)
-    there = package is None or (find_spec(package) is not None and find_spec("onnx") is not None)
-    return there and (precision != "int8" or find_spec("nncf") is not None)
+    installed = package is None or _installed(package, "onnx")
+    return installed and (precision != "int8" or _installed("nncf"))
+
+
+def _installed(*packages: str) -> bool:
+    return all(find_spec(package) is not None for package in packages)

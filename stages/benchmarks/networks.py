@@ -8,7 +8,7 @@ from rich.table import Table
 
 from pipeline.files import write_json
 from pipeline.machine import Machine
-from pipeline.timing.decoders import Case, largest_difference, measure
+from pipeline.timing.decoders import DecoderCase, largest_difference, measure
 from pipeline.timing.host import machine_record
 from stages.shared.console import console, progress, say
 
@@ -28,7 +28,7 @@ def run(
         for number, (architecture, task, precision) in enumerate(wanted, start=1):
             batch, size = SHAPES[task]
             cases = [
-                Case(architecture, decoders, form, task, precision, batch, size, machine)  # type: ignore[arg-type]
+                DecoderCase(architecture, decoders, form, task, precision, batch, size, machine)  # type: ignore[arg-type]
                 for form in FORMS
             ]
             forms = dict(zip(FORMS, measure(cases, 1, repeats), strict=True))

@@ -22,8 +22,8 @@ from pipeline.models import create_model
 from pipeline.prepared import load_frame
 from pipeline.timing.cost import multiply_adds, parameters
 from pipeline.timing.host import LIBRARIES, machine_record
-from pipeline.timing.interleaved import REMEDY, Timing, try_turns
-from pipeline.timing.latency import Candidate, Way, example, export_graph, ways
+from pipeline.timing.interleaved import REMEDY, Timing, try_interleaved
+from pipeline.timing.latency import Candidate, Variant, example, export_graph, variants
 from pipeline.training_errors import mendable
 from stages.benchmark import FIGURES, figures
 from stages.reporting.paper_tables import table as paper_table
@@ -108,11 +108,13 @@ def _speed(row: dict[str, Any]) -> str:
     return row["problem"] or f"{_short(row['milliseconds'])} ms, {row['fps']:.2f} frames/s"
 
 
-def _ways(runtimes: Sequence[str], forms: Sequence[str], form: str, machine: Machine) -> list[Way]:
+def _ways(
+    runtimes: Sequence[str], forms: Sequence[str], form: str, machine: Machine
+) -> list[Variant]:
     """What to measure; a network with one decoder has nothing to join."""
     return [
         way
-        for way in ways(runtimes, forms, machine.torch_device)
+        for way in variants(runtimes, forms, machine.torch_device)
         if form == "shared" or way[2] != "looped"
     ]
 
@@ -148,7 +150,7 @@ def _measured(
     )
     reference = next(
         (
-            t.answer
+            t.output
             for w, t in zip(candidates, networks_alone, strict=True)
             if t and w.runtime == "PyTorch"
         ),
@@ -185,7 +187,7 @@ def _in_turns(candidates: Sequence[Candidate], folder: Path, repeats: int) -> li
     return [
         t
         for group in groups
-        for t in try_turns([_with_graph(way, folder) for way in group], 1, repeats)
+        for t in try_interleaved([_with_graph(way, folder) for way in group], 1, repeats)
     ]
 
 
@@ -212,18 +214,18 @@ def _problem(whole: Timing | None, network: Timing | None) -> str | None:
         return "out of memory"
     return (
         None
-        if network.answer is None or np.isfinite(network.answer).all()
+        if network.output is None or np.isfinite(network.output).all()
         else "not all logits are finite"
     )
 
 
 def _difference(timing: Timing | None, reference: Any) -> float | None:
     """Largest difference of a logit from PyTorch's in float32."""
-    if timing is None or timing.answer is None or reference is None:
+    if timing is None or timing.output is None or reference is None:
         return None
-    if timing.answer.ndim < reference.ndim:  # margins
+    if timing.output.ndim < reference.ndim:  # margins
         reference = reference[:, :, 1] - reference[:, :, 0]
-    largest = float(f"{np.abs(timing.answer - reference).max():.2e}")
+    largest = float(f"{np.abs(timing.output - reference).max():.2e}")
     return largest if isfinite(largest) else None
 
 

@@ -1,4 +1,7 @@
-"""Calls in turns: what does not fit into memory costs the others nothing, and devices finish what they were given."""
+"""Interleaved measurement.
+
+What does not fit into memory costs the others nothing, and devices finish what they were given.
+"""
 
 import os
 from dataclasses import dataclass
@@ -10,13 +13,13 @@ import torch
 
 from pipeline.errors import MtkdError
 from pipeline.timing import interleaved
-from pipeline.timing.interleaved import take_turns, try_turns
+from pipeline.timing.interleaved import interleave, try_interleaved
 from pipeline.training_errors import TooLittleMemoryError
 
 
 @dataclass
 class Subject:
-    """Out of memory while it is built, or in a call (0, 1, ...); ended by the kernel; or neither."""
+    """Out of memory while it is built, or in a call (0, 1, ...); ended by the kernel; or none."""
 
     builds: bool = True
     fails_in: int = -1
@@ -41,35 +44,37 @@ class Subject:
 
 
 def test_what_does_not_fit_is_none_and_the_others_are_measured():
-    first, second, third = try_turns([Subject(builds=False), Subject(), Subject(fails_in=1)], 1, 2)
+    first, second, third = try_interleaved(
+        [Subject(builds=False), Subject(), Subject(fails_in=1)], 1, 2
+    )
     assert first is third is None
     assert len(second.seconds) == 2
-    assert second.answer == 3
+    assert second.output == 3
     assert second.median >= 0.01
 
 
-def test_who_needs_all_is_told_in_one_line():
+def test_what_must_fit_is_refused_in_one_line():
     with pytest.raises(TooLittleMemoryError, match="too little memory: choose smaller networks"):
-        take_turns([Subject(), Subject(fails_in=0)], 1, 1)
+        interleave([Subject(), Subject(fails_in=0)], 1, 1)
     with pytest.raises(MtkdError, match="a process of this work ended by itself"):
-        take_turns([Subject(killed=True)], 1, 1)
+        interleave([Subject(killed=True)], 1, 1)
 
 
 def test_short_calls_are_repeated_for_some_time():
-    told = []
-    (timing,) = take_turns([Subject()], 1, 2, lambda *step: told.append(step), seconds=0.1)
+    steps = []
+    (timing,) = interleave([Subject()], 1, 2, lambda *step: steps.append(step), seconds=0.1)
     assert sum(timing.seconds) >= 0.1
     assert 5 <= len(timing.seconds) <= 10
-    assert told[-1] == (len(told), len(told))
-    assert try_turns([Subject(fails_in=1)], 1, 2, seconds=0.1) == [None]
+    assert steps[-1] == (len(steps), len(steps))
+    assert try_interleaved([Subject(fails_in=1)], 1, 2, seconds=0.1) == [None]
 
 
 @pytest.mark.parametrize(("kind", "waits"), [("cpu", 0), ("cuda", 1), ("mps", 1)])
 def test_a_call_lasts_until_the_device_is_done(monkeypatch, kind, waits):
     waited = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
-    measured = interleaved._Measured(lambda: None, torch.device(kind), 0)
-    monkeypatch.setattr(interleaved, "_measured", measured, raising=False)
+    subject = interleaved._Subject(lambda: None, torch.device(kind), 0)
+    monkeypatch.setattr(interleaved, "_subject", subject)
     interleaved._call()
     assert waited == [torch.device(kind)] * waits
 
@@ -81,9 +86,11 @@ def test_on_cuda_subjects_come_one_after_another_in_this_process(monkeypatch):
     )
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
     monkeypatch.setattr(interleaved, "SECONDS_ON_CUDA", 0.1)
-    first, second, third = try_turns([Subject(builds=False), Subject(), Subject(fails_in=1)], 1, 2)
+    first, second, third = try_interleaved(
+        [Subject(builds=False), Subject(), Subject(fails_in=1)], 1, 2
+    )
     assert first is third is None
     assert second.peak == 200
     assert sum(second.seconds) >= 0.1
-    assert second.answer == len(second.seconds) + 1
-    assert interleaved._measured is None
+    assert second.output == len(second.seconds) + 1
+    assert interleaved._subject is None

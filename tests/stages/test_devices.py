@@ -66,13 +66,13 @@ def test_too_little_memory_is_one_line_in_every_stage(run, monkeypatch, inside, 
 
 
 def test_a_row_that_does_not_fit_says_so_and_the_others_are_measured(run, monkeypatch):
-    real = runtimes.try_turns
+    real = runtimes.try_interleaved
 
     def without_joined(subjects, *rest):
         timings = iter(real([subject for subject in subjects if subject.form == "looped"], *rest))
         return [next(timings) if subject.form == "looped" else None for subject in subjects]
 
-    monkeypatch.setattr(runtimes, "try_turns", without_joined)
+    monkeypatch.setattr(runtimes, "try_interleaved", without_joined)
     said = []
     monkeypatch.setattr(runtimes, "say", said.append)
     runtimes.run(
