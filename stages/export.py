@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cache import file_sha256
 from pipeline.deployment.export import (
-    Label,
+    ExportCard,
     Run,
     Segmenter,
     disagreement,
@@ -50,7 +50,7 @@ def run(
     require_folder(output)
     network, card = load_given(checkpoint)
     shown = _frames(frames, frame_size)
-    label = Label(
+    label = ExportCard(
         card.architecture,
         card.anatomies,
         frame_size,
@@ -124,7 +124,7 @@ def _compare(file: Path, segmenter: Segmenter, frames: Sequence[NDArray[np.uint8
     return exported
 
 
-def _say_cost(float32: Run, int8: Run, label: Label, file: Path) -> None:
+def _say_cost(float32: Run, int8: Run, label: ExportCard, file: Path) -> None:
     """Dice of both on labelled test frames."""
     test = Places(Path()).frames_of("test", label.anatomies)
     if not test:

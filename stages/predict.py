@@ -20,7 +20,7 @@ from pipeline.deployment.palette import colours_of
 from pipeline.deployment.runner import LaunchError, LaunchMode, Runner
 from pipeline.deployment.video import (
     IMAGES,
-    Shown,
+    InputFrame,
     VideoWriter,
     frame_rate,
     is_video,
@@ -47,7 +47,7 @@ Kind = Literal["overlay", "labels", "masks"]
 ESTIMATED = 0.95
 # Bytes of a file's name, less what is added to it while the file is written.
 LONGEST_NAME = 255 - len("..partial")
-Write = Callable[[Shown, NDArray[np.bool_]], None]
+Write = Callable[[InputFrame, NDArray[np.bool_]], None]
 
 
 @dataclass(frozen=True)
@@ -391,7 +391,7 @@ def _one_video(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
         )
     writers: list[VideoWriter] = []
 
-    def write(shown: Shown, masks: NDArray[np.bool_]) -> None:
+    def write(shown: InputFrame, masks: NDArray[np.bool_]) -> None:
         picture = drawing.picture(_pixels(shown), masks)
         if not writers:
             writers.append(
@@ -422,7 +422,7 @@ def _numbered_frames(source: Path, output: Path, drawing: Drawing) -> Iterator[W
     """PNG files, and ``times.csv`` with the time of each."""
     rows = ["frame,seconds"]
 
-    def write(shown: Shown, masks: NDArray[np.bool_]) -> None:
+    def write(shown: InputFrame, masks: NDArray[np.bool_]) -> None:
         place = _place(source, shown.name, output)
         _write_files(place, shown, masks, drawing)
         rows.append(f"{place.name},{'' if shown.time is None else f'{float(shown.time):.6f}'}")
@@ -444,7 +444,9 @@ def _place(source: Path, name: str, output: Path) -> Path:
     )
 
 
-def _write_files(place: Path, shown: Shown, masks: NDArray[np.bool_], drawing: Drawing) -> None:
+def _write_files(
+    place: Path, shown: InputFrame, masks: NDArray[np.bool_], drawing: Drawing
+) -> None:
     files = drawing.files(place)
     if drawing.kind == "overlay":
         write_png(files[0], drawing.picture(_pixels(shown), masks))
@@ -459,6 +461,6 @@ def _write_grey(path: Path, values: NDArray[np.uint8]) -> None:
     write_atomically(path, cv2.imencode(".png", values)[1].tobytes())
 
 
-def _pixels(shown: Shown) -> NDArray[np.uint8]:
+def _pixels(shown: InputFrame) -> NDArray[np.uint8]:
     assert shown.pixels is not None
     return shown.pixels

@@ -3,7 +3,7 @@
     python docs/scripts/crop_frames.py UNLABELLED CROPS [--mirror]
 
 writes CROPS crops of every training frame of ``data.root`` in params.yaml, each of half of the
-frame's area up to all of it. Then ``data.unlabelled_root: UNLABELLED`` lets teachers speak on views
+frame's area up to all of it. With ``data.unlabelled_root: UNLABELLED`` teachers then segment views
 that go further than the training's augmentation.
 """
 
@@ -33,7 +33,7 @@ def main(
 
     With --mirror half of them are mirrored: right for streets, wrong for an abdomen, whose left is
     not its right. With --masks FOLDER becomes a data set, of all frames and of the crops with their
-    masks: what crops teach labels.
+    masks, to compare what they bring to labels.
     """
     shared.refuse_existing(folder)
     data = load_project().params.data
@@ -57,7 +57,8 @@ def _write_crops(
     frame: Source, seeds: range, flip: A.HorizontalFlip, root: Path, masks: bool
 ) -> None:
     assert frame.mask is not None
-    pixels, (mask, _) = read_frame(frame.image), read_mask(frame.mask)
+    pixels = read_frame(frame.image)
+    mask, _ = read_mask(frame.mask)
     height, width = mask.shape
     crop = A.RandomResizedCrop(
         (height, width),
@@ -80,7 +81,7 @@ def _write_crops(
 
 def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
     if path.exists():  # perhaps a link to a frame of the data set, which is not to be written to
-        raise MtkdError(f"{path} is there already: a frame of the data set has this name")
+        raise MtkdError(f"{path} already exists: a frame of the data set has this name")
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), pixels)
 

@@ -1,4 +1,4 @@
-"""Make two folders of links from a data set: one without every second training frame, and those, unlabelled.
+"""Hide the masks of every second training frame of a data set, in two folders of links.
 
     python docs/scripts/hide_masks.py SOURCE LABELLED UNLABELLED VAL_AND_TEST_SURGERIES...
 
@@ -15,11 +15,14 @@ from pipeline.errors import MtkdError
 
 
 def main(source: Path, labelled: Path, unlabelled: Path, val_and_test_surgeries: list[str]) -> None:
-    """Link the frames of SOURCE into LABELLED, but every second one of a training surgery into UNLABELLED."""
+    """Link the frames of SOURCE into LABELLED.
+
+    Every second one of a training surgery is linked into UNLABELLED instead.
+    """
     for folder in (labelled, unlabelled):
         shared.refuse_existing(folder)
     if not source.is_dir():
-        raise MtkdError(f"{source} is no folder")
+        raise MtkdError(f"{source} is not a folder")
     frames, _ = scan(source, sorted(p.name for p in source.glob("[!.]*") if p.is_dir()))
     if not frames:
         raise MtkdError(

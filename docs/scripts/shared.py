@@ -11,7 +11,7 @@ from pipeline.errors import MtkdError
 
 
 def run(main: Callable[..., None]) -> None:
-    """Run a function as a command line; what a user can mend is one line."""
+    """Run a function as a command line; what a user can correct is one line."""
     try:
         typer.run(main)
     except (MtkdError, OSError) as error:
@@ -22,10 +22,10 @@ def refuse_existing(folder: Path) -> None:
     """Frames of an earlier run must not be mixed with new ones.
 
     Raises:
-        MtkdError: the folder is there.
+        MtkdError: the folder exists.
     """
     if folder.exists():
-        raise MtkdError(f"{folder} is there already: remove it, or name another folder")
+        raise MtkdError(f"{folder} already exists: remove it, or name another folder")
 
 
 def link_labelled(root: Path, frame: Source) -> None:

@@ -1,8 +1,12 @@
-"""One graph from a frame in memory to all masks in memory, as ONNX and OpenVINO files that say what they are."""
+"""Exported networks: one graph from a frame to all masks, as an ONNX or an OpenVINO file.
+
+Each file carries a card that says what it holds.
+"""
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import file_digest, sha256
 from io import BytesIO
@@ -18,23 +22,23 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pipeline.deployment.signal_stack import own_signal_stack
-from pipeline.errors import MtkdError
+from pipeline.deployment.signal_stack import kept_signal_stack
+from pipeline.errors import DamagedFileError, MissingFileError, MtkdError
 from pipeline.files import naming
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network
 
-# Under these keys an exported file says what it is, and the sha256 of the weights that it was
-# written with.
-KEY, WEIGHTS = "mtkd", "mtkd_weights"
-# A pixel whose logits are closer than this may fall to either side: runtimes add up in another
-# order.
+# Keys of an exported file's metadata: its card, and the sha256 of the weights it was written with.
+CARD_KEY = "mtkd"
+WEIGHTS_KEY = "mtkd_weights"
+# A pixel whose logit margin is smaller may fall to either side: runtimes add up in another order.
 UNDECIDED = 1e-3
+FIX = "Fix: copy the file again, or export again"
 Run = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]  # frame (H, W, 3) -> masks (N, H, W)
 
 
 @dataclass(frozen=True)
-class Label:
+class ExportCard:
     """What an exported file holds; stands inside it as JSON.
 
     Attributes:
@@ -66,16 +70,21 @@ class Segmenter(nn.Module):
         self, network: Network | Frozen, frame_size: tuple[int, int], network_size: tuple[int, int]
     ) -> None:
         super().__init__()
-        self.network, self.frame_size, self.network_size = network, frame_size, network_size
+        self.network = network
+        self.frame_size = frame_size
+        self.network_size = network_size
 
     def forward(self, frame: Tensor) -> Tensor:
-        """The masks; one after another while no gradients are wanted, so that what is upsampled stays in the cache."""
+        """The masks of a frame.
+
+        While no gradients are wanted they are computed one after another: so what is upsampled
+        stays in the processor's cache.
+        """
         margin = self._native(frame)
         if torch.is_grad_enabled() or margin.device.type != "cpu":
             return (self._full(margin) > 0).to(torch.uint8)
-        return torch.cat(
-            [(self._full(one) > 0).to(torch.uint8) for one in margin.split(1, dim=1)], dim=1
-        )
+        masks = [(self._full(part) > 0).to(torch.uint8) for part in margin.split(1, dim=1)]
+        return torch.cat(masks, dim=1)
 
     def margins(self, frame: Tensor) -> Tensor:
         """By how much the anatomy's logit exceeds the background's, (1, N, H, W)."""
@@ -83,32 +92,39 @@ class Segmenter(nn.Module):
 
     def _native(self, frame: Tensor) -> Tensor:
         """The margins on the network's own grid, (1, N, h, w)."""
-        shown = frame.float()
+        pixels = frame.float()
         if self.frame_size != self.network_size:
-            shown = F.interpolate(
-                shown, size=self.network_size, mode="bilinear", align_corners=False
-            )
-        return self.network.margins(shown)
+            size = self.network_size
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+        return self.network.margins(pixels)
 
     def _full(self, margin: Tensor) -> Tensor:
         return F.interpolate(margin, size=self.frame_size, mode="bilinear", align_corners=False)
 
 
-def write_onnx(segmenter: Segmenter, label: Label, path: Path) -> None:
+def write_onnx(segmenter: Segmenter, card: ExportCard, path: Path) -> None:
     """An ONNX file with static shapes: input ``frame``, output ``masks``."""
     import onnx
 
     frame = torch.zeros(1, 3, *segmenter.frame_size, dtype=torch.uint8)
     model = onnx.load(trace(segmenter.eval(), frame, path))
-    onnx.helper.set_model_props(
-        model, {KEY: json.dumps(asdict(label)), WEIGHTS: _graph_digest(model)}
-    )
+    metadata = {CARD_KEY: json.dumps(asdict(card)), WEIGHTS_KEY: _graph_digest(model)}
+    onnx.helper.set_model_props(model, metadata)
     with naming(path):
         onnx.save(model, path)
 
 
 def trace(module: nn.Module, frame: Tensor, path: Path) -> Path:
-    """What a module in eval mode does with such a frame, as an ONNX graph with static shapes; input ``frame``."""
+    """Write an ONNX graph of what a module does with a frame.
+
+    Args:
+        module: in eval mode.
+        frame: gives the static shapes of the graph, whose input is called ``frame``.
+        path: the file.
+
+    Returns:
+        The file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # With gradients networks take their plain form.
     with warnings.catch_warnings(), torch.enable_grad(), _IntegerSizes():
@@ -150,24 +166,22 @@ class _IntegerSizes(TorchFunctionMode):
 
 
 def write_openvino(
-    onnx_path: Path, label: Label, path: Path, calibration: Sequence[NDArray[np.uint8]] = ()
+    onnx_path: Path, card: ExportCard, path: Path, calibration: Sequence[NDArray[np.uint8]] = ()
 ) -> None:
-    """An OpenVINO file (``.xml`` and ``.bin``) from an ONNX file; in int8 if there are frames to calibrate with.
+    """An OpenVINO file (``.xml`` and ``.bin``) from an ONNX file.
 
     Args:
         onnx_path: what :func:`write_onnx` wrote.
-        label: stands in the file, too.
+        card: stands in the file, too.
         path: ends in ``.xml``.
-        calibration: frames (H, W, 3) of training, for OpenVINO's own quantisation.
+        calibration: frames (H, W, 3) of training, for OpenVINO's own quantisation in int8; without
+            them the file is in float32.
     """
-    model = (
-        _quantised(onnx_path, [as_batch(f) for f in calibration])
-        if calibration
-        else _converted(onnx_path)
-    )
-    model.set_rt_info(json.dumps(asdict(label)), KEY)
+    tensors = [as_batch(frame) for frame in calibration]
+    model = _quantised(onnx_path, tensors) if tensors else _converted(onnx_path)
+    model.set_rt_info(json.dumps(asdict(card)), CARD_KEY)
     _save_openvino(model, path)
-    model.set_rt_info(_file_digest(path.with_suffix(".bin")), WEIGHTS)
+    model.set_rt_info(_file_digest(path.with_suffix(".bin")), WEIGHTS_KEY)
     _save_openvino(model, path)
 
 
@@ -204,43 +218,48 @@ def _quantised(onnx_path: Path, tensors: Sequence[NDArray[Any]]) -> Any:
     # The margin of anatomy over background: OpenVINO cannot compile it after logits (1, N, 2, h, w)
     # in int8.
     subtractions = nncf.IgnoredScope(types=["Subtract"], validate=False)
-    with own_signal_stack():
+    with kept_signal_stack():
         return nncf.quantize(
             model, nncf.Dataset(list(tensors)), subset_size=len(tensors), ignored_scope=subtractions
         )
 
 
-def load_exported(path: Path) -> tuple[Run, Label]:
-    """A function from a frame to its masks, and what the file says of itself.
+def load_exported(path: Path) -> tuple[Run, ExportCard]:
+    """A function from a frame to its masks, and the card of the file.
 
     Raises:
-        MtkdError: no such file, none that this project exported, one that was changed since, or no
-            runtime for it.
+        MissingFileError: no such file.
+        DamagedFileError: it was changed since it was exported.
+        MtkdError: it is not an exported file, or there is no runtime for it.
     """
     _check_file(path)
     is_onnx = path.suffix == ".onnx"
+    with _reading(path):
+        metadata = _onnx_metadata(path) if is_onnx else _openvino_metadata(path)
+        card = TypeAdapter(ExportCard).validate_json(metadata.card)
+        if metadata.exported_weights != metadata.weights:  # a runtime may crash on these
+            reason = "it has other weights than it was exported with"
+            raise DamagedFileError(path, f"{reason}. {FIX}")
+        run, shape = _open_onnx(path) if is_onnx else _open_openvino(path)
+    expected = (1, len(card.anatomies), *card.frame_size)
+    if shape != expected:
+        raise DamagedFileError(path, f"it gives masks {shape}, but says {expected}. {FIX}")
+    return run, card
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file in errors of the libraries that read it."""
     try:
-        told, written, found = (_told_by_onnx if is_onnx else _told_by_openvino)(path)
-        label = TypeAdapter(Label).validate_json(told)
-        if written == found:  # a runtime may crash on damaged weights
-            run, shape = (_open_onnx if is_onnx else _open_openvino)(path)
+        yield
     except ImportError as error:
-        remedy = f"pip install --force-reinstall {'onnx onnxruntime' if is_onnx else 'openvino'}"
+        packages = "onnx onnxruntime" if path.suffix == ".onnx" else "openvino"
         raise MtkdError(
-            f"{path} needs a package that cannot be imported ({_line(error)}). Run: {remedy}"
+            f"{path} needs a package that cannot be imported ({_line(error)}). "
+            f"Run: pip install --force-reinstall {packages}"
         ) from error
     except (RuntimeError, KeyError, ValueError, OSError) as error:
-        raise MtkdError(f"{path} is no file that `mtkd export` wrote ({_line(error)})") from error
-    if written != found:
-        raise MtkdError(
-            f"{path} has other weights than it was exported with: copy it again, or export again"
-        )
-    expected = (1, len(label.anatomies), *label.frame_size)
-    if shape != expected:
-        raise MtkdError(
-            f"{path} gives masks {shape}, but says {expected}: copy it again, or export again"
-        )
-    return run, label
+        raise MtkdError(f"{path} is not a complete exported file ({_line(error)})") from error
 
 
 def _line(error: Exception) -> str:
@@ -248,27 +267,38 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _told_by_onnx(path: Path) -> tuple[str, str, str]:
-    """What a file says of itself; the digest of the weights that it was written with, and of those that it has."""
+@dataclass(frozen=True)
+class _Metadata:
+    """What stands in an exported file beside its graph.
+
+    Attributes:
+        card: JSON.
+        exported_weights: sha256 of the weights that it was written with.
+        weights: sha256 of the weights that it has.
+    """
+
+    card: str
+    exported_weights: str
+    weights: str
+
+
+def _onnx_metadata(path: Path) -> _Metadata:
     import onnx
 
     try:
         model = onnx.load(path)
-    except (
-        Exception
-    ) as error:  # of protobuf, whose classes differ from one implementation to the next
+    # Of protobuf, whose classes differ from one implementation to the next.
+    except Exception as error:
         raise ValueError(str(error)) from error
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    return told[KEY], told[WEIGHTS], _graph_digest(model)
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    return _Metadata(entries[CARD_KEY], entries[WEIGHTS_KEY], _graph_digest(model))
 
 
-def _told_by_openvino(path: Path) -> tuple[str, str, str]:
-    """As :func:`_told_by_onnx`."""
-    told = {
-        entry.tag: entry.attrib["value"]
-        for entry in ElementTree.parse(path).iterfind("./rt_info/*[@value]")
-    }
-    return told[KEY], told[WEIGHTS], _file_digest(path.with_suffix(".bin"))
+def _openvino_metadata(path: Path) -> _Metadata:
+    elements = ElementTree.parse(path).iterfind("./rt_info/*[@value]")
+    entries = {element.tag: element.attrib["value"] for element in elements}
+    weights = _file_digest(path.with_suffix(".bin"))
+    return _Metadata(entries[CARD_KEY], entries[WEIGHTS_KEY], weights)
 
 
 def _graph_digest(model: Any) -> str:
@@ -281,34 +311,32 @@ def _file_digest(path: Path) -> str:
 
 
 def _check_file(path: Path) -> None:
-    """What can be told without a runtime, whose own messages are long and name no file."""
+    """What can be checked without a runtime, whose own messages are long and name no file."""
     if path.is_dir():
         raise MtkdError(f"{path} is a folder: name the checkpoint or the exported file in it")
     if path.suffix not in (".onnx", ".xml"):
         raise MtkdError(
-            f"{path}: expected a checkpoint (.safetensors) or what `mtkd export` wrote (.onnx, "
-            ".xml)"
+            f"{path}: expected a checkpoint (.safetensors) or an exported file (.onnx, .xml)"
         )
     if not path.is_file():
-        raise MtkdError(f"{path} is missing: `mtkd export` writes such files")
+        raise MissingFileError(path)
     if path.suffix == ".xml":
         _check_weights(path, path.with_suffix(".bin"))
 
 
 def _check_weights(path: Path, weights: Path) -> None:
-    """An OpenVINO file says where in its ``.bin`` each constant is."""
+    """Compare the size of a ``.bin`` with what its ``.xml`` says, where each constant is in it."""
     try:
-        constants = [
-            data.attrib for data in ElementTree.parse(path).iterfind(".//layer[@type='Const']/data")
-        ]
+        elements = ElementTree.parse(path).iterfind(".//layer[@type='Const']/data")
+        constants = [element.attrib for element in elements]
     except ElementTree.ParseError as error:
-        raise MtkdError(f"{path} is no whole file that `mtkd export` wrote ({error})") from error
+        raise MtkdError(f"{path} is not a complete exported file ({error})") from error
     if not weights.is_file():
         raise MtkdError(f"{weights} is missing: it holds the weights of {path}, put it beside")
     expected = max((int(data["offset"]) + int(data["size"]) for data in constants), default=0)
-    if weights.stat().st_size < expected:
-        found = f"{weights.stat().st_size} of {expected} bytes"
-        raise MtkdError(f"{weights} is cut off, {found}: copy it again, or export again")
+    size = weights.stat().st_size
+    if size < expected:
+        raise DamagedFileError(weights, f"it is cut off, {size} of {expected} bytes. {FIX}")
 
 
 def _open_onnx(path: Path) -> tuple[Run, tuple[int, ...]]:
@@ -318,7 +346,9 @@ def _open_onnx(path: Path) -> tuple[Run, tuple[int, ...]]:
 
 
 def open_onnx(path: Path) -> Any:
-    """An ONNX Runtime session on the processor, as the rows of benchmarks say; GPUs would compute in TF32.
+    """An ONNX Runtime session on the processor.
+
+    Rows of benchmarks say so, and GPUs would compute in TF32.
 
     Raises:
         RuntimeError: it can't read the file.
@@ -334,9 +364,8 @@ def open_onnx(path: Path) -> Any:
 
 def _open_openvino(path: Path) -> tuple[Run, tuple[int, ...]]:
     compiled = open_openvino(path)
-    return lambda frame: compiled(as_batch(frame))[0][0].astype(bool), tuple(
-        compiled.output(0).shape
-    )
+    shape = tuple(compiled.output(0).shape)
+    return lambda frame: compiled(as_batch(frame))[0][0].astype(bool), shape
 
 
 def open_openvino(path: Path, precision: str = "float32", threads: int | None = None) -> Any:
@@ -355,12 +384,20 @@ def open_openvino(path: Path, precision: str = "float32", threads: int | None = 
     properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
-    with own_signal_stack():
+    with kept_signal_stack():
         return openvino.Core().compile_model(path, "CPU", properties)
 
 
 def disagreement(segmenter: Segmenter, run: Run, frames: Sequence[NDArray[np.uint8]]) -> int:
-    """Pixels, over frames and masks, where another runtime decides differently and the logits were not close."""
+    """Pixels, over frames and masks, where another runtime decides differently.
+
+    Pixels whose logit margin is within :data:`UNDECIDED` do not count.
+
+    Args:
+        segmenter: the network in PyTorch.
+        run: the exported network.
+        frames: (H, W, 3).
+    """
     count = 0
     for frame in frames:
         with torch.inference_mode():

@@ -1,9 +1,12 @@
-"""Colours that colour-blind people can tell apart, by name: Okabe and Ito's, then Paul Tol's muted ones."""
+"""Colours that colour-blind people can tell apart, by name.
+
+The first are Okabe and Ito's, the others Paul Tol's muted ones.
+"""
 
 from collections.abc import Sequence
 
 Colour = tuple[int, int, int]  # RGB
-COLOURS: dict[str, Colour] = {
+PALETTE: dict[str, Colour] = {
     "orange": (230, 159, 0),
     "sky blue": (86, 180, 233),
     "bluish green": (0, 158, 115),
@@ -21,5 +24,5 @@ COLOURS: dict[str, Colour] = {
 
 def colours_of(anatomies: Sequence[str]) -> dict[str, tuple[str, Colour]]:
     """Name and value of each anatomy's colour; they come again after twelve."""
-    named = list(COLOURS.items())
+    named = list(PALETTE.items())
     return {anatomy: named[i % len(named)] for i, anatomy in enumerate(anatomies)}

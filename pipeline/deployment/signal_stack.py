@@ -19,14 +19,14 @@ class SignalStack(ctypes.Structure):
 
 
 def signal_stack() -> SignalStack:
-    """The one of this thread."""
-    found = SignalStack()
-    _sigaltstack(None, ctypes.byref(found))
-    return found
+    """The signal stack of this thread."""
+    stack = SignalStack()
+    _sigaltstack(None, ctypes.byref(stack))
+    return stack
 
 
 @contextmanager
-def own_signal_stack() -> Iterator[None]:
+def kept_signal_stack() -> Iterator[None]:
     """Afterwards this thread has the signal stack that it had before."""
     if not sys.platform.startswith("linux"):
         yield

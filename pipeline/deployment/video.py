@@ -1,4 +1,4 @@
-"""Frames from files and videos, and back: reading, drawing and encoding each go on beside the network."""
+"""Frames from files and videos, and back into files and videos."""
 
 import os
 import struct
@@ -22,33 +22,23 @@ from pipeline.files import naming, walk
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 BT_709 = 1  # its number in H.264, for primaries and transfer function
 VIDEOS = (
-    ".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".ts", ".mts", ".m2ts", ".vob", ".wmv", ".mxf",
-    ".flv", ".ogv", ".3gp", ".h264", ".hevc",
+    ".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".ts", ".mts", ".m2ts",
+    ".vob", ".wmv", ".mxf", ".flv", ".ogv", ".3gp", ".h264", ".hevc",
 )  # fmt: skip
 OTHER_IMAGES = (
-    ".webp",
-    ".gif",
-    ".jp2",
-    ".jfif",
-    ".ppm",
-    ".pgm",
-    ".avif",
-    ".heic",
-    ".dcm",
-    ".exr",
-    ".tga",
-)
+    ".webp", ".gif", ".jp2", ".jfif", ".ppm", ".pgm", ".avif", ".heic", ".dcm", ".exr", ".tga",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Shown:
+class InputFrame:
     """A frame of the input.
 
     Attributes:
         name: its file, or its number in a video.
         pixels: (H, W, 3) uint8 RGB; None if it is broken.
         time: presentation time in seconds; None for files.
-        problem: what is broken.
+        problem: what is wrong with a broken one.
     """
 
     name: str
@@ -63,7 +53,9 @@ def is_video(path: Path) -> bool:
 
 
 def list_images(path: Path) -> list[Path]:
-    """A frame, or all frames of a folder and the folders in it, linked ones too; of a data set's folder not its masks.
+    """A frame, or all frames of a folder and the folders in it, linked ones too.
+
+    Masks in a data set's folder are left out.
 
     Raises:
         MtkdError: there are none.
@@ -81,19 +73,22 @@ def list_images(path: Path) -> list[Path]:
 
 
 def unread_media(folder: Path) -> list[Path]:
-    """What a user may take for read in a folder of frames.
+    """What a user may wrongly believe to be read in a folder of frames.
 
-    Pictures of other formats, videos, links to nothing, and folders that are read under another
-    name.
+    These are pictures of other formats, videos, links to nothing, and folders that are read under
+    another name.
     """
     unread = (*OTHER_IMAGES, *VIDEOS)
     return [path for path in walk(folder) if path.suffix.lower() in unread or not path.is_file()]
 
 
 def is_frame(path: Path) -> bool:
-    """By its suffix; hidden files are none, nor ``maskMM.png``, ``labelMM.png`` beside or below an ``imageMM.png``."""
-    named = path.suffix.lower() in IMAGES and not path.name.startswith(".")
-    return named and path.is_file() and not is_label(path)
+    """By its suffix; hidden files are not frames.
+
+    Nor are ``maskMM.png`` and ``labelMM.png`` beside or below an ``imageMM.png``.
+    """
+    is_image = path.suffix.lower() in IMAGES and not path.name.startswith(".")
+    return is_image and path.is_file() and not is_label(path)
 
 
 def _require(path: Path) -> None:
@@ -101,19 +96,16 @@ def _require(path: Path) -> None:
         raise MtkdError(f"{path} does not exist: name a frame, a folder of frames or a video")
 
 
-def read_images(paths: list[Path]) -> Iterator[Shown]:
+def read_images(paths: list[Path]) -> Iterator[InputFrame]:
     """Frames from files; a broken one says so, whatever its decoder raises."""
     for path in paths:
         try:
-            yield Shown(str(path), _read_image(path))
+            yield InputFrame(str(path), _read_image(path))
         except DataError as error:
-            yield Shown(str(path), None, problem=str(error))
+            yield InputFrame(str(path), None, problem=str(error))
         except Exception as error:
-            yield Shown(
-                str(path),
-                None,
-                problem=f"{path}: cannot be decoded ({str(error) or type(error).__name__})",
-            )
+            reason = str(error) or type(error).__name__
+            yield InputFrame(str(path), None, problem=f"{path}: cannot be decoded ({reason})")
 
 
 def _read_image(path: Path) -> NDArray[np.uint8]:
@@ -133,7 +125,9 @@ def _read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def video_frames(path: Path) -> tuple[int, bool]:
-    """Number of frames of a video, and whether the container counts them; else it is estimated, 0 if unknown.
+    """Number of frames of a video, and whether the container counts them.
+
+    If it does not, the number is estimated, or 0 if that is impossible.
 
     Raises:
         MtkdError: the file can't be opened, or holds no video.
@@ -142,7 +136,8 @@ def video_frames(path: Path) -> tuple[int, bool]:
         stream = container.streams.video[0]
         if stream.frames:
             return int(stream.frames), True
-        rate, seconds = stream.average_rate, (container.duration or 0) / av.time_base
+        rate = stream.average_rate
+        seconds = (container.duration or 0) / av.time_base
         return int(rate * seconds) if rate else 0, False
 
 
@@ -158,39 +153,44 @@ def _open(path: Path) -> av.container.InputContainer:
     return container
 
 
-def read_video(path: Path) -> Iterator[Shown]:
-    """The frames of a video, packet by packet; a packet that can't be decoded or an early end says so."""
+def read_video(path: Path) -> Iterator[InputFrame]:
+    """The frames of a video, packet by packet.
+
+    A packet that can't be decoded, or an early end, is a frame with a problem.
+    """
     with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        number, packets = 0, container.demux(stream)
+        number = 0
+        packets = container.demux(stream)
         while True:
             try:
                 packet = next(packets, None)
             except Exception as error:
-                yield Shown(
-                    f"{path} frame {number}",
-                    None,
-                    problem=f"{path}: it ends early, at frame {number} ({error})",
-                )
+                yield _broken(path, number, f"it ends early, at frame {number} ({error})")
                 return
             if packet is None:
                 return
             try:
                 decoded = [(frame, _upright(frame)) for frame in packet.decode()]
             except Exception as error:
-                yield Shown(
-                    f"{path} frame {number}",
-                    None,
-                    problem=f"{path}: frame {number} is broken ({error})",
-                )
+                yield _broken(path, number, f"frame {number} is broken ({error})")
                 number += 1
                 continue
             for frame, pixels in decoded:
-                untimed = frame.pts is None or frame.time_base is None
-                time = None if untimed else Fraction(frame.pts * frame.time_base)  # type: ignore[operator]
-                yield Shown(f"{path} frame {number}", pixels, time)
+                yield InputFrame(f"{path} frame {number}", pixels, _time(frame))
                 number += 1
+
+
+def _broken(path: Path, number: int, problem: str) -> InputFrame:
+    return InputFrame(f"{path} frame {number}", None, problem=f"{path}: {problem}")
+
+
+def _time(frame: av.VideoFrame) -> Fraction | None:
+    """Presentation time in seconds."""
+    if frame.pts is None or frame.time_base is None:
+        return None
+    return Fraction(frame.pts * frame.time_base)
 
 
 def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
@@ -200,10 +200,10 @@ def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
 
 
 class VideoWriter:
-    """An H.264 video, each frame in a fragment: what is written stays playable whatever stops the writing.
+    """An H.264 video, each frame in a fragment.
 
-    It is written beside its place and moved there when it is closed: until then an older video
-    stays whole.
+    What is written stays playable whatever stops the writing. The video is written beside its place
+    and moved there when it is closed: until then an older video stays complete.
 
     Attributes:
         path: the video's place.
@@ -215,49 +215,56 @@ class VideoWriter:
     def __init__(
         self, path: Path, size: tuple[int, int], rate: Fraction, aspect: Fraction = Fraction(1)
     ) -> None:
-        self.path, self.size, self.rate = path, size, rate
-        self.kept: bool | None = None
-        self.written = 0
-        self.partial = path.with_name(f".{path.stem}.partial.mp4")
-        self.last: int | None = None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The first fragment counts as a later one of a longer video: so its start is kept.
-        options = {
-            "movflags": "frag_every_frame+empty_moov+default_base_moof+frag_discont",
-            "avoid_negative_ts": "make_non_negative",
-        }
         height, width = size
         if min(size) < 2:
             raise MtkdError(
                 f"{path}: frames of {width}x{height} can't be a video, which needs 2x2 pixels"
             )
-        with naming(path, av.FFmpegError):
-            self.container = av.open(f"file:{self.partial}", "w", format="mp4", options=options)
+        self.path = path
+        self.size = size
+        self.rate = rate
+        self.kept: bool | None = None
+        self.written = 0
+        self.partial = path.with_name(f".{path.stem}.partial.mp4")
+        self.last: int | None = None
+        self.container = self._open()
+        self.stream = self._add_stream(aspect)
+
+    def _open(self) -> av.container.OutputContainer:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # The first fragment counts as a later one of a longer video: so its start is kept.
+        options = {
+            "movflags": "frag_every_frame+empty_moov+default_base_moof+frag_discont",
+            "avoid_negative_ts": "make_non_negative",
+        }
+        with naming(self.path, av.FFmpegError):
+            return av.open(f"file:{self.partial}", "w", format="mp4", options=options)
+
+    def _add_stream(self, aspect: Fraction) -> av.VideoStream:
         # Without frames that refer to later ones, times need no shift, which a fragmented file
         # could not record.
         encoder = {"crf": "18", "preset": "veryfast", "g": "50", "bf": "0"}
-        self.stream = self.container.add_stream("libx264", rate=rate, options=encoder)
+        stream = self.container.add_stream("libx264", rate=self.rate, options=encoder)
         # H.264 with halved colour needs even sizes: a last odd row or column is left out.
-        self.stream.width, self.stream.height, self.stream.pix_fmt = (
-            width // 2 * 2,
-            height // 2 * 2,
-            "yuv420p",
-        )
-        self.stream.codec_context.time_base = self.TIME_BASE
-        self.stream.codec_context.sample_aspect_ratio = aspect
-        # Said in the file, since players guess otherwise.
-        self.stream.codec_context.colorspace = Colorspace.ITU709
-        self.stream.codec_context.color_range = ColorRange.MPEG
-        self.stream.codec_context.color_primaries, self.stream.codec_context.color_trc = (
-            BT_709,
-            BT_709,
-        )
+        height, width = self.size
+        stream.width = width // 2 * 2
+        stream.height = height // 2 * 2
+        stream.pix_fmt = "yuv420p"
+        codec = stream.codec_context
+        codec.time_base = self.TIME_BASE
+        codec.sample_aspect_ratio = aspect
+        # The file states its colours, since players guess otherwise.
+        codec.colorspace = Colorspace.ITU709
+        codec.color_range = ColorRange.MPEG
+        codec.color_primaries = BT_709
+        codec.color_trc = BT_709
+        return stream
 
     def write(self, pixels: NDArray[np.uint8], time: Fraction | None) -> None:
         """Encode one frame (H, W, 3) at its time in seconds.
 
-        One frame after the last if it has no time or, as in joined videos, an earlier one; at the
-        first frame's size.
+        It follows the last frame at once if it has no time or an earlier one, as in concatenated
+        videos. It is resized to the first frame's size.
 
         Raises:
             MtkdError: the video can't be written.
@@ -268,7 +275,8 @@ class VideoWriter:
         frame = av.VideoFrame.from_ndarray(cut, format="rgb24").reformat(
             format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
         )
-        frame.time_base, frame.pts = self.TIME_BASE, self._pts(time)
+        frame.time_base = self.TIME_BASE
+        frame.pts = self._pts(time)
         with naming(self.path, av.FFmpegError):
             self.container.mux(self.stream.encode(frame))
         self.written += 1
@@ -286,7 +294,7 @@ class VideoWriter:
         return self.last
 
     def close(self) -> None:
-        """Write what the encoder still holds, and move the video into place if it shows anything.
+        """Write what the encoder still holds, and move the video into place if it has a frame.
 
         Raises:
             MtkdError: its end can't be written; what was written until then is in place.
@@ -298,16 +306,15 @@ class VideoWriter:
                 self._finish()
         finally:
             _cut_unfinished(self.partial)
-            whole = _whole_packets(self.partial)
-            self.kept = whole > 0
+            complete = _complete_packets(self.partial)
+            self.kept = complete > 0
             if self.kept:
                 self.partial.replace(self.path)
             self.partial.unlink(missing_ok=True)
-        if (
-            whole < self.written
-        ):  # FFmpeg tells of no error in what it writes while it closes a file
+        # FFmpeg reports no error in what it writes while it closes a file.
+        if complete < self.written:
             raise MtkdError(
-                f"{self.path} holds {whole} of {self.written} frames: make room, or choose "
+                f"{self.path} holds {complete} of {self.written} frames: make room, or choose "
                 "another place"
             )
 
@@ -319,19 +326,24 @@ class VideoWriter:
 
 
 def _cut_unfinished(path: Path) -> None:
-    """Cut an MP4 file behind its last whole fragment, each of which is a ``moof`` box and the ``mdat`` box after it."""
-    size, end, whole = path.stat().st_size, 0, 0
+    """Cut an MP4 file behind its last complete fragment.
+
+    A fragment is a ``moof`` box and the ``mdat`` box after it.
+    """
+    size = path.stat().st_size
+    end = 0
+    complete = 0
     with path.open("rb") as file:
         while end + 8 <= size:
             file.seek(end)
             length, kind = struct.unpack(">I4s", file.read(8))
             end += max(8, length)
             if end <= size and kind != b"moof":
-                whole = end
-    os.truncate(path, whole)
+                complete = end
+    os.truncate(path, complete)
 
 
-def _whole_packets(path: Path) -> int:
+def _complete_packets(path: Path) -> int:
     """How many frames a video holds, without decoding them."""
     count = 0
     with suppress(MtkdError, av.FFmpegError), _open(path) as container:
@@ -341,7 +353,7 @@ def _whole_packets(path: Path) -> int:
 
 
 def pixel_aspect(path: Path) -> Fraction:
-    """Width over height of a pixel, as it is shown."""
+    """Width over height of a pixel on the screen."""
     with _open(path) as container:
         stream = container.streams.video[0]
         aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)

@@ -89,11 +89,17 @@ def _export(params: Params, student: Network | None) -> list[str]:
     """Whether the student's graph gives its masks, where ONNX and its runtime are installed."""
     if student is None or not all(find_spec(name) for name in ("onnx", "onnxruntime")):
         return []
-    from pipeline.deployment.export import Label, Segmenter, disagreement, load_exported, write_onnx
+    from pipeline.deployment.export import (
+        ExportCard,
+        Segmenter,
+        disagreement,
+        load_exported,
+        write_onnx,
+    )
 
     sizes = params.benchmark.image_size, params.data.image_size
     segmenter = Segmenter(student, *sizes)
-    label = Label(
+    label = ExportCard(
         params.student.arch, tuple(params.data.anatomies), *sizes, student.mean, student.std, ""
     )
     frame = np.random.default_rng(0).integers(0, 256, (*sizes[0], 3)).astype(np.uint8)

@@ -87,7 +87,7 @@ def test_crops_keep_their_masks_where_labels_are_to_learn_from_them(project):
         (
             "hide_masks.py",
             ["nowhere", "labelled", "unlabelled", "3"],
-            "error: nowhere is no folder",
+            "error: nowhere is not a folder",
         ),
         (
             "hide_masks.py",
@@ -96,9 +96,9 @@ def test_crops_keep_their_masks_where_labels_are_to_learn_from_them(project):
         ),
         ("hide_masks.py", ["dsad", "labelled", "unlabelled"], "Usage: "),
         ("crop_frames.py", ["crops", "0"], "Usage: "),
-        ("crop_frames.py", ["dsad", "1"], "error: dsad is there already"),
+        ("crop_frames.py", ["dsad", "1"], "error: dsad already exists"),
         ("crop_frames.py", ["crops", "1"], "image01.png: is truncated"),
-        ("film_phantom.py", ["dsad", "1"], "error: dsad is there already"),
+        ("film_phantom.py", ["dsad", "1"], "error: dsad already exists"),
         ("film_phantom.py", [], "Usage: "),
     ],
 )

@@ -97,9 +97,9 @@ def test_a_file_that_was_changed_after_its_export_is_refused(exported, tmp_path)
             r"gives masks \(1, 2, 64, 96\), but says \(1, 1, 64, 96\)",
         ),
         (label | {"frame_size": [48, 96]}, "but says"),
-        (label | {"anatomies": None}, "is no file that `mtkd export` wrote"),
-        (lacking, "is no file that `mtkd export` wrote"),
-        ([label], "is no file that `mtkd export` wrote"),
+        (label | {"anatomies": None}, "is not a complete exported file"),
+        (lacking, "is not a complete exported file"),
+        ([label], "is not a complete exported file"),
     ):
         onnx.helper.set_model_props(model, props | {"mtkd": json.dumps(told)})
         onnx.save(model, tmp_path / "told.onnx")
@@ -132,7 +132,7 @@ def test_deleted_models_leave_the_signal_stack(exported):
 @pytest.mark.parametrize("arch", ["segformer_b0", "deeplabv3_efficientnet_lite0"])
 def test_every_family_can_be_exported(tmp_path, arch):
     from pipeline.deployment.export import (
-        Label,
+        ExportCard,
         Segmenter,
         disagreement,
         write_onnx,
@@ -143,7 +143,7 @@ def test_every_family_can_be_exported(tmp_path, arch):
     folder = tmp_path / "a, b"  # of which OpenVINO's converter makes two
     size, network_size = (71, 101), (61, 83)  # no stride divides these
     segmenter = Segmenter(create_model(arch, 3).eval(), size, network_size)
-    label = Label(arch, ("a", "b", "c"), size, network_size, (0.5,) * 3, (0.2,) * 3, "0" * 64)
+    label = ExportCard(arch, ("a", "b", "c"), size, network_size, (0.5,) * 3, (0.2,) * 3, "0" * 64)
     write_onnx(segmenter, label, folder / "n.onnx")
     write_openvino(folder / "n.onnx", label, folder / "n.xml")
     for name in ("n.onnx", "n.xml"):
@@ -205,14 +205,14 @@ def test_what_is_wrong_with_a_model_is_told(exported):
     write_png(exported.parent / "f.png", frame())
     weights = exported / "mtkd.bin"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "mtkd.bin is cut off, 1000 of " in refused("exported/mtkd.xml")
+    assert "mtkd.bin is damaged: it is cut off, 1000 of " in refused("exported/mtkd.xml")
     weights.unlink()
     assert "mtkd.bin is missing: it holds the weights of exported/mtkd.xml" in refused(
         "exported/mtkd.xml"
     )
     (exported / "mtkd.xml").write_bytes(b"no xml")
-    assert "mtkd.xml is no whole file" in refused("exported/mtkd.xml")
-    assert "params.yaml: expected a checkpoint (.safetensors) or what" in refused("params.yaml")
+    assert "mtkd.xml is not a complete exported file" in refused("exported/mtkd.xml")
+    assert "params.yaml: expected a checkpoint (.safetensors) or an" in refused("params.yaml")
     assert "exported is a folder" in refused("exported")
     (exported / "cut.safetensors").write_bytes((exported.parent / CHECKPOINT).read_bytes()[:1000])
     for message in (
@@ -253,7 +253,7 @@ def test_what_export_refuses(run, tmp_path):
         "--model",
         str(tmp_path / "other.onnx"),
     ]
-    assert "no file that `mtkd export` wrote" in mtkd(*arguments, code=1)
+    assert "is not a complete exported file" in mtkd(*arguments, code=1)
 
 
 @pytest.fixture

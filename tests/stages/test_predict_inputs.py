@@ -11,7 +11,7 @@ from PIL import Image
 
 import stages.predict as stage
 from pipeline.deployment.runner import LaunchError
-from pipeline.deployment.video import Shown, list_images, pixel_aspect, read_images, read_video
+from pipeline.deployment.video import InputFrame, list_images, pixel_aspect, read_images, read_video
 
 TEACHER = "checkpoints/teachers/liver.safetensors"
 
@@ -104,7 +104,7 @@ def test_a_turned_tiff_is_read(tmp_path):
     exif[0x0112] = 6  # turned by a quarter
     Image.fromarray(frame()).save(tmp_path / "turned.tif", exif=exif)
     (shown,) = read_images([tmp_path / "turned.tif"])
-    assert isinstance(shown, Shown)
+    assert isinstance(shown, InputFrame)
     assert shown.pixels is not None, shown.problem
     assert shown.pixels.shape in ((48, 64, 3), (64, 48, 3))
 
