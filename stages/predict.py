@@ -152,7 +152,7 @@ class _Plan:
     total: int
     exact: bool
 
-    def frames(self) -> Iterator[Shown]:
+    def frames(self) -> Iterator[InputFrame]:
         """Each frame, or why it cannot be read."""
         return read_images(self.images) if self.images else read_video(self.source)
 
