@@ -1,51 +1,53 @@
-"""Stage ``train_student``: one encoder and N decoders, without (baseline) or with the teachers' stored logits (mtkd).
+"""Stage ``train_student``: one encoder and N decoders, with or without the teachers' logits.
 
-No teacher is built, loaded or held in memory here (paper, stage 2, done offline).
+``mtkd`` is distilled from the stored logits, ``baseline`` is not. No teacher is built, loaded or
+held in memory here (paper, stage 2, done offline).
 """
 
-from pathlib import Path
-from typing import Any
-
 from pipeline.machine import Machine
-from pipeline.training import supervised
+from pipeline.prepared import frames_digest
+from pipeline.training import Objective, supervised
 from stages.shared.project import Project
-from stages.shared.training_run import class_weights, train_run
+from stages.shared.training_run import Lesson, Outputs, class_weights, train_run
 
 
 def run(project: Project, name: str, machine: Machine) -> None:
     """Train the student ``baseline`` or ``mtkd``."""
-    params = project.params
     anatomies = project.anatomies
+    settings = project.params.student
     frames = project.frames_of("train")
-    weights = class_weights(frames, anatomies) if params.student.class_weights else None
-    objective, soft_targets = supervised(len(anatomies), weights), None
-    taught: dict[str, Any] = {}
-    files: list[Path] = []
-    if name == "mtkd":
-        from pipeline.distillation import distilled
-        from stages.stores.reader import open_stores
-
-        objective, soft_targets = distilled(objective, params.distill), open_stores(project)
-        frames = project.distillation_frames()
-        taught = {
-            "distill": params.distill.model_dump(),
-            "stores": [one.identity for one in soft_targets.stores],
-        }
-        files = [
-            file for one in soft_targets.stores for file in one.path.rglob("*") if file.is_file()
-        ]
-    train_run(
-        project,
-        f"student {name}",
-        frames,
-        anatomies,
-        params.student,
-        machine,
-        objective,
-        soft_targets=soft_targets,
-        taught=taught,
-        taught_by=files,
+    weights = class_weights(frames, anatomies) if settings.class_weights else None
+    objective = supervised(len(anatomies), weights)
+    lesson = _distillation(project, objective) if name == "mtkd" else Lesson(frames, objective)
+    outputs = Outputs(
         checkpoint=project.student_checkpoint(name),
         metrics=project.student_metrics(name),
         curves=project.student_curves(name),
+    )
+    train_run(project, f"student {name}", anatomies, settings, lesson, outputs, machine)
+
+
+def _distillation(project: Project, objective: Objective) -> Lesson:
+    """All training frames, and the stored logits of all teachers on them.
+
+    Raises:
+        MtkdError: as of ``open_stores``.
+        StoreError: likewise.
+    """
+    from pipeline.distillation import distilled
+    from stages.stores.reader import open_stores
+
+    settings = project.params.distill
+    objective = distilled(objective, settings)
+    frames = project.distillation_frames()
+    digest = frames_digest(frames)
+    soft_targets = open_stores(project, digest)
+    identities = [store.identity for store in soft_targets.stores]
+    return Lesson(
+        frames,
+        objective,
+        soft_targets,
+        identity={"distill": settings.model_dump(), "stores": identities},
+        files=soft_targets.files(),
+        digest=digest,
     )

@@ -1,9 +1,9 @@
-"""Stage ``train_teacher``: one network with one decoder on the sub-data set of one anatomy (paper, stage 1)."""
+"""Stage ``train_teacher``: one network with one decoder, on one anatomy's frames (paper, stage 1)."""
 
 from pipeline.machine import Machine
 from pipeline.training import supervised
 from stages.shared.project import Project
-from stages.shared.training_run import class_weights, train_run
+from stages.shared.training_run import Lesson, Outputs, class_weights, train_run
 
 
 def run(project: Project, anatomy: str, machine: Machine) -> None:
@@ -12,15 +12,10 @@ def run(project: Project, anatomy: str, machine: Machine) -> None:
     settings = project.params.teacher
     frames = project.frames_of("train", [anatomy])
     weights = class_weights(frames, [anatomy]) if settings.class_weights else None
-    train_run(
-        project,
-        f"teacher {anatomy}",
-        frames,
-        [anatomy],
-        settings,
-        machine,
-        supervised(1, weights),
+    lesson = Lesson(frames, supervised(1, weights))
+    outputs = Outputs(
         checkpoint=project.teacher_checkpoint(anatomy),
         metrics=project.teacher_metrics(anatomy),
         curves=project.teacher_curves(anatomy),
     )
+    train_run(project, f"teacher {anatomy}", [anatomy], settings, lesson, outputs, machine)

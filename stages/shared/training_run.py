@@ -1,7 +1,11 @@
-"""What train_teacher and train_student share: data, progress, curves, checkpoint and metrics of one training run."""
+"""One training run of a teacher or a student.
+
+Data, progress, curves, checkpoint and metrics.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -26,7 +30,7 @@ from pipeline.settings import Training
 from pipeline.stopwatch import Stopwatch
 from pipeline.training import Epoch, Objective, best_epoch, fit, synchronises
 from pipeline.training_errors import mendable
-from stages.shared.console import counted, hush, progress, say
+from stages.shared.console import Step, counted, hush, progress, say
 from stages.shared.environment import say_environment, say_handover, say_launch
 from stages.shared.preflight import preflight
 from stages.shared.project import Project
@@ -35,15 +39,54 @@ from stages.shared.project import Project
 PATIENCE = 10.0
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a network is trained on.
+
+    Attributes:
+        frames: training frames.
+        objective: what is minimised.
+        soft_targets: the teachers' stored logits, or None.
+        identity: what else determines the result: settings of distillation, identities of the
+            stores.
+        files: of the stores; none of them may change during the run.
+        digest: of the frames' list and pixels if it is known already, see ``frames_digest``.
+    """
+
+    frames: Sequence[Frame]
+    objective: Objective
+    soft_targets: SoftTargets | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a training run writes.
+
+    Attributes:
+        checkpoint: the weights of the best epoch.
+        metrics: Dice per anatomy on the validation surgeries at that epoch, in percent.
+        curves: folder for the values of every epoch.
+    """
+
+    checkpoint: Path
+    metrics: Path
+    curves: Path
+
+
 def class_weights(frames: Sequence[Frame], anatomies: Sequence[str]) -> torch.Tensor:
-    """Kolbinger's weights per anatomy, n / (2 count) for background and anatomy: (N, 2)."""
+    """Kolbinger's weights per anatomy, n / (2 count) for background and anatomy: (N, 2).
+
+    Raises:
+        MtkdError: the masks of an anatomy hold only one class.
+    """
     weights = []
     for anatomy in anatomies:
         labels = [load_label(frame.label) for frame in frames if frame.anatomy == anatomy]
-        pixels, positive = (
-            sum(label.size for label in labels),
-            sum(int(label.sum()) for label in labels),
-        )
+        pixels = sum(label.size for label in labels)
+        positive = sum(int(label.sum()) for label in labels)
         if not 0 < positive < pixels:
             raise MtkdError(
                 f"class_weights: the training masks of {anatomy} hold only one class; set it to "
@@ -65,18 +108,11 @@ def seeded_network(settings: Training, anatomies: Sequence[str]) -> Network:
 def train_run(
     project: Project,
     title: str,
-    frames: Sequence[Frame],
     anatomies: Sequence[str],
     settings: Training,
+    lesson: Lesson,
+    outputs: Outputs,
     machine: Machine,
-    objective: Objective,
-    *,
-    soft_targets: SoftTargets | None = None,
-    taught: Mapping[str, Any] | None = None,
-    taught_by: Sequence[Path] = (),
-    checkpoint: Path,
-    metrics: Path,
-    curves: Path,
 ) -> None:
     """Train one network on prepared frames; write its checkpoint, metrics and curves.
 
@@ -86,55 +122,36 @@ def train_run(
     Args:
         project: where everything lies.
         title: what the lines on the screen call it.
-        frames: to train on.
         anatomies: one decoder each, in this order.
         settings: of the teacher or student.
+        lesson: frames and objective.
+        outputs: files to write.
         machine: devices and loader workers.
-        objective: what is minimised.
-        soft_targets: the teachers' stored logits, or None.
-        taught: what else determines the result: settings of distillation, identities of the stores.
-        taught_by: files of the stores.
-        checkpoint: the weights of the best epoch.
-        metrics: Dice per anatomy on the validation surgeries at that epoch, in percent.
-        curves: folder for the values of every epoch.
 
     Raises:
         MtkdError: as of ``fit``; another process trains the same; a batch can't be shared by so
             many.
     """
+    objective = lesson.objective
+    taught_by = lesson.files
     _require_shareable(settings, machine)
-    train = FrameDataset(frames, anatomies, settings.seed, soft_targets)
-    if say_launch(machine):
-        preflight(project)
-        say_environment(machine)
-        piece = -(-settings.batch_size // (machine.devices * machine.accumulate))
-        say_handover(machine, lambda: piece * nbytes([train[0, 0]]))
+    train = FrameDataset(lesson.frames, anatomies, settings.seed, lesson.soft_targets)
+    _say_before(project, settings, train, machine)
     fabric = make_fabric(machine, settings.precision)
     hush(not fabric.is_global_zero)
     val = FrameDataset(project.frames_of("val", anatomies), anatomies)
     network = seeded_network(settings, anatomies)
     # Batch norm sees a piece at a time, so that pieces are part of what determines the weights.
-    shared = {"processes": fabric.world_size, "accumulate": machine.accumulate}
-    known = {
-        "settings": settings.model_dump(),
-        **shared,
-        **_digests(train.frames, val.frames),
-        **(taught or {}),
-    }
-    place = project.scratch / "training" / checkpoint.parent.name / checkpoint.stem
-    for folder in (place.parent, checkpoint.parent, metrics.parent, curves):
-        require_writable(folder)
-    here = {"device": fabric.device.type, "compile": machine.compile}
-    resume = Resume(
-        place.with_name(f"{place.name}.pt"), run_identity({**known, **here}, network.state_dict())
-    )
+    pieces = {"processes": fabric.world_size, "accumulate": machine.accumulate}
+    digests = _digests(lesson, val.frames)
+    trained_on = {"settings": settings.model_dump(), **pieces, **digests, **lesson.identity}
+    place = _state_place(project, outputs)
+    on_device = {"device": fabric.device.type, "compile": machine.compile}
+    identity = run_identity({**trained_on, **on_device}, network.state_dict())
+    resume = Resume(place.with_name(f"{place.name}.pt"), identity)
     height, width = load_frame(train.frames[0].image).shape[:2]
     stopwatch = Stopwatch(fabric.device)
-    with (
-        _alone(place, fabric),
-        _curves(curves, fabric) as live,
-        progress(f"{title}: batches") as bar,
-    ):
+    with _running(title, place, outputs.curves, fabric) as (live, bar):
         sizes = f"{len(train)} training and {len(val)} validation frames"
         say(f"{title}: {settings.arch}, {sizes}, {counted(settings.epochs, 'epoch')}")
         if fabric.world_size > 1:
@@ -158,15 +175,12 @@ def train_run(
             )
         if not fabric.is_global_zero:
             return
-        best = best_epoch(history)
-        save_checkpoint(checkpoint, network, (height, width), known)
-        percent = {
-            name: _percent(value) for name, value in {"mean": best.mean_dice, **best.dice}.items()
-        }
-        write_json(metrics, {"val_dice": percent, "best_epoch": best.epoch, "epochs": len(history)})
+        save_checkpoint(outputs.checkpoint, network, (height, width), trained_on)
+        dice = _write_metrics(outputs.metrics, history)
         resume.done()
     say(f"{title}: time of training: {stopwatch} (data: waiting for frames)")
-    say(f"{title}: best epoch {best.epoch + 1}, validation Dice {percent['mean']} -> {checkpoint}")
+    best = best_epoch(history).epoch + 1
+    say(f"{title}: best epoch {best}, validation Dice {dice} -> {outputs.checkpoint}")
 
 
 def _require_shareable(settings: Training, machine: Machine) -> None:
@@ -175,11 +189,59 @@ def _require_shareable(settings: Training, machine: Machine) -> None:
     pieces = machine.devices * machine.accumulate
     least, frames = (1, "one frame") if synchronised else (2, "two frames")
     if settings.batch_size < least * pieces:
+        options = f"--devices {machine.devices}, --accumulate {machine.accumulate}"
         raise MtkdError(
             f"batch_size {settings.batch_size} makes no {pieces} pieces of at least {frames} "
-            "(--devices "
-            f"{machine.devices}, --accumulate {machine.accumulate}): batch norm needs them"
+            f"({options}): batch norm needs them"
         )
+
+
+def _say_before(
+    project: Project, settings: Training, train: FrameDataset, machine: Machine
+) -> None:
+    """Say what the machine means for the run; of several processes, the first one does."""
+    if not say_launch(machine):
+        return
+    preflight(project)
+    say_environment(machine)
+    piece = -(-settings.batch_size // (machine.devices * machine.accumulate))
+    say_handover(machine, lambda: piece * nbytes([train[0, 0]]))
+
+
+def _digests(lesson: Lesson, val: Sequence[Frame]) -> dict[str, str]:
+    """Of ids, pixels and labels."""
+    return {
+        "frames": lesson.digest or frames_digest(lesson.frames),
+        "labels": labels_digest(lesson.frames),
+        "validation_frames": frames_digest(val),
+        "validation_labels": labels_digest(val),
+    }
+
+
+def _state_place(project: Project, outputs: Outputs) -> Path:
+    """Where the state of a run is kept, without a suffix; beside it lies its lock.
+
+    Raises:
+        MtkdError: it, or an output, cannot be written.
+    """
+    checkpoint = outputs.checkpoint
+    place = project.scratch / "training" / checkpoint.parent.name / checkpoint.stem
+    for folder in (place.parent, checkpoint.parent, outputs.metrics.parent, outputs.curves):
+        require_writable(folder)
+    return place
+
+
+@contextmanager
+def _running(
+    title: str, place: Path, curves: Path, fabric: Fabric
+) -> Iterator[tuple[Live | None, Step]]:
+    """The curves and the bar of a run that no other process may train meanwhile."""
+    with (
+        _alone(place, fabric),
+        _curves(curves, fabric) as live,
+        progress(f"{title}: batches") as bar,
+    ):
+        yield live, bar
 
 
 def _say_resumed(title: str, resume: Resume) -> None:
@@ -215,7 +277,10 @@ def _lock(place: Path) -> ScratchLock:
 
 @contextmanager
 def _curves(folder: Path, fabric: Fabric) -> Iterator[Live | None]:
-    """The curves of this run, from its first epoch; of several processes the first one writes them."""
+    """The curves of this run, from its first epoch.
+
+    Of several processes the first one writes them.
+    """
     if not fabric.is_global_zero:
         yield None
         return
@@ -238,16 +303,6 @@ def _files(frames: Sequence[Frame]) -> list[Path]:
     return [f.image for f in frames] + [f.label for f in frames if f.labelled]
 
 
-def _digests(train: Sequence[Frame], val: Sequence[Frame]) -> dict[str, str]:
-    """Of ids, pixels and labels."""
-    return {
-        "frames": frames_digest(train),
-        "labels": labels_digest(train),
-        "validation_frames": frames_digest(val),
-        "validation_labels": labels_digest(val),
-    }
-
-
 def _log(live: Live, title: str, anatomies: Sequence[str], epoch: Epoch) -> None:
     """One line on the screen, every value to the curves."""
     live.log_metric("learning_rate", epoch.learning_rate)
@@ -265,6 +320,15 @@ def _log(live: Live, title: str, anatomies: Sequence[str], epoch: Epoch) -> None
         parts.append(f"validation Dice {100 * epoch.mean_dice:.1f}")
     live.next_step()
     say(f"{title}: epoch {epoch.epoch + 1}  " + "  ".join(parts))
+
+
+def _write_metrics(path: Path, history: list[Epoch]) -> float | None:
+    """Write the Dice of the best epoch, in percent, and return its mean."""
+    best = best_epoch(history)
+    fractions = {"mean": best.mean_dice, **best.dice}
+    percent = {name: _percent(value) for name, value in fractions.items()}
+    write_json(path, {"val_dice": percent, "best_epoch": best.epoch, "epochs": len(history)})
+    return percent["mean"]
 
 
 def _percent(fraction: float | None) -> float | None:
