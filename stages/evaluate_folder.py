@@ -1,7 +1,10 @@
-"""``mtkd evaluate --checkpoint``: any checkpoint of this project on any data set, without DVC and params.yaml."""
+"""``mtkd evaluate --checkpoint``: any checkpoint of this project on any data set.
+
+Neither DVC nor params.yaml is needed.
+"""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,12 @@ from pipeline.dsad import Splits, surgery_names
 from pipeline.errors import MtkdError
 from pipeline.evaluation import analysis
 from pipeline.evaluation.bootstrap import FEWEST_SURGERIES
-from pipeline.evaluation.per_frame import MEASURES, evaluate, outline_processes
+from pipeline.evaluation.per_frame import MEASURES, Result, evaluate, outline_processes
 from pipeline.files import folders, write_json
 from pipeline.label_maps import has_label_maps, unfold
 from pipeline.machine import Machine
 from pipeline.models.card import Card
+from pipeline.models.network import Network
 from pipeline.prepared import Frame, list_frames, prepare
 from pipeline.training_errors import mendable
 from stages.reporting.evaluation_tables import write_per_frame, write_per_surgery
@@ -25,7 +29,8 @@ from stages.shared.console import console, progress, say
 from stages.shared.given_checkpoint import load_given
 from stages.shared.project import Places, require_folder
 
-BATCH, TOLERANCE = 16, 2.0
+BATCH_SIZE = 16
+TOLERANCE = 2.0  # of the normalised surface Dice, in pixels
 
 
 @mendable("choose another --device, such as cpu")
@@ -47,25 +52,12 @@ def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
     _require_folders(data, output)
     network, card = load_given(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
-        there = _prepared(data, card, Path(folder))
-        results = []
-        with progress("frames evaluated") as bar, outline_processes(machine) as processes:
-            for result in evaluate(
-                network, there.frames, card.anatomies, BATCH, TOLERANCE, machine, processes
-            ):
-                results.append(result)
-                bar(len(results), len(there.frames))
+        prepared = _prepared(data, card, Path(folder))
+        results = _results(network, prepared.frames, card.anatomies, machine)
     name = checkpoint.stem
     write_per_frame(output / "per_frame.csv", {name: results})
     write_per_surgery(output / "per_surgery.csv", {name: results})
-    found = {
-        "intervals": analysis.intervals(results, card.anatomies),
-        "false_alarms": analysis.false_alarms(results, card.anatomies, there.presence),
-        "confusion": analysis.confusion(results, card.anatomies),
-        "claimants": analysis.overlaps(results),
-        "calibration": analysis.calibrated(results, card.anatomies),
-        "annotators": {a: analysis.annotators(own) for a, own in there.annotations.items()},
-    }
+    findings = _findings(results, card.anatomies, prepared)
     about = {
         "checkpoint": str(checkpoint),
         "data": str(data),
@@ -73,18 +65,16 @@ def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
         "surgeries": len({r.surgery for r in results}),
         "tolerance": TOLERANCE,
     }
-    write_json(output / "evaluation.json", about | found)
-    _print(found, f"{checkpoint} on {len(there.frames)} frames of {data}")
+    write_json(output / "evaluation.json", about | findings)
+    _print(findings, f"{checkpoint} on {len(prepared.frames)} frames of {data}")
     say(f"-> {output}")
 
 
 def _require_folders(data: Path, output: Path) -> None:
     """Before anything is measured."""
     if not data.is_dir():
-        raise MtkdError(
-            f"--data {data} {'is no folder' if data.exists() else 'does not exist'}: name a "
-            "folder of frames"
-        )
+        problem = "is not a folder" if data.exists() else "does not exist"
+        raise MtkdError(f"--data {data} {problem}: name a folder of frames")
     require_folder(output)
     if output.resolve() == Places(Path()).results.resolve() and Path("dvc.yaml").is_file():
         raise MtkdError(
@@ -94,7 +84,13 @@ def _require_folders(data: Path, output: Path) -> None:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Frames to measure on, and what is known beside their masks: by a frame's id, and by anatomy."""
+    """Frames to measure on, and what the data set says beside their masks.
+
+    Attributes:
+        frames: labelled frames.
+        presence: by a frame's id, whether each anatomy is visible.
+        annotations: by anatomy, masks of several annotators.
+    """
 
     frames: list[Frame]
     presence: dict[str, dict[str, bool]]
@@ -102,21 +98,24 @@ class _Prepared:
 
 
 def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
-    root, presence = data, {}
+    """Check the frames and resize them to what the checkpoint was trained at.
+
+    Raises:
+        MtkdError: none of the checkpoint's anatomies is there, or no frame, or frames are damaged.
+    """
+    root = data
+    presence = {}
     if has_label_maps(data):
         root = folder / "masks"
         presence = unfold(data, card.anatomies, root)
-    there = [path.name for path in folders(root)]
-    own = [anatomy for anatomy in card.anatomies if anatomy in there]
-    for name, anatomy in zip(there, matched(there, card.anatomies), strict=True):
-        if name not in own and anatomy in card.anatomies:
-            say(f"warning: {root / name} is left out: the checkpoint spells it {anatomy}")
+    own = _measured_anatomies(root, card.anatomies)
     if not own:
         raise MtkdError(
             f"{data} holds none of the checkpoint's anatomies ({', '.join(card.anatomies)})"
         )
     everyone = Splits(val=(), test=tuple(surgery_names(root)))
-    frames, labels = folder / "frames", folder / "labels"
+    frames = folder / "frames"
+    labels = folder / "labels"
     with progress("frames checked and resized") as bar:
         summary = prepare(
             root,
@@ -131,50 +130,118 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
         )
     for warning in summary.files:
         say(f"warning: {warning}")
-    found = list_frames(frames, labels, "test", own)
-    if not found:
+    listed = list_frames(frames, labels, "test", own)
+    if not listed:
         raise MtkdError(
             f"{data} holds no frames: expected <surgery>/imageMM.png and maskMM.png under "
             f"{', '.join(own)}"
         )
-    beside = {anatomy: labels / "test" / anatomy for anatomy in own}
-    for place in beside.values():
+    label_folders = {anatomy: labels / "test" / anatomy for anatomy in own}
+    for place in label_folders.values():
         presence |= read_presence(place)
-    return _Prepared(
-        found, presence, {anatomy: read_annotations(place) for anatomy, place in beside.items()}
-    )
+    annotations = {anatomy: read_annotations(place) for anatomy, place in label_folders.items()}
+    return _Prepared(listed, presence, annotations)
 
 
-def _print(found: Mapping[str, Any], title: str) -> None:
+def _measured_anatomies(root: Path, anatomies: Sequence[str]) -> list[str]:
+    """Those of a checkpoint's anatomies that have a folder; says if one is spelt otherwise."""
+    names = [path.name for path in folders(root)]
+    measured = [anatomy for anatomy in anatomies if anatomy in names]
+    for name, anatomy in zip(names, matched(names, anatomies), strict=True):
+        if name not in measured and anatomy in anatomies:
+            say(f"warning: {root / name} is left out: the checkpoint spells it {anatomy}")
+    return measured
+
+
+def _results(
+    network: Network, frames: list[Frame], anatomies: Sequence[str], machine: Machine
+) -> list[Result]:
+    """The network on every frame, in order."""
+    results = []
+    with progress("frames evaluated") as bar, outline_processes(machine) as processes:
+        for result in evaluate(
+            network, frames, anatomies, BATCH_SIZE, TOLERANCE, machine, processes
+        ):
+            results.append(result)
+            bar(len(results), len(frames))
+    return results
+
+
+def _findings(
+    results: Sequence[Result], anatomies: Sequence[str], prepared: _Prepared
+) -> dict[str, Any]:
+    """What evaluation.json holds of the results."""
+    annotators = {
+        anatomy: analysis.annotators(annotations)
+        for anatomy, annotations in prepared.annotations.items()
+    }
+    return {
+        "intervals": analysis.intervals(results, anatomies),
+        "false_alarms": analysis.false_alarms(results, anatomies, prepared.presence),
+        "confusion": analysis.confusion(results, anatomies),
+        "claimants": analysis.overlaps(results),
+        "calibration": analysis.calibrated(results, anatomies),
+        "annotators": annotators,
+    }
+
+
+def _print(findings: Mapping[str, Any], title: str) -> None:
+    """A table of the measured anatomies, with each annotator's Dice if there are some."""
+    annotators = sorted(set().union(*findings["annotators"].values()))
     table = Table(title=f"{title}: percent (hd95: pixels), 95 % interval of Dice over surgeries")
     table.add_column("")
-    people = sorted(set().union(*found["annotators"].values()))
-    for column in (*MEASURES, *([f"dice of {' / '.join(people)} (frames)"] if people else [])):
+    for column in MEASURES:
         table.add_column(column, justify="right")
-    few = False
-    counted = sum(
-        one["surgeries"] > 0 for name, one in found["intervals"]["dice"].items() if name != "mean"
-    )
-    for name, dice in found["intervals"]["dice"].items():
-        if not dice["surgeries"] and found["intervals"]["specificity"][name]["mean"] is None:
-            continue
-        cells = [_number(found["intervals"][metric][name]["mean"]) for metric in MEASURES]
-        if dice["low"] is not None:
-            cells[0] += f" ({_number(dice['low'])} .. {_number(dice['high'])})"
-        if dice["surgeries"] < FEWEST_SURGERIES:
-            cells[0], few = f"{cells[0]}*", True
-        if people:
-            drawn = [found["annotators"].get(name, {}).get(who) for who in people]
-            cells.append(
-                " / ".join(f"{_number(d['dice'])} ({d['frames']})" if d else "-" for d in drawn)
-            )
-        table.add_row(f"mean of {counted}" if name == "mean" else name.replace("_", " "), *cells)
+    if annotators:
+        table.add_column(f"dice of {' / '.join(annotators)} (frames)", justify="right")
+    intervals = findings["intervals"]
+    measured = [name for name in intervals["dice"] if _is_measured(intervals, name)]
+    for name in measured:
+        cells = _cells(intervals, name)
+        if annotators:
+            cells.append(_annotators_cell(findings["annotators"].get(name, {}), annotators))
+        table.add_row(_row_name(intervals, name), *cells)
     console.print(table)
-    if few:
+    if any(_is_uncertain(intervals, name) for name in measured):
         say(
             f"* too few surgeries: an interval over fewer than {FEWEST_SURGERIES} is too narrow, "
             "and one surgery has none"
         )
+
+
+def _is_measured(intervals: Mapping[str, Any], name: str) -> bool:
+    """Whether a row has a Dice, or at least a specificity."""
+    has_specificity = intervals["specificity"][name]["mean"] is not None
+    return bool(intervals["dice"][name]["surgeries"]) or has_specificity
+
+
+def _is_uncertain(intervals: Mapping[str, Any], name: str) -> bool:
+    return bool(intervals["dice"][name]["surgeries"] < FEWEST_SURGERIES)
+
+
+def _row_name(intervals: Mapping[str, Any], name: str) -> str:
+    if name != "mean":
+        return name.replace("_", " ")
+    rows = [row for anatomy, row in intervals["dice"].items() if anatomy != "mean"]
+    return f"mean of {sum(row['surgeries'] > 0 for row in rows)}"
+
+
+def _cells(intervals: Mapping[str, Any], name: str) -> list[str]:
+    """The mean of each metric; that of Dice with its interval, and a star if that is uncertain."""
+    dice, *others = (_number(intervals[metric][name]["mean"]) for metric in MEASURES)
+    low = intervals["dice"][name]["low"]
+    high = intervals["dice"][name]["high"]
+    if low is not None:
+        dice = f"{dice} ({_number(low)} .. {_number(high)})"
+    if _is_uncertain(intervals, name):
+        dice = f"{dice}*"
+    return [dice, *others]
+
+
+def _annotators_cell(drawn: Mapping[str, Any], annotators: Sequence[str]) -> str:
+    """Dice and number of frames of each annotator, ``-`` for one who drew none of an anatomy."""
+    rows = [drawn.get(annotator) for annotator in annotators]
+    return " / ".join(f"{_number(row['dice'])} ({row['frames']})" if row else "-" for row in rows)
 
 
 def _number(value: float | None) -> str:

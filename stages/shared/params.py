@@ -1,4 +1,6 @@
-"""Reading params.yaml: every problem is reported together, by the key's full name and what would be accepted.
+"""Reading params.yaml: all problems are reported together.
+
+Each one says the key's full name and what would be accepted.
 
 YAML turns names into numbers, truth values and dates, and its versions disagree: 010 is 8 in YAML
 1.1, which PyYAML reads, and 10 in YAML 1.2, which DVC reads. And 3.10 and 3.1 are one number to
@@ -30,7 +32,8 @@ _NAMES = re.compile(
 _CLEAR = {
     "tag:yaml.org,2002:bool": r"true|True|TRUE|false|False|FALSE",
     "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*)",
-    "tag:yaml.org,2002:float": r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(?i:inf)|\.(?i:nan)",
+    "tag:yaml.org,2002:float": r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?i:inf)|\.(?i:nan)",
     "tag:yaml.org,2002:null": r"~|null|Null|NULL|",
 }
 
@@ -39,7 +42,7 @@ def load_params(path: Path) -> Params:
     """The checked settings of a params.yaml.
 
     Raises:
-        MtkdError: the file is missing or no YAML, a key is missing or unknown, or a value is not
+        MtkdError: the file is missing or not YAML, a key is missing or unknown, or a value is not
             accepted.
     """
     try:
@@ -49,7 +52,7 @@ def load_params(path: Path) -> Params:
             f"{path} is not here: run mtkd in the project's folder, or write one with `mtkd init`"
         ) from None
     except yaml.YAMLError as error:
-        raise MtkdError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise MtkdError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if ambiguous:
         raise MtkdError("\n  ".join([f"{path}:", *ambiguous]))
     if not isinstance(content, dict):
@@ -79,31 +82,52 @@ def _read(text: bytes) -> tuple[Any, list[str]]:
 
 
 def _ambiguous(loader: yaml.SafeLoader, node: yaml.Node, key: str) -> Iterator[str]:
-    """One line for each value below a key that could be read in two ways; ids of surgeries become text."""
+    """One line for each value below a key that could be read in two ways.
+
+    Ids of surgeries become text.
+    """
     if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)
-        names = [name.value for name, _ in node.value]
-        prefix = f"{key}." if key else ""
-        yield from (
-            f"{prefix}{name}: is there twice"
-            for name, times in Counter(map(str, names)).items()
-            if times > 1
-        )
-        for name, value in node.value:
-            yield from _ambiguous(loader, value, f"{prefix}{name.value}")
+        yield from _ambiguous_mapping(loader, node, f"{key}." if key else "")
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
             yield from _ambiguous(loader, value, f"{key}.{i}")
     elif isinstance(node, yaml.ScalarNode) and node.style is None:
-        if _SPLIT.fullmatch(key) or (
-            _SURGERIES.fullmatch(key) and re.fullmatch("[0-9]*", node.value)
-        ):
+        if _is_surgery(node, key):
             node.tag = _TEXT
-        elif (_NAMES.fullmatch(key) or _SURGERIES.fullmatch(key)) and not _is_text(node):
-            yield f"{key}: {node.value} is not text to every reader of YAML: put it in quotes, '{node.value}'"
-        elif node.tag in _CLEAR and not re.fullmatch(_CLEAR[node.tag], node.value):
-            value = loader.construct_object(node)
-            yield f"{key}: {node.value} is {value!r} to YAML 1.1 and something else to YAML 1.2: write what you mean"
+        else:
+            yield from _ambiguous_scalar(loader, node, key)
+
+
+def _ambiguous_mapping(
+    loader: yaml.SafeLoader, node: yaml.MappingNode, prefix: str
+) -> Iterator[str]:
+    """Keys that are there twice, and what is ambiguous below each key."""
+    loader.flatten_mapping(node)
+    times = Counter(str(name.value) for name, _ in node.value)
+    for name, number in times.items():
+        if number > 1:
+            yield f"{prefix}{name}: is there twice"
+    for name, value in node.value:
+        yield from _ambiguous(loader, value, f"{prefix}{name.value}")
+
+
+def _ambiguous_scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode, key: str) -> Iterator[str]:
+    """A value that is not in quotes."""
+    text = node.value
+    is_name = _NAMES.fullmatch(key) or _SURGERIES.fullmatch(key)
+    if is_name and not _is_text(node):
+        yield f"{key}: {text} is not text to every reader of YAML: put it in quotes, '{text}'"
+    elif node.tag in _CLEAR and not re.fullmatch(_CLEAR[node.tag], text):
+        value = loader.construct_object(node)
+        reading = f"is {value!r} to YAML 1.1 and something else to YAML 1.2"
+        yield f"{key}: {text} {reading}: write what you mean"
+
+
+def _is_surgery(node: yaml.ScalarNode, key: str) -> bool:
+    """Whether a value is taken as text: all surgeries of a split, or an id of digits alone."""
+    if _SPLIT.fullmatch(key):
+        return True
+    return bool(_SURGERIES.fullmatch(key) and re.fullmatch("[0-9]*", node.value))
 
 
 def _is_text(node: yaml.ScalarNode) -> bool:

@@ -172,7 +172,7 @@ def test_frames_that_an_annotator_left_empty_as_the_consensus_did_are_not_counte
 def test_a_params_file_of_another_encoding_is_one_line(tmp_path, project):
     text = (tmp_path / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_bytes(text.replace("liver", "Gefäß").encode("latin1"))
-    assert "params.yaml is no YAML" in mtkd("prepare", code=1)
+    assert "params.yaml is not YAML" in mtkd("prepare", code=1)
     (tmp_path / "params.yaml").write_bytes(text.encode("utf-16"))
     assert "frames of 2 anatomies" in mtkd("prepare")
 

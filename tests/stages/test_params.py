@@ -266,7 +266,7 @@ def test_no_file_or_no_yaml_is_one_line(tmp_path):
     with pytest.raises(MtkdError, match="mtkd init"):
         load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [")
-    with pytest.raises(MtkdError, match="no YAML"):
+    with pytest.raises(MtkdError, match="not YAML"):
         load_params(tmp_path / "params.yaml")
 
 
