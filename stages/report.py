@@ -13,9 +13,9 @@ from pipeline.errors import DamagedFileError, MissingFileError, MtkdError
 from pipeline.evaluation.bootstrap import FEWEST_SURGERIES
 from pipeline.files import write_atomically
 from pipeline.settings import Params
-from stages import summary
 from stages.reporting import report_charts
 from stages.reporting.paper_tables import table
+from stages.reporting.results_table import number, print_results, results, same_anatomies
 from stages.shared.project import Project
 from stages.shared.results import read
 
@@ -47,12 +47,12 @@ def run(project: Project) -> None:
     environment.filters |= {"plain": lambda name: name.replace("_", " ")}
     page = environment.from_string(template).render(_template_values(project))
     write_atomically(project.report, page.encode())
-    summary.run(project)
+    print_results(project)
 
 
 def _template_values(project: Project) -> dict[str, Any]:
     """Everything that the template names."""
-    rows = summary.results(project)
+    rows = results(project)
     dice = _dice_of_frames(project.results / "per_frame.csv")
     evaluation = read(project.results / "evaluation.json")
     benchmark = read(project.results / "benchmark.json")
@@ -60,7 +60,7 @@ def _template_values(project: Project) -> dict[str, Any]:
     comparable = _is_papers_data(project, evaluation["surgeries"])
     return {
         "rows": rows,
-        "same_anatomies": summary.same_anatomies(rows),
+        "same_anatomies": same_anatomies(rows),
         "evaluation": evaluation,
         "fewest": FEWEST_SURGERIES,
         "annotators": sorted(set().union(*evaluation["annotators"].values())),
@@ -69,7 +69,7 @@ def _template_values(project: Project) -> dict[str, Any]:
         "same_machine": _is_same_machine(evaluation["machine"], benchmark["machine"]),
         "data": project.params.data,
         "settings": project.params_file.read_text(),
-        "number": summary.number,
+        "number": number,
         "commit": _commit(project.root),
         "comparable": comparable,
         "phantom": _is_phantom(project),

@@ -25,7 +25,7 @@ from pipeline.timing.host import LIBRARIES, machine_record
 from pipeline.timing.interleaved import REMEDY, Timing, try_interleaved
 from pipeline.timing.latency import Candidate, Variant, example, export_graph, variants
 from pipeline.training_errors import mendable
-from stages.benchmark import FIGURES, figures
+from stages.reporting.figures import FIGURES, figures
 from stages.reporting.paper_tables import table as paper_table
 from stages.shared.console import console, progress, say
 from stages.shared.project import Places

@@ -13,6 +13,7 @@ from pipeline.files import write_atomically
 from pipeline.machine import Machine
 from pipeline.settings import Distill, Training
 from pipeline.training_errors import mendable
+from stages.reporting.results_table import number
 from stages.shared.console import say
 from stages.shared.project import Project
 from stages.shared.results import read
@@ -21,7 +22,6 @@ from stages.stores.reader import open_stores
 from stages.study.arms import PIXELS, Arm, Case
 from stages.study.curves import write_curves
 from stages.study.runs import measure_all, prepare_page
-from stages.summary import number
 
 # Where each student starts, and its learning rates.
 STUDENTS = {

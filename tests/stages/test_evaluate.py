@@ -14,7 +14,7 @@ from helpers import ROOT, disc, mtkd, write_dataset, write_png
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stages import summary
+from stages.reporting import results_table
 from stages.shared.project import load_project
 from stages.stores.imported import write_stand_in
 
@@ -246,9 +246,8 @@ def test_the_report_shows_the_dice_of_the_metrics(run, recorded):
     metrics = json.loads((folder / "metrics/evaluate.json").read_text())
     for network in ("teachers", "baseline", "mtkd"):
         for anatomy, dice in metrics[network]["dice"].items():
-            assert summary.number(intervals[network]["dice"][anatomy]["mean"]) == summary.number(
-                dice
-            )
+            shown = results_table.number(intervals[network]["dice"][anatomy]["mean"])
+            assert shown == results_table.number(dice)
 
 
 def test_what_evaluate_refuses(run, tmp_path):
