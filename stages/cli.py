@@ -636,7 +636,7 @@ def _comparison(name: str) -> Callable[..., None]:
         device: Device = "auto",
         workers: Workers = None,
     ) -> None:
-        from stages.study.ways import STUDENTS, run
+        from stages.study.conditions import STUDENTS, run
 
         chosen = students or list(STUDENTS)
         page = output or Path(f"results/study_{name}.md")

@@ -139,13 +139,13 @@ def _does_work(module, name: str, function: object) -> bool:
 
 def _require_study(name: str, arguments: Sequence[str]) -> None:
     """The names of students and ways, which a study reads when it runs."""
-    from stages.study.ways import STUDENTS, STUDIES, _unlabelled_ways
+    from stages.study.conditions import STUDENTS, STUDIES, _unlabelled_conditions
 
     if name not in STUDIES:
         return
     ways = {*STUDIES[name]}
     if name == "gain":
-        ways |= {*_unlabelled_ways(2)}
+        ways |= {*_unlabelled_conditions(2)}
     for option, known in (("--way", ways), ("--student", {*STUDENTS})):
         for value in _values(option, arguments):
             assert value in known, f"{option} {value}: one of {'; '.join(sorted(known))}"

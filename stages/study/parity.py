@@ -18,8 +18,8 @@ from stages.shared.project import Project, load_project
 from stages.stores.identity import expected_parts
 from stages.stores.local import write_local_stores
 from stages.stores.plan import StorePlan, make_plans
-from stages.study.arms import Case
 from stages.study.runs import measure_all, prepare_page
+from stages.study.targets import Case
 
 OUTPUT = Path("results/study_parity.md")
 VIEWS = Path("scratch/study/views")
@@ -48,7 +48,7 @@ def run(
     _write_views(project, views, machine)
     arms: dict[str, dict[str, Any]] = {
         ALONE: {"distill": None},
-        LIVE: {"distill": params.distill, "arm": "live"},
+        LIVE: {"distill": params.distill, "targets": "live"},
         WARPED: {"distill": params.distill},
         REPLAYED: {"distill": params.distill, "folder": project.root / VIEWS},
     }

@@ -40,7 +40,7 @@ from stages.shared.project import Project, load_project
 from stages.shared.remedies import explained
 from stages.shared.slots import Slot, environment, slots
 from stages.shared.training_run import seeded_network
-from stages.study.arms import Case, lesson
+from stages.study.targets import Case, training_material
 
 FOLDER = Path("results/study")
 _epochs: Any = None  # how many this process has trained, where the study can read it
@@ -157,7 +157,7 @@ def case_file(case: Case, project: Project, data: str) -> Path:
     }
     if case.distill:
         inputs |= {
-            "arm": case.arm,
+            "arm": case.targets,
             "unlabelled": settings.unlabelled_root if case.unlabelled else None,
             # A setting that came later is left out at its default, so that runs of before still
             # count.
@@ -186,7 +186,7 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
     project = load_project(case.folder)
     params = project.params
     anatomies = project.anatomies
-    objective, data = lesson(case, project, machine)
+    objective, data = training_material(case, project, machine)
     network = seeded_network(case.student, anatomies)
     ends = [perf_counter()]
 

@@ -41,7 +41,7 @@ def test_ctrl_c_promises_to_go_on_where_that_is_true(project, monkeypatch, verb,
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    module = {"study": "study_ways"}.get(verb[0], verb[0].replace("-", "_"))
+    module = {"study": "study.conditions"}.get(verb[0], verb[0].replace("-", "_"))
     monkeypatch.setattr(f"stages.{module}.run", stop)
     assert f"the same command {says}" in mtkd(*verb, code=130)
 

@@ -19,7 +19,7 @@ from stages.cli import _machine
 from stages.shared.project import load_project
 from stages.shared.slots import slots
 from stages.study import runs
-from stages.study.arms import Case
+from stages.study.targets import Case
 
 STUDENT = "checkpoints/students/mtkd.safetensors"
 
@@ -222,7 +222,7 @@ def test_loaders_are_the_share_of_the_cores(two_gpus, monkeypatch):
 @pytest.mark.parametrize(
     ("inside", "command", "workers"),
     [
-        ("stages.study.ways.run", ["study", "gain", "--jobs", "2"], 6),
+        ("stages.study.conditions.run", ["study", "gain", "--jobs", "2"], 6),
         ("stages.study.parity.run", ["study", "parity"], 8),
         ("stages.benchmarks.store.run", ["benchmark", "store"], 8),
     ],

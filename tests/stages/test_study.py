@@ -22,9 +22,9 @@ from stages.shared.project import load_project
 from stages.shared.results import read
 from stages.study import parity
 from stages.study import runs as study_runs
-from stages.study.arms import Case, _coarsened, lesson
+from stages.study.conditions import Condition, _case, _closed, _table
 from stages.study.runs import _data, _measure, case_file
-from stages.study.ways import Way, _case, _closed, _table
+from stages.study.targets import Case, _coarsened, training_material
 
 
 def test_live_teachers_and_replayed_views_teach_the_same(run):
@@ -90,7 +90,7 @@ def test_ways_that_the_paper_does_not_know(run):
     losses = {}
     for arm in ("no teachers", "stores", "trusted", "with_pixels", "apart", "coarse"):
         case = Case(arm, params.student, None if arm == "no teachers" else params.distill, arm)
-        objective, data = lesson(case, project, machine)
+        objective, data = training_material(case, project, machine)
         batch = default_collate([data[0, position] for position in (0, 1, len(data) - 1)])
         logits = torch.randn(
             3, 2, 2, 16, 24, generator=torch.Generator().manual_seed(1), requires_grad=True
@@ -199,7 +199,7 @@ def test_class_weights_of_the_student_are_those_of_every_way(run, weighted, expe
     params = yaml.safe_load((run / "params.yaml").read_text())
     params["student"]["class_weights"] = weighted
     (run / "params.yaml").write_text(yaml.safe_dump(params))
-    ways = [Way(), Way(class_weights=True)]
+    ways = [Condition(), Condition(class_weights=True)]
     assert [_case("any", way, "mininetv2", 1, 1).student.class_weights for way in ways] == expected
 
 

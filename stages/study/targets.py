@@ -23,7 +23,7 @@ from stages.shared.results import read
 from stages.shared.training_run import class_weights
 from stages.stores.reader import open_stores
 
-Arm = Literal["stores", "pseudo_labels", "live", "coarse", "trusted", "with_pixels", "apart"]
+TargetKind = Literal["stores", "pseudo_labels", "live", "coarse", "trusted", "with_pixels", "apart"]
 CERTAIN = 30.0  # a logit whose softmax is 1 up to 1e-13
 PIXELS = Distill(temperature=4, weight=3, softmax="pixels")  # Shu's reference run, "channel kl 3 4"
 
@@ -36,7 +36,7 @@ class Case:
         name: of the way, as tables call it.
         student: the student and its schedule.
         distill: how it is distilled, or None for partial labels alone.
-        arm: what is done with the teachers' answers. ``stores``: as the stage does it.
+        targets: what is done with the teachers' answers. ``stores``: as the stage does it.
             ``pseudo_labels``: only the classes that the stored logits choose. ``live``: teachers in
             memory, asked on each batch as the student sees
             it. ``coarse``: as a store with half the grid would hold them. ``trusted``: a teacher
@@ -51,12 +51,14 @@ class Case:
     name: str
     student: Training
     distill: Distill | None
-    arm: Arm = "stores"
+    targets: TargetKind = "stores"
     folder: Path = Path()
     unlabelled: bool = True
 
 
-def lesson(case: Case, project: Project, machine: Machine) -> tuple[Objective, FrameDataset]:
+def training_material(
+    case: Case, project: Project, machine: Machine
+) -> tuple[Objective, FrameDataset]:
     """The objective of a case, and frames with the targets that it needs."""
     anatomies = project.anatomies
     frames = project.frames_of("train")
@@ -67,36 +69,36 @@ def lesson(case: Case, project: Project, machine: Machine) -> tuple[Objective, F
         return alone, FrameDataset(frames, anatomies, seed)
     both = distilled(alone, case.distill)
     frames = project.distillation_frames() if case.unlabelled else frames
-    if case.arm == "live":
+    if case.targets == "live":
         teachers = _teachers(project, machine)
         return _live(both, teachers), _WithCells(
             frames, anatomies, seed, stride=teachers[0].output_stride
         )
     changed: dict[str, Callable[[], Objective]] = {
         "stores": lambda: both,
-        "pseudo_labels": lambda: _retold(both, _hardened),
-        "coarse": lambda: _retold(both, _coarsened),
+        "pseudo_labels": lambda: _with_targets(both, _hard_labels),
+        "coarse": lambda: _with_targets(both, _coarsened),
         "trusted": lambda: _trusted(
             both, [_validation_dice(project, anatomy) for anatomy in anatomies]
         ),
         "with_pixels": lambda: _added(both, distilled(alone, PIXELS)),
-        "apart": lambda: _retold(both, _apart),
+        "apart": lambda: _with_targets(both, _apart),
     }
-    return changed[case.arm](), FrameDataset(frames, anatomies, seed, open_stores(project))
+    return changed[case.targets](), FrameDataset(frames, anatomies, seed, open_stores(project))
 
 
-def _retold(
-    objective: Objective, retell: Callable[[Tensor, Sample], dict[str, Tensor]]
+def _with_targets(
+    objective: Objective, replacement: Callable[[Tensor, Sample], dict[str, Tensor]]
 ) -> Objective:
     """Something else in place of what the batch says of the teachers, made from the student's logits and the batch."""
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
-        return objective.terms(logits, cast(Sample, {**batch, **retell(logits, batch)}))
+        return objective.terms(logits, cast(Sample, {**batch, **replacement(logits, batch)}))
 
     return replace(objective, terms=terms)
 
 
-def _hardened(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
+def _hard_labels(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
     """The class that the teachers' logits choose, as certain as logits can be."""
     chosen = batch["teachers"].argmax(2)
     return {"teachers": torch.stack([1 - chosen, chosen], 2).float() * CERTAIN}
@@ -183,8 +185,8 @@ def _live(objective: Objective, teachers: Sequence[Network]) -> Objective:
     """Teachers in memory answer on each batch as the student sees it."""
 
     @torch.no_grad()
-    def ask(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
-        answers = [teacher(normalise(batch["frame"], teacher)) for teacher in teachers]
-        return {"teachers": torch.cat(answers, 1).float()}
+    def run_inference(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
+        logits_of = [teacher(normalise(batch["frame"], teacher)) for teacher in teachers]
+        return {"teachers": torch.cat(logits_of, 1).float()}
 
-    return _retold(objective, ask)
+    return _with_targets(objective, run_inference)

@@ -19,9 +19,9 @@ from stages.shared.project import Project
 from stages.shared.results import read
 from stages.stores.imported import is_imported
 from stages.stores.reader import open_stores
-from stages.study.arms import PIXELS, Arm, Case
 from stages.study.curves import write_curves
 from stages.study.runs import measure_all, prepare_page
+from stages.study.targets import PIXELS, Case, TargetKind
 
 # Where each student starts, and its learning rates.
 STUDENTS = {
@@ -34,12 +34,12 @@ BALANCED = Distill(temperature=1, weight=30, softmax="classes_balanced")
 
 
 @dataclass(frozen=True)
-class Way:
+class Condition:
     """One way of teaching a student.
 
     Attributes:
-        distill: as in :class:`stages.study.arms.Case`.
-        arm: likewise.
+        distill: as in :class:`stages.study.targets.Case`.
+        targets: likewise.
         longer: how many times the epochs of the other ways; below one where each of its epochs has
             more frames.
         class_weights: whether the loss on labels weighs rare classes up, also where
@@ -48,45 +48,45 @@ class Way:
     """
 
     distill: Distill | None = None
-    arm: Arm = "stores"
+    targets: TargetKind = "stores"
     longer: float = 1
     class_weights: bool = False
     unlabelled: bool = True
 
 
-Ways = dict[str, Way]
+Conditions = dict[str, Condition]
 # Without teachers, also longer and with Kolbinger's class weights; Shu's reference run; the other
 # reading; ours; hard labels; and how ours and the baselines end.
-GAIN: Ways = {
-    BASELINE: Way(),
-    "baseline, twice as long": Way(longer=2),
-    "baseline, class weights": Way(class_weights=True),
-    "pixels": Way(PIXELS),
-    "classes": Way(Distill(temperature=1, weight=30, softmax="classes")),
-    "classes_balanced": Way(BALANCED),
-    "pseudo_labels": Way(BALANCED, "pseudo_labels"),
-    "baseline, four times as long": Way(longer=4),
-    "classes_balanced, four times as long": Way(BALANCED, longer=4),
-    "baseline, class weights, four times as long": Way(class_weights=True, longer=4),
+GAIN: Conditions = {
+    BASELINE: Condition(),
+    "baseline, twice as long": Condition(longer=2),
+    "baseline, class weights": Condition(class_weights=True),
+    "pixels": Condition(PIXELS),
+    "classes": Condition(Distill(temperature=1, weight=30, softmax="classes")),
+    "classes_balanced": Condition(BALANCED),
+    "pseudo_labels": Condition(BALANCED, "pseudo_labels"),
+    "baseline, four times as long": Condition(longer=4),
+    "classes_balanced, four times as long": Condition(BALANCED, longer=4),
+    "baseline, class weights, four times as long": Condition(class_weights=True, longer=4),
 }
 # Ours, one setting at a time changed.
-SETTINGS: Ways = {
-    BASELINE: Way(),
-    "classes_balanced": Way(BALANCED),
-    "T = 2": Way(BALANCED.model_copy(update={"temperature": 2.0})),
-    "T = 4": Way(BALANCED.model_copy(update={"temperature": 4.0})),
-    "weight 10": Way(BALANCED.model_copy(update={"weight": 10.0})),
-    "weight 90": Way(BALANCED.model_copy(update={"weight": 90.0})),
-    "half the grid": Way(BALANCED, "coarse"),
+SETTINGS: Conditions = {
+    BASELINE: Condition(),
+    "classes_balanced": Condition(BALANCED),
+    "T = 2": Condition(BALANCED.model_copy(update={"temperature": 2.0})),
+    "T = 4": Condition(BALANCED.model_copy(update={"temperature": 4.0})),
+    "weight 10": Condition(BALANCED.model_copy(update={"weight": 10.0})),
+    "weight 90": Condition(BALANCED.model_copy(update={"weight": 90.0})),
+    "half the grid": Condition(BALANCED, "coarse"),
 }
 # What the paper does not do, beside what the default is.
-BEYOND: Ways = {
-    BASELINE: Way(),
-    "classes_balanced": Way(BALANCED),
-    "trusted teachers": Way(BALANCED, "trusted"),
-    "and pixels": Way(BALANCED, "with_pixels"),
-    "other organs apart": Way(BALANCED, "apart"),
-    "on the student's grid": Way(BALANCED.model_copy(update={"grid": "student"})),
+BEYOND: Conditions = {
+    BASELINE: Condition(),
+    "classes_balanced": Condition(BALANCED),
+    "trusted teachers": Condition(BALANCED, "trusted"),
+    "and pixels": Condition(BALANCED, "with_pixels"),
+    "other organs apart": Condition(BALANCED, "apart"),
+    "on the student's grid": Condition(BALANCED.model_copy(update={"grid": "student"})),
 }
 STUDIES = {"gain": GAIN, "settings": SETTINGS, "beyond": BEYOND}
 CLEAR = 5.0  # Dice that a teacher must be above the baseline for its anatomy to count in the gap
@@ -127,7 +127,7 @@ def run(
     params = project.params
     more = len(project.distillation_frames()) / len(project.frames_of("train"))
     if name == "gain" and more > 1:
-        known = {**known, **_unlabelled_ways(more)}
+        known = {**known, **_unlabelled_conditions(more)}
     if params.student.class_weights:
         # Every student has them: a way that only adds them is none of its own.
         known = {way: how for way, how in known.items() if not how.class_weights}
@@ -164,19 +164,19 @@ def run(
     say(f"-> {output}")
 
 
-def _unlabelled_ways(more: float) -> Ways:
+def _unlabelled_conditions(more: float) -> Conditions:
     """Where an epoch has ``more`` times the frames, of which most have no labels: without these, and in as many steps.
 
     Epochs are whole ones, so as many steps are so many to the nearest epoch.
     """
     return {
-        "classes_balanced, labelled frames": Way(BALANCED, unlabelled=False),
-        "classes_balanced, as many steps": Way(BALANCED, longer=1 / more),
-        "classes_balanced, twice as many steps": Way(BALANCED, longer=2 / more),
+        "classes_balanced, labelled frames": Condition(BALANCED, unlabelled=False),
+        "classes_balanced, as many steps": Condition(BALANCED, longer=1 / more),
+        "classes_balanced, twice as many steps": Condition(BALANCED, longer=2 / more),
     }
 
 
-def _case(project: Project, name: str, way: Way, arch: str, seed: int, epochs: int) -> Case:
+def _case(project: Project, name: str, way: Condition, arch: str, seed: int, epochs: int) -> Case:
     pretrained, rate, final = STUDENTS[arch]
     base = project.params.student
     student = Training.model_validate(
@@ -191,7 +191,7 @@ def _case(project: Project, name: str, way: Way, arch: str, seed: int, epochs: i
             "seed": seed,
         }
     )
-    return Case(name, student, way.distill, way.arm, project.root, unlabelled=way.unlabelled)
+    return Case(name, student, way.distill, way.targets, project.root, unlabelled=way.unlabelled)
 
 
 @mendable("lower evaluate.batch_size, or choose another --device")
