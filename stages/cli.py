@@ -636,21 +636,11 @@ def _comparison(name: str) -> Callable[..., None]:
         device: Device = "auto",
         workers: Workers = None,
     ) -> None:
-        from stages.study.conditions import STUDENTS, run
+        from stages.study.conditions import STUDENTS, Design, run
 
-        chosen = students or list(STUDENTS)
+        design = Design(name, students or list(STUDENTS), ways or [], seeds, epochs)
         page = output or Path(f"results/study_{name}.md")
-        run(
-            _project(),
-            name,
-            chosen,
-            ways or [],
-            seeds,
-            epochs,
-            jobs,
-            page,
-            _machine(device, workers, jobs=jobs),
-        )
+        run(_project(), design, jobs, page, _machine(device, workers, jobs=jobs))
 
     return command
 

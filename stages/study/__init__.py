@@ -1,1 +1,1 @@
-"""``mtkd study``: students that were trained under several conditions, compared on one project's frames."""
+"""``mtkd study``: students that were trained under several conditions, on one project's frames."""

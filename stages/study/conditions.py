@@ -1,10 +1,13 @@
-"""``mtkd study gain``, ``settings`` and ``beyond``: how far from baseline to teachers each way of distilling goes."""
+"""``mtkd study gain``, ``settings`` and ``beyond``: students under several conditions, in tables.
 
-from collections.abc import Sequence
+Each table says how far a condition goes from the baseline to the teachers.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import MtkdError
@@ -20,10 +23,10 @@ from stages.shared.results import read
 from stages.stores.imported import is_imported
 from stages.stores.reader import open_stores
 from stages.study.curves import write_curves
-from stages.study.runs import measure_all, prepare_page
+from stages.study.runs import Dice, RunResult, measure_all, prepare_page
 from stages.study.targets import PIXELS, Case, TargetKind
 
-# Where each student starts, and its learning rates.
+# Pretrained weights of each student, and its first and last learning rate.
 STUDENTS = {
     "mininetv2": ("none", 5e-3, 5e-4),
     "segformer_b0": ("none", 1e-3, 1e-4),
@@ -35,13 +38,13 @@ BALANCED = Distill(temperature=1, weight=30, softmax="classes_balanced")
 
 @dataclass(frozen=True)
 class Condition:
-    """One way of teaching a student.
+    """What a student is trained with: a column of the tables.
 
     Attributes:
         distill: as in :class:`stages.study.targets.Case`.
         targets: likewise.
-        longer: how many times the epochs of the other ways; below one where each of its epochs has
-            more frames.
+        longer: how many times the epochs of the other conditions; below one where each of its
+            epochs has more frames.
         class_weights: whether the loss on labels weighs rare classes up, also where
             ``student.class_weights`` is off.
         unlabelled: as in ``Case``.
@@ -90,84 +93,95 @@ BEYOND: Conditions = {
 }
 STUDIES = {"gain": GAIN, "settings": SETTINGS, "beyond": BEYOND}
 CLEAR = 5.0  # Dice that a teacher must be above the baseline for its anatomy to count in the gap
-Dice = dict[str, float | None]  # percent per anatomy, and "mean"
-# What is told of each run: on the test surgeries, and on those that choose settings.
-WHERE = {"dice": "test", "validation": "validation"}
+# Tables are of the test surgeries, and of those that choose settings.
+TABLE_SPLITS = ("test", "validation")
+Runs = Mapping[str, Sequence[RunResult]]  # by condition, one result per seed
 
 
-def run(
-    project: Project,
-    name: str,
-    students: Sequence[str],
-    ways: Sequence[str],
-    seeds: int,
-    epochs: int,
-    jobs: int,
-    output: Path,
-    machine: Machine,
-) -> None:
+@dataclass(frozen=True)
+class Design:
+    """Which students a study compares.
+
+    Attributes:
+        study: a key of :data:`STUDIES`.
+        students: architectures, keys of :data:`STUDENTS`.
+        conditions: which of the study's conditions, or none for all; the baseline is always among
+            them.
+        seeds: 1 .. seeds, of the students.
+        epochs: of each student; conditions that are longer say so.
+    """
+
+    study: str
+    students: Sequence[str]
+    conditions: Sequence[str]
+    seeds: int
+    epochs: int
+
+
+def run(project: Project, design: Design, jobs: int, output: Path, machine: Machine) -> None:
     """Train what is missing, print the tables and write them, with the curves beside.
 
     Args:
         project: whose frames, teachers and stores.
-        name: of the study, a key of :data:`STUDIES`.
-        students: architectures.
-        ways: which of the study's ways; the baseline is always among them.
-        seeds: 1 .. seeds, of the students.
-        epochs: of each student; ways that are longer say so.
+        design: what is compared.
         jobs: runs at the same time.
         output: Markdown; the curves are an SVG file of the same name.
         machine: where.
 
     Raises:
-        MtkdError: a teacher or its store is missing or of another run, a student or a way is not
-            known, or ``output`` is no Markdown file.
+        MtkdError: a teacher or its store is missing or of another run, a student or a condition is
+            not known, or ``output`` is not a Markdown file.
     """
-    known = STUDIES[name]
-    params = project.params
     more = len(project.distillation_frames()) / len(project.frames_of("train"))
-    if name == "gain" and more > 1:
-        known = {**known, **_unlabelled_conditions(more)}
-    if params.student.class_weights:
-        # Every student has them: a way that only adds them is none of its own.
-        known = {way: how for way, how in known.items() if not how.class_weights}
-    students = list(dict.fromkeys(students))
-    for chosen, option, choices in ((students, "--student", STUDENTS), (ways, "--way", known)):
-        for one in chosen:
-            if one not in choices:
-                raise MtkdError(f"{option} {one}: one of {'; '.join(choices)}")
-    shown = [way for way in known if way == BASELINE or not ways or way in ways]
+    conditions = choose_conditions(project, design, more)
     prepare_page(output)
-    if any(known[way].distill for way in shown):
+    if any(condition.distill for condition in conditions.values()):
         open_stores(project)  # refuses stores of other teachers, also where no run is missing
-    cases = [
-        _case(project, way, known[way], arch, seed, epochs)
-        for seed in range(1, seeds + 1)
-        for arch in students
-        for way in shown
-    ]
-    results = measure_all(cases, jobs, machine)
+    results = measure_all(build_cases(project, design, conditions), jobs, machine)
     teachers = _teachers(project, machine)
-    runs = {
-        arch: {way: [r for r in results if (r["arch"], r["name"]) == (arch, way)] for way in shown}
-        for arch in students
-    }
-    text = "\n".join(line for arch in students for line in _tables(arch, runs[arch], teachers))
+    runs = _by_student(results)
     curves = output.with_suffix(".svg")
-    write_curves(
-        curves,
-        runs,
-        {way: more if known[way].distill and known[way].unlabelled else 1.0 for way in shown},
-    )
+    write_curves(curves, runs, _lengths(conditions, more))
+    text = render_page(runs, teachers)
     write_atomically(output, f"{text}\n![Validation Dice over epochs]({curves.name})\n".encode())
     say(text)
     say(f"-> {output}")
 
 
-def _unlabelled_conditions(more: float) -> Conditions:
-    """Where an epoch has ``more`` times the frames, of which most have no labels: without these, and in as many steps.
+def choose_conditions(project: Project, design: Design, more: float) -> Conditions:
+    """The conditions of a study that are asked for, in its own order.
 
-    Epochs are whole ones, so as many steps are so many to the nearest epoch.
+    Args:
+        project: its settings say whether all students have class weights.
+        design: what is asked for.
+        more: how many times the labelled frames are in an epoch of distillation.
+
+    Raises:
+        MtkdError: a student or a condition is not known.
+    """
+    conditions = STUDIES[design.study]
+    if design.study == "gain" and more > 1:
+        conditions = {**conditions, **_unlabelled_conditions(more)}
+    if project.params.student.class_weights:
+        # Every student has them: a condition that only adds them is the baseline again.
+        conditions = {name: c for name, c in conditions.items() if not c.class_weights}
+    _require_known("--student", design.students, STUDENTS)
+    _require_known("--way", design.conditions, conditions)
+    wanted = {BASELINE, *(design.conditions or conditions)}
+    return {name: condition for name, condition in conditions.items() if name in wanted}
+
+
+def _require_known(option: str, names: Sequence[str], valid_names: Collection[str]) -> None:
+    for name in names:
+        if name not in valid_names:
+            raise MtkdError(f"{option} {name}: one of {'; '.join(valid_names)}")
+
+
+def _unlabelled_conditions(more: float) -> Conditions:
+    """Conditions where an epoch of distillation has ``more`` times the labelled frames.
+
+    One without the frames that have no labels, and some in as many steps as without them. Epochs
+    are whole ones, so as many steps are so many to the nearest epoch.
     """
     return {
         "classes_balanced, labelled frames": Condition(BALANCED, unlabelled=False),
@@ -176,7 +190,19 @@ def _unlabelled_conditions(more: float) -> Conditions:
     }
 
 
-def _case(project: Project, name: str, way: Condition, arch: str, seed: int, epochs: int) -> Case:
+def build_cases(project: Project, design: Design, conditions: Conditions) -> list[Case]:
+    """A case for each seed, student and condition; a student that is named twice counts once."""
+    seeds = range(1, design.seeds + 1)
+    cases = product(seeds, dict.fromkeys(design.students), conditions.items())
+    return [
+        _case(project, name, condition, arch, seed, design.epochs)
+        for seed, arch, (name, condition) in cases
+    ]
+
+
+def _case(
+    project: Project, name: str, condition: Condition, arch: str, seed: int, epochs: int
+) -> Case:
     pretrained, rate, final = STUDENTS[arch]
     base = project.params.student
     student = Training.model_validate(
@@ -186,22 +212,50 @@ def _case(project: Project, name: str, way: Condition, arch: str, seed: int, epo
             "pretrained": pretrained,
             "learning_rate": rate,
             "final_learning_rate": final,
-            "class_weights": base.class_weights or way.class_weights,
-            "epochs": max(1, round(way.longer * epochs)),
+            "class_weights": base.class_weights or condition.class_weights,
+            "epochs": max(1, round(condition.longer * epochs)),
             "seed": seed,
         }
     )
-    return Case(name, student, way.distill, way.targets, project.root, unlabelled=way.unlabelled)
+    return Case(
+        name,
+        student,
+        condition.distill,
+        condition.targets,
+        project.root,
+        unlabelled=condition.unlabelled,
+    )
+
+
+def _by_student(results: Sequence[RunResult]) -> dict[str, dict[str, list[RunResult]]]:
+    """Results by student and condition, in the order of the cases."""
+    runs: dict[str, dict[str, list[RunResult]]] = {}
+    for result in results:
+        of_student = runs.setdefault(result.arch, {})
+        of_student.setdefault(result.name, []).append(result)
+    return runs
+
+
+def _lengths(conditions: Conditions, more: float) -> dict[str, float]:
+    """By condition, the frames of one of its epochs in epochs of the baseline."""
+    return {
+        name: more if condition.distill and condition.unlabelled else 1.0
+        for name, condition in conditions.items()
+    }
 
 
 @mendable("lower evaluate.batch_size, or choose another --device")
 def _teachers(project: Project, machine: Machine) -> dict[str, Dice]:
-    """The teachers' Dice, each on its own anatomy's frames: test, and validation as its stage noted it."""
+    """The teachers' Dice by split, each on the frames of its own anatomy.
+
+    On the validation frames as its stage noted it.
+    """
     params = project.params
     anatomies = project.anatomies
-    here = [a for a in anatomies if not is_imported(project.teacher_checkpoint(a))]
-    results, validation = [], dict.fromkeys(anatomies)
-    for anatomy in here:
+    local = [a for a in anatomies if not is_imported(project.teacher_checkpoint(a))]
+    results = []
+    validation = dict.fromkeys(anatomies)
+    for anatomy in local:
         teacher, _ = load_checkpoint(
             project.teacher_checkpoint(anatomy), f"train_teacher@{anatomy}"
         )
@@ -217,103 +271,153 @@ def _teachers(project: Project, machine: Machine) -> dict[str, Dice]:
         )
         validation[anatomy] = read(project.teacher_metrics(anatomy))["val_dice"]["mean"]
     return {
-        "dice": summarise(results, anatomies)["dice"],
+        "test": summarise(results, anatomies)["dice"],
         "validation": {"mean": _mean(list(validation.values())), **validation},
     }
 
 
-def _tables(
-    arch: str, own: dict[str, list[dict[str, Any]]], teachers: dict[str, Dice]
-) -> list[str]:
-    """One architecture: Dice per anatomy, the mean over seeds; below, what is closed of each baseline's gap."""
-    lines = [f"### {arch}", ""]
-    for key, where in WHERE.items():
-        lines += [*_table(key, where, own, teachers[key]), ""]
-    return lines
+def render_page(runs: Mapping[str, Runs], teachers: Mapping[str, Dice]) -> str:
+    """The tables of all students as Markdown.
+
+    Args:
+        runs: by student and condition, one result per seed.
+        teachers: by split, the Dice of each teacher on its own anatomy.
+    """
+    lines: list[str] = []
+    for arch, runs_of_student in runs.items():
+        lines += [f"### {arch}", ""]
+        for split in TABLE_SPLITS:
+            lines += [*_table(split, runs_of_student, teachers[split]), ""]
+    return "\n".join(lines)
 
 
-def _table(key: str, where: str, own: dict[str, list[dict[str, Any]]], teachers: Dice) -> list[str]:
-    means = {
-        way: {name: _mean([r[key].get(name) for r in runs]) for name in teachers}
-        for way, runs in own.items()
-    }
-    counted = {
-        baseline: [
-            a for a in teachers if a != "mean" and _lead(teachers[a], means[baseline][a]) >= CLEAR
-        ]
-        for baseline in own
-        if baseline.startswith(BASELINE)
-    }
+def _table(split: str, runs: Runs, teachers: Dice) -> list[str]:
+    """Dice per anatomy, the mean over seeds; below, what is closed of each baseline's gap."""
+    means = {name: _means(split, seeds, teachers) for name, seeds in runs.items()}
+    baselines = [name for name in runs if name.startswith(BASELINE)]
+    clear = {name: _clear_anatomies(teachers, means[name]) for name in baselines}
     lines = [
-        f"| Dice (%), {where} | teachers | {' | '.join(own)} |",
-        f"|---|{'---:|' * (len(own) + 1)}",
+        f"| Dice (%), {split} | teachers | {' | '.join(runs)} |",
+        f"|---|{'---:|' * (len(runs) + 1)}",
     ]
-    for name in teachers:
-        cells = [number(teachers[name]), *(number(means[way][name]) for way in own)]
-        lines.append(
-            f"| {name.replace('_', ' ')}{' *' if name in counted[BASELINE] else ''} | "
-            f"{' | '.join(cells)} |"
-        )
-    spans = [_span([r[key]["mean"] for r in runs]) for runs in own.values()]
-    lines.append(f"| mean, lowest and highest seed | | {' | '.join(spans)} |")
-    for baseline, clear in counted.items():
-        against, star = ("", " *") if baseline == BASELINE else (f" against {baseline}", "")
+    for anatomy in teachers:
+        star = " *" if anatomy in clear[BASELINE] else ""
+        cells = [number(means[name][anatomy]) for name in runs]
+        lines.append(_row(f"{anatomy.replace('_', ' ')}{star}", number(teachers[anatomy]), cells))
+    spans = [_span(split, seeds) for seeds in runs.values()]
+    lines.append(_row("mean, lowest and highest seed", "", spans))
+    for baseline, anatomies in clear.items():
         cells = [
-            _shares([_closed(key, r, own[baseline], teachers, clear) for r in runs])
-            for runs in own.values()
+            _shares(split, seeds, runs[baseline], teachers, anatomies) for seeds in runs.values()
         ]
-        label = f"gap closed{against} (%), mean (per seed), over {len(clear)} anatomies{star}"
-        lines.append(f"| {label} | 100 | {' | '.join(cells)} |")
-    if key == "dice":
-        seconds = [f"{mean(r['seconds_per_epoch'] for r in runs):.1f}" for runs in own.values()]
-        lines.append(f"| seconds per epoch | | {' | '.join(seconds)} |")
-    else:
-        rises = [" ".join(_last_gain(r["val_dice"]) for r in runs) for runs in own.values()]
-        lines.append(f"| last quarter of the epochs minus the one before | | {' | '.join(rises)} |")
-    return lines
+        lines.append(_row(_gap_label(baseline, anatomies), "100", cells))
+    return [*lines, _last_row(split, runs)]
+
+
+def _row(label: str, teachers: str, cells: Sequence[str]) -> str:
+    of_teachers = f" {teachers} " if teachers else " "
+    return f"| {label} |{of_teachers}| {' | '.join(cells)} |"
+
+
+def _means(split: str, seeds: Sequence[RunResult], names: Iterable[str]) -> Dice:
+    """By anatomy, and of ``mean``, the mean over seeds."""
+    dice = [run.dice_on(split) for run in seeds]
+    means: Dice = {}
+    for name in names:
+        means[name] = _mean([of_seed.get(name) for of_seed in dice])
+    return means
+
+
+def _clear_anatomies(teachers: Dice, baseline: Dice) -> list[str]:
+    """Anatomies whose teacher is clearly above the baseline."""
+    return [a for a in teachers if a != "mean" and _gap(teachers[a], baseline[a]) >= CLEAR]
+
+
+def _gap(dice: float | None, baseline: float | None) -> float:
+    """How far above the baseline; 0 where one of them was not measured."""
+    return 0.0 if dice is None or baseline is None else dice - baseline
+
+
+def _gap_label(baseline: str, anatomies: Sequence[str]) -> str:
+    is_first = baseline == BASELINE
+    against = "" if is_first else f" against {baseline}"
+    star = " *" if is_first else ""
+    return f"gap closed{against} (%), mean (per seed), over {len(anatomies)} anatomies{star}"
+
+
+def _shares(
+    split: str,
+    seeds: Sequence[RunResult],
+    baselines: Sequence[RunResult],
+    teachers: Dice,
+    anatomies: Sequence[str],
+) -> str:
+    """Shares of the gap: their mean and that of each seed.
+
+    A dash where no teacher is clearly above the baseline.
+    """
+    shares = _present([_closed(split, run, baselines, teachers, anatomies) for run in seeds])
+    if not shares:
+        return "-"
+    return f"**{mean(shares):.0f}** ({' '.join(f'{share:.0f}' for share in shares)})"
 
 
 def _closed(
-    key: str,
-    run: dict[str, Any],
-    baselines: Sequence[dict[str, Any]],
+    split: str,
+    run: RunResult,
+    baselines: Sequence[RunResult],
     teachers: Dice,
-    counted: Sequence[str],
+    anatomies: Sequence[str],
 ) -> float | None:
-    """(run - baseline) / (teachers - baseline) in percent, against the baseline of the same seed; None: no gap."""
-    (base,) = [b for b in baselines if b["seed"] == run["seed"]]
-    gained = sum(run[key][a] - base[key][a] for a in counted)
-    gap = sum((teachers[a] or 0.0) - base[key][a] for a in counted)
+    """(run - baseline) / (teachers - baseline) in percent; None without a gap.
+
+    The baseline is that of the same seed.
+    """
+    (baseline,) = [b for b in baselines if b.seed == run.seed]
+    dice = run.dice_on(split)
+    base = baseline.dice_on(split)
+    gained = sum(_gap(dice[a], base[a]) for a in anatomies)
+    gap = sum(_gap(teachers[a], base[a]) for a in anatomies)
     return 100 * gained / gap if gap else None
 
 
-def _shares(seeds: Sequence[float | None]) -> str:
-    """Their mean and each of them, or a dash where no teacher is clearly above the baseline."""
-    known = _known(seeds)
-    return f"**{mean(known):.0f}** ({' '.join(f'{seed:.0f}' for seed in known)})" if known else "-"
+def _span(split: str, seeds: Sequence[RunResult]) -> str:
+    """The lowest and the highest mean, or a dash where nothing was measured."""
+    means = _present([run.dice_on(split)["mean"] for run in seeds])
+    return f"{min(means):.1f} .. {max(means):.1f}" if means else "-"
 
 
-def _span(values: Sequence[float | None]) -> str:
-    """The lowest and the highest, or a dash where nothing was measured."""
-    known = _known(values)
-    return f"{min(known):.1f} .. {max(known):.1f}" if known else "-"
+def _last_row(split: str, runs: Runs) -> str:
+    """What an epoch takes, below the test surgeries; below the others whether runs converged."""
+    if split == "test":
+        return _row("seconds per epoch", "", [_seconds(seeds) for seeds in runs.values()])
+    label = "last quarter of the epochs minus the one before"
+    return _row(label, "", [_last_gains(seeds) for seeds in runs.values()])
+
+
+def _seconds(seeds: Sequence[RunResult]) -> str:
+    return f"{mean(run.seconds_per_epoch for run in seeds):.1f}"
+
+
+def _last_gains(seeds: Sequence[RunResult]) -> str:
+    return " ".join(_last_gain(run.val_dice) for run in seeds)
 
 
 def _last_gain(values: Sequence[float | None]) -> str:
-    """How much validation Dice still rose at the end: near 0 for a converged run; a dash where nothing tells."""
+    """How much validation Dice still rose at the end: near 0 for a converged run.
+
+    A dash where there is nothing to validate on.
+    """
     quarter = max(1, len(values) // 4)
-    last, before = _mean(values[-quarter:]), _mean(values[-2 * quarter : -quarter])
+    last = _mean(values[-quarter:])
+    before = _mean(values[-2 * quarter : -quarter])
     return "-" if last is None or before is None else f"{last - before:+.1f}"
 
 
-def _lead(teacher: float | None, baseline: float | None) -> float:
-    return 0.0 if teacher is None or baseline is None else teacher - baseline
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = _known(values)
-    return mean(known) if known else None
+    present = _present(values)
+    return mean(present) if present else None
 
 
-def _known(values: Sequence[float | None]) -> list[float]:
+def _present(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]

@@ -1,4 +1,4 @@
-"""Comparing students that were trained in different ways on one project's frames, teachers and stores.
+"""Train and test the students of a study, on one project's frames, teachers and stores.
 
 A case is one training run. It has a process of its own, and leaves one file of results; a study
 that is started again measures only the cases whose file is missing or was made from other settings,
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from itertools import chain, islice, pairwise
 from multiprocessing import get_context, parent_process
@@ -30,6 +30,7 @@ from pipeline.errors import MtkdError
 from pipeline.evaluation.per_frame import evaluate, summarise
 from pipeline.files import write_json
 from pipeline.machine import Machine, keep_freed_memory, make_fabric
+from pipeline.models import Network
 from pipeline.prepared import frames_digest, labels_digest
 from pipeline.timing.interleaved import peak_memory
 from pipeline.training import Epoch, best_epoch, fit
@@ -43,6 +44,7 @@ from stages.shared.training_run import seeded_network
 from stages.study.targets import Case, training_material
 
 FOLDER = Path("results/study")
+Dice = dict[str, float | None]  # percent per anatomy, and "mean"
 _epochs: Any = None  # how many this process has trained, where the study can read it
 
 
@@ -50,14 +52,53 @@ def prepare_page(output: Path) -> None:
     """The folder of a study's page, before hours of work.
 
     Raises:
-        MtkdError: ``output`` is no Markdown file.
+        MtkdError: ``output`` is not a Markdown file.
     """
     if output.suffix != ".md" or output.is_dir():
         raise MtkdError(f"--output {output}: expected a Markdown file, .md")
     output.parent.mkdir(parents=True, exist_ok=True)
 
 
-def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What one student reached, and what its training took; its file has the same keys.
+
+    Attributes:
+        name, arch, seed, epochs: of the case.
+        class_weights: whether the loss on labels weighed rare classes up; files of earlier runs do
+            not say.
+        dice: percent on the test frames, per anatomy and ``mean``.
+        validation: the same on the validation frames, of the best epoch.
+        val_dice: mean percent on the validation frames, of each epoch.
+        seconds_per_epoch: the median.
+        peak_mib: MiB of memory at most.
+        threads: of torch.
+    """
+
+    name: str
+    arch: str
+    seed: int
+    epochs: int
+    class_weights: bool | None = None
+    dice: Dice
+    validation: Dice
+    val_dice: Sequence[float | None]
+    seconds_per_epoch: float
+    peak_mib: int
+    threads: int
+
+    @classmethod
+    def read(cls, file: Path) -> "RunResult":
+        """The result that a run left; keys that are not known are passed over."""
+        content = json.loads(file.read_text())
+        return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
+
+    def dice_on(self, split: str) -> Dice:
+        """Percent per anatomy and ``mean``, on ``test`` or ``validation`` frames."""
+        return {"test": self.dice, "validation": self.validation}[split]
+
+
+def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[RunResult]:
     """The results of all cases, in order; those that an earlier run left are read.
 
     Raises:
@@ -65,54 +106,88 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[dict
     """
     machine = replace(machine, device=machine.torch_device.type)
     free = slots(jobs, machine.device)
-    projects = {folder: load_project(folder) for folder in {case.folder for case in cases}}
-    data = {folder: _data(project) for folder, project in projects.items()}
-    files = [case_file(case, projects[case.folder], data[case.folder]) for case in cases]
+    files = _case_files(cases)
     missing = [(case, file) for case, file in zip(cases, files, strict=True) if not file.is_file()]
     say(f"{len(cases) - len(missing)} of {len(cases)} runs are there, {len(missing)} to go")
     if missing:
         say_launch(machine)
         say_environment(machine)
-    threads = max(1, torch.get_num_threads() // jobs)
-    context = get_context("spawn")
-    epochs, total = list[Any](), sum(case.student.epochs for case, _ in missing)
-    waiting, failed = iter(missing), list[str]()
-    running: dict[Future[dict[str, Any]], tuple[Case, ProcessPoolExecutor, Slot]] = {}
-    with progress("epochs of students") as bar:
-        while True:
-            for case, file in islice(waiting, len(free)):
-                # A process per case: the memory of another would hide its peak, and one that is
-                # killed ends alone.
-                epochs.append(context.RawValue("q", 0))
-                process, slot = ProcessPoolExecutor(1, context, _begin, (epochs[-1],)), free.pop(0)
-                with environment(slot):  # which the process is started in
-                    begun = process.submit(_keep, case, file.resolve(), threads, machine)
-                running[begun] = case, process, slot
-            if not running:
-                break
-            for ended in wait(running, timeout=5, return_when=FIRST_COMPLETED).done:
-                case, process, slot = running.pop(ended)
-                failed += _told(case, ended)
-                process.shutdown()
-                free.append(slot)
-            bar(sum(counted.value for counted in epochs), total)
+    failed = _Processes(free, max(1, torch.get_num_threads() // jobs), machine).measure(missing)
     if failed:
-        raise MtkdError(
-            "\n".join(
-                [f"{len(failed)} of {len(missing)} runs failed, the others are kept:", *failed]
-            )
-        )
-    return [json.loads(file.read_text()) for file in files]
+        title = f"{len(failed)} of {len(missing)} runs failed, the others are kept:"
+        raise MtkdError("\n".join([title, *failed]))
+    return [RunResult.read(file) for file in files]
 
 
-def _told(case: Case, ended: Future[dict[str, Any]]) -> list[str]:
-    """Say how a run ended; again what went wrong, if anything did."""
+def _case_files(cases: Sequence[Case]) -> list[Path]:
+    folders = dict.fromkeys(case.folder for case in cases)
+    projects = {folder: load_project(folder) for folder in folders}
+    data = {folder: _data_identity(project) for folder, project in projects.items()}
+    return [case_file(case, projects[case.folder], data[case.folder]) for case in cases]
+
+
+class _Processes:
+    """Cases that are measured at the same time: a process and a slot of its own for each.
+
+    The memory of another case would hide its peak, and a process that is killed ends alone.
+
+    Args:
+        free: slots that no case has yet.
+        threads: of torch, for each case.
+        machine: where the cases compute.
+    """
+
+    def __init__(self, free: list[Slot], threads: int, machine: Machine) -> None:
+        self.free = free
+        self.threads = threads
+        self.machine = machine
+        self.context = get_context("spawn")
+        self.running: dict[Future[RunResult], tuple[Case, ProcessPoolExecutor, Slot]] = {}
+        self.epochs: list[Any] = []  # how many each process has trained
+
+    def measure(self, missing: Sequence[tuple[Case, Path]]) -> list[str]:
+        """Measure cases, each into its file; returns a line for each that failed."""
+        waiting = iter(missing)
+        failed: list[str] = []
+        total = sum(case.student.epochs for case, _ in missing)
+        with progress("epochs of students") as bar:
+            while True:
+                for case, file in islice(waiting, len(self.free)):
+                    self._start(case, file)
+                if not self.running:
+                    return failed
+                failed += self._finish()
+                bar(sum(counter.value for counter in self.epochs), total)
+
+    def _start(self, case: Case, file: Path) -> None:
+        counter = self.context.RawValue("q", 0)
+        self.epochs.append(counter)
+        process = ProcessPoolExecutor(1, self.context, _begin, (counter,))
+        slot = self.free.pop(0)
+        with environment(slot):  # which the process is started in
+            future = process.submit(_keep, case, file.resolve(), self.threads, self.machine)
+        self.running[future] = case, process, slot
+
+    def _finish(self) -> list[str]:
+        """Wait for a while, and free the slots of what has ended."""
+        failed: list[str] = []
+        for future in wait(self.running, timeout=5, return_when=FIRST_COMPLETED).done:
+            case, process, slot = self.running.pop(future)
+            failed += _outcome(case, future)
+            process.shutdown()
+            self.free.append(slot)
+        return failed
+
+
+def _outcome(case: Case, ended: Future[RunResult]) -> list[str]:
+    """Say how a run ended, and return what went wrong, if anything did."""
     name = f"{case.name} {case.student.arch} seed {case.student.seed}"
     try:
-        say(f"{name}: test Dice {ended.result()['dice']['mean']}")
+        say(f"{name}: test Dice {ended.result().dice['mean']}")
         return []
     except BrokenProcessPool:
-        problem = f"{name}: its process ended by itself, as when the kernel needs its memory: try fewer --jobs"
+        reason = "its process ended by itself, as when the kernel needs its memory"
+        problem = f"{name}: {reason}: try fewer --jobs"
     except (MtkdError, StoreError, OSError) as error:
         problem = f"{name}: {explained(error)}"
     except Exception as error:
@@ -135,7 +210,7 @@ def _begin(epochs: Any) -> None:
     Thread(target=watch, daemon=True).start()
 
 
-def _data(project: Project) -> str:
+def _data_identity(project: Project) -> str:
     """The identity of all prepared frames and labels of a project."""
     frames = list(chain(*(project.frames_of(split) for split in SPLITS)))
     return frames_digest(frames) + labels_digest(frames)
@@ -171,20 +246,40 @@ def case_file(case: Case, project: Project, data: str) -> Path:
     return FOLDER / f"{name}-{case.student.arch}-{case.student.seed}-{digest}.json"
 
 
-def _keep(case: Case, file: Path, threads: int, machine: Machine) -> dict[str, Any]:
+def _keep(case: Case, file: Path, threads: int, machine: Machine) -> RunResult:
     """Measure a case and leave its file."""
     result = _measure(case, threads, machine)
-    write_json(file, result)
+    write_json(file, asdict(result))
     return result
 
 
 @mendable("lower student.batch_size, or choose fewer --jobs")
-def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
+def _measure(case: Case, threads: int, machine: Machine) -> RunResult:
     """Train and test one student, in a process of its own."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     project = load_project(case.folder)
-    params = project.params
+    network, history, ends = _train(case, project, machine)
+    peak = peak_memory(machine.torch_device) / 2**20
+    return RunResult(
+        name=case.name,
+        arch=case.student.arch,
+        seed=case.student.seed,
+        epochs=case.student.epochs,
+        class_weights=case.student.class_weights,
+        dice=_test_dice(network.eval(), project, machine),
+        validation=_in_percent(best_epoch(history)),
+        val_dice=[_percent(epoch.mean_dice) for epoch in history],
+        seconds_per_epoch=round(median(b - a for a, b in pairwise(ends)), 2),
+        peak_mib=round(peak),
+        threads=threads,
+    )
+
+
+def _train(
+    case: Case, project: Project, machine: Machine
+) -> tuple[Network, list[Epoch], list[float]]:
+    """The student, its epochs, and the times at which they began and ended, in seconds."""
     anatomies = project.anatomies
     objective, data = training_material(case, project, machine)
     network = seeded_network(case.student, anatomies)
@@ -206,28 +301,20 @@ def _measure(case: Case, threads: int, machine: Machine) -> dict[str, Any]:
         done=epoch_done,
         step=lambda *_: None,
     )
-    peak = peak_memory(machine.torch_device) / 2**20
-    test = project.frames_of("test")
-    results = list(
-        evaluate(network.eval(), test, anatomies, params.evaluate.batch_size, None, machine)
-    )
-    return {
-        "name": case.name,
-        "arch": case.student.arch,
-        "seed": case.student.seed,
-        "epochs": case.student.epochs,
-        "class_weights": case.student.class_weights,
-        "dice": summarise(results, anatomies)["dice"],
-        "validation": _in_percent(best_epoch(history)),
-        "val_dice": [None if e.mean_dice is None else round(100 * e.mean_dice, 1) for e in history],
-        "seconds_per_epoch": round(median(b - a for a, b in pairwise(ends)), 2),
-        "peak_mib": round(peak),
-        "threads": threads,
-    }
+    return network, history, ends
 
 
-def _in_percent(epoch: Epoch) -> dict[str, float | None]:
+def _test_dice(network: Network, project: Project, machine: Machine) -> Dice:
+    frames = project.frames_of("test")
+    batch_size = project.params.evaluate.batch_size
+    results = evaluate(network, frames, project.anatomies, batch_size, None, machine)
+    return summarise(list(results), project.anatomies)["dice"]
+
+
+def _in_percent(epoch: Epoch) -> Dice:
     values = {"mean": epoch.mean_dice, **epoch.dice}
-    return {
-        name: None if value is None else round(100 * value, 1) for name, value in values.items()
-    }
+    return {name: _percent(value) for name, value in values.items()}
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 1)

@@ -1,4 +1,4 @@
-"""What the students of a study are taught: where the teachers' answers come from, and what is made of them."""
+"""Targets of a study's students: where the teachers' logits come from, and how they are used."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,22 +30,21 @@ PIXELS = Distill(temperature=4, weight=3, softmax="pixels")  # Shu's reference r
 
 @dataclass(frozen=True)
 class Case:
-    """One student, trained in one way.
+    """One student, trained under one condition.
 
     Attributes:
-        name: of the way, as tables call it.
+        name: of the condition, as tables call it.
         student: the student and its schedule.
         distill: how it is distilled, or None for partial labels alone.
-        targets: what is done with the teachers' answers. ``stores``: as the stage does it.
+        targets: what is made of the teachers' logits. ``stores``: what the stage makes of them.
             ``pseudo_labels``: only the classes that the stored logits choose. ``live``: teachers in
-            memory, asked on each batch as the student sees
-            it. ``coarse``: as a store with half the grid would hold them. ``trusted``: a teacher
-            counts in proportion
-            to its validation Dice. ``with_pixels``: Shu's divergence over pixels is added.
-            ``apart``: no teacher speaks
-            on pixels that are labelled as another organ.
+            memory, which predict on each batch as the student sees it. ``coarse``: as a store with
+            half the grid would hold them. ``trusted``: a teacher counts in proportion to its
+            validation Dice. ``with_pixels``: Shu's divergence over pixels is added. ``apart``: no
+            teacher counts on pixels that are labelled as another organ.
         folder: the project whose frames, teachers and stores are used.
-        unlabelled: whether the teachers also speak on frames without a label, if there are any.
+        unlabelled: whether the teachers' logits on frames without a label are used, if there are
+            any.
     """
 
     name: str
@@ -59,7 +58,16 @@ class Case:
 def training_material(
     case: Case, project: Project, machine: Machine
 ) -> tuple[Objective, FrameDataset]:
-    """The objective of a case, and frames with the targets that it needs."""
+    """The objective of a case, and frames with the targets that it needs.
+
+    Args:
+        case: what is trained, and how.
+        project: whose frames, teachers and stores.
+        machine: where live teachers compute.
+
+    Raises:
+        MtkdError: a teacher, its store or its metrics are missing or of another run.
+    """
     anatomies = project.anatomies
     frames = project.frames_of("train")
     seed = case.student.seed
@@ -71,26 +79,22 @@ def training_material(
     frames = project.distillation_frames() if case.unlabelled else frames
     if case.targets == "live":
         teachers = _teachers(project, machine)
-        return _live(both, teachers), _WithCells(
-            frames, anatomies, seed, stride=teachers[0].output_stride
-        )
-    changed: dict[str, Callable[[], Objective]] = {
-        "stores": lambda: both,
-        "pseudo_labels": lambda: _with_targets(both, _hard_labels),
-        "coarse": lambda: _with_targets(both, _coarsened),
-        "trusted": lambda: _trusted(
-            both, [_validation_dice(project, anatomy) for anatomy in anatomies]
-        ),
-        "with_pixels": lambda: _added(both, distilled(alone, PIXELS)),
-        "apart": lambda: _with_targets(both, _apart),
-    }
-    return changed[case.targets](), FrameDataset(frames, anatomies, seed, open_stores(project))
+        data = _WithCells(frames, anatomies, seed, stride=teachers[0].output_stride)
+        return _live(both, teachers), data
+    replaced = {"pseudo_labels": _hard_labels, "coarse": _coarsened, "apart": _apart}
+    if case.targets in replaced:
+        both = _with_targets(both, replaced[case.targets])
+    elif case.targets == "trusted":
+        both = _trusted(both, [_validation_dice(project, anatomy) for anatomy in anatomies])
+    elif case.targets == "with_pixels":
+        both = _added(both, distilled(alone, PIXELS))
+    return both, FrameDataset(frames, anatomies, seed, open_stores(project))
 
 
 def _with_targets(
     objective: Objective, replacement: Callable[[Tensor, Sample], dict[str, Tensor]]
 ) -> Objective:
-    """Something else in place of what the batch says of the teachers, made from the student's logits and the batch."""
+    """The objective on other targets, made from the student's logits and the batch."""
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
         return objective.terms(logits, cast(Sample, {**batch, **replacement(logits, batch)}))
@@ -100,8 +104,8 @@ def _with_targets(
 
 def _hard_labels(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
     """The class that the teachers' logits choose, as certain as logits can be."""
-    chosen = batch["teachers"].argmax(2)
-    return {"teachers": torch.stack([1 - chosen, chosen], 2).float() * CERTAIN}
+    classes = batch["teachers"].argmax(2)
+    return {"teachers": torch.stack([1 - classes, classes], 2).float() * CERTAIN}
 
 
 def _coarsened(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
@@ -112,16 +116,13 @@ def _coarsened(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
 
 
 def _apart(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
-    """Where most of a cell is labelled as another organ, the student is its own teacher, and learns nothing."""
+    """The student's own logits where most of a cell is labelled as another organ: no divergence."""
     teachers = batch["teachers"]
     grid = (teachers.shape[-2], teachers.shape[-1])
-    own = F.one_hot(batch["anatomy"], teachers.shape[1]).bool()[:, :, None, None]
+    of_label = F.one_hot(batch["anatomy"], teachers.shape[1]).bool()[:, :, None, None]
     organ = F.adaptive_avg_pool2d((batch["label"] == 1).float(), grid)[:, None] > 0.5
-    return {
-        "teachers": torch.where(
-            (organ & ~own)[:, :, None], resize(logits, grid).detach().float(), teachers
-        )
-    }
+    student = resize(logits, grid).detach().float()
+    return {"teachers": torch.where((organ & ~of_label)[:, :, None], student, teachers)}
 
 
 def _trusted(objective: Objective, trust: Sequence[float]) -> Objective:
@@ -129,8 +130,9 @@ def _trusted(objective: Objective, trust: Sequence[float]) -> Objective:
     share = placed(torch.tensor(trust) / max(sum(trust) / len(trust), 1e-6))
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
-        found = objective.terms(logits, batch)
-        return {**found, "kl_divergence": found["kl_divergence"] * share(logits.device)}
+        untrusted = objective.terms(logits, batch)
+        divergence = untrusted["kl_divergence"] * share(logits.device)
+        return {**untrusted, "kl_divergence": divergence}
 
     return replace(objective, terms=terms)
 
@@ -157,7 +159,7 @@ def _added(objective: Objective, other: Objective) -> Objective:
 
 
 class _WithCells(FrameDataset):
-    """Frames with the cells of the teachers' grid that lie inside the original, for teachers that are asked live."""
+    """Frames with the cells of the live teachers' grid that lie inside the original."""
 
     def __init__(
         self, frames: Sequence[Frame], anatomies: Sequence[str], augment: int, *, stride: int
@@ -166,7 +168,8 @@ class _WithCells(FrameDataset):
         self.stride = stride
 
     def __getitem__(self, key: Key) -> Sample:
-        item, (epoch, position) = super().__getitem__(key), key
+        item = super().__getitem__(key)
+        epoch, position = key
         height, width = item["frame"].shape[-2:]
         affine = self._augmentation(epoch, self.frames[position], (height, width)).affine
         cells = valid_cells(affine, (-(-height // self.stride), -(-width // self.stride)))
@@ -182,11 +185,11 @@ def _teachers(project: Project, machine: Machine) -> list[Network]:
 
 
 def _live(objective: Objective, teachers: Sequence[Network]) -> Objective:
-    """Teachers in memory answer on each batch as the student sees it."""
+    """Teachers in memory predict on each batch as the student sees it."""
 
     @torch.no_grad()
     def run_inference(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
-        logits_of = [teacher(normalise(batch["frame"], teacher)) for teacher in teachers]
-        return {"teachers": torch.cat(logits_of, 1).float()}
+        predictions = [teacher(normalise(batch["frame"], teacher)) for teacher in teachers]
+        return {"teachers": torch.cat(predictions, 1).float()}
 
     return _with_targets(objective, run_inference)

@@ -1,5 +1,6 @@
-"""Studies: what their arms are, and that one which was stopped goes on."""
+"""Studies: what their conditions are, and that one which was stopped goes on."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from pathlib import Path
+from dataclasses import asdict
 
 import numpy as np
 import psutil
@@ -17,34 +18,34 @@ import yaml
 from helpers import ROOT, mtkd, write_png
 from torch.utils.data import default_collate
 
+from pipeline.files import write_json
 from pipeline.machine import Machine
 from stages.shared.project import load_project
 from stages.shared.results import read
 from stages.study import parity
 from stages.study import runs as study_runs
 from stages.study.conditions import Condition, _case, _closed, _table
-from stages.study.runs import _data, _measure, case_file
+from stages.study.runs import RunResult, _data_identity, _measure, case_file
 from stages.study.targets import Case, _coarsened, training_material
 
 
 def test_live_teachers_and_replayed_views_teach_the_same(run):
-    """With as many views as epochs and one seed, the stored answers are those that live teachers give."""
+    """With as many views as epochs and one seed, the stores hold what live teachers predict."""
     project = load_project()
     params = project.params
     assert params.cache.seed == params.student.seed
     parity._write_views(project, params.student.epochs, Machine("cpu"))
-    arms = [
+    cases = [
         Case("live", params.student, params.distill, "live"),
         Case("views", params.student, params.distill, folder=parity.VIEWS),
         Case("alone", params.student, None),
         Case("pseudo", params.student, params.distill, "pseudo_labels"),
     ]
-    live, views, alone, pseudo = (_measure_here(case) for case in arms)
-    assert views["val_dice"] == pytest.approx(
-        live["val_dice"], abs=1
-    )  # float16, and what two epochs make of it
-    assert live["val_dice"] != alone["val_dice"] != pseudo["val_dice"] != live["val_dice"]
-    assert live["peak_mib"] > 100
+    live, views, alone, pseudo = (_measure_here(case) for case in cases)
+    # float16, and what two epochs make of it
+    assert views.val_dice == pytest.approx(live.val_dice, abs=1)
+    assert live.val_dice != alone.val_dice != pseudo.val_dice != live.val_dice
+    assert live.peak_mib > 100
 
 
 def _measure_here(case):
@@ -70,26 +71,66 @@ def test_a_study_keeps_its_runs(run):
 def test_a_run_that_was_measured_on_other_labels_is_another(run):
     project = load_project()
     case = Case("alone", project.params.student, None)
-    before = case_file(case, project, _data(project))
-    assert case_file(case, project, _data(project)) == before
+    before = case_file(case, project, _data_identity(project))
+    assert case_file(case, project, _data_identity(project)) == before
     label = next((run / "data/prepared/labels/test").rglob("*.png"))
     label.write_bytes(label.read_bytes() + b"0")
-    assert case_file(case, project, _data(project)) != before
+    assert case_file(case, project, _data_identity(project)) != before
+
+
+def result(seed=1, *, dice=None, validation=None):
+    """What a run leaves, as far as a table asks for it."""
+    return RunResult(
+        name="any",
+        arch="mininetv2",
+        seed=seed,
+        epochs=1,
+        dice=dice or {"mean": 0.0},
+        validation=validation or {"mean": 0.0},
+        val_dice=[1.0],
+        seconds_per_epoch=1.0,
+        peak_mib=1,
+        threads=1,
+    )
 
 
 def test_the_gap_is_closed_against_the_baseline_of_the_same_seed():
-    base = [{"seed": s, "dice": {"a": 20.0 * s, "b": 50.0}} for s in (1, 2)]
-    distilled = {"seed": 2, "dice": {"a": 60.0, "b": 0.0}}
-    assert _closed("dice", distilled, base, {"a": 80.0, "b": 51.0}, ["a"]) == 50
+    base = [result(seed, dice={"a": 20.0 * seed, "b": 50.0}) for seed in (1, 2)]
+    distilled = result(2, dice={"a": 60.0, "b": 0.0})
+    assert _closed("test", distilled, base, {"a": 80.0, "b": 51.0}, ["a"]) == 50
 
 
-def test_ways_that_the_paper_does_not_know(run):
+def test_a_run_of_before_is_read_and_a_file_has_the_keys_of_before(tmp_path):
+    """Runs that were recorded before a key came are found, and read without it."""
+    file = tmp_path / "run.json"
+    write_json(file, asdict(result(3)))
+    content = json.loads(file.read_text())
+    assert list(content) == [
+        "name",
+        "arch",
+        "seed",
+        "epochs",
+        "class_weights",
+        "dice",
+        "validation",
+        "val_dice",
+        "seconds_per_epoch",
+        "peak_mib",
+        "threads",
+    ]
+    del content["class_weights"]
+    write_json(file, content | {"of another version": 1})
+    assert RunResult.read(file) == result(3)
+
+
+def test_targets_that_the_paper_does_not_know(run):
     project = load_project()
     params = project.params
     machine = Machine("cpu")
     losses = {}
-    for arm in ("no teachers", "stores", "trusted", "with_pixels", "apart", "coarse"):
-        case = Case(arm, params.student, None if arm == "no teachers" else params.distill, arm)
+    for targets in ("no teachers", "stores", "trusted", "with_pixels", "apart", "coarse"):
+        distill = None if targets == "no teachers" else params.distill
+        case = Case(targets, params.student, distill, targets)
         objective, data = training_material(case, project, machine)
         batch = default_collate([data[0, position] for position in (0, 1, len(data) - 1)])
         logits = torch.randn(
@@ -97,12 +138,9 @@ def test_ways_that_the_paper_does_not_know(run):
         )
         terms = objective.terms(logits, batch)
         loss = sum(weight * terms[name].sum() for name, weight in objective.weights.items())
-        losses[arm] = loss.item(), torch.autograd.grad(loss, logits)[0], terms, batch
-    stores, trusted, added, apart, coarse = (losses[arm][2] for arm in list(losses)[1:])
-    trust = [
-        read(Path(f"metrics/teachers/{a}.json"), f"train_teacher@{a}")["val_dice"]["mean"]
-        for a in params.data.anatomies
-    ]
+        losses[targets] = loss.item(), torch.autograd.grad(loss, logits)[0], terms, batch
+    stores, trusted, added, apart, coarse = (losses[targets][2] for targets in list(losses)[1:])
+    trust = [read(project.teacher_metrics(a))["val_dice"]["mean"] for a in project.anatomies]
     share = torch.tensor(trust) / np.mean(trust)
     torch.testing.assert_close(trusted["kl_divergence"], stores["kl_divergence"] * share)
     assert losses["with_pixels"][0] == pytest.approx(
@@ -155,7 +193,10 @@ def test_gain_and_beyond_share_their_runs(run):
 
 
 def test_frames_without_labels_cost_the_baseline_nothing_and_the_student_no_more_steps(run):
-    """Baselines of before still count, and as many steps are half the epochs where an epoch has twice the frames."""
+    """Baselines of before still count.
+
+    As many steps are half the epochs where an epoch has twice the frames.
+    """
     arguments = ["study", "gain", "--student", "mininetv2", "--seeds", "1", "--epochs", "2"]
     mtkd(*arguments, "--way", "baseline")
     for number in range(6):
@@ -174,7 +215,7 @@ def test_frames_without_labels_cost_the_baseline_nothing_and_the_student_no_more
         "classes_balanced, labelled frames",
     )
     assert "1 of 3 runs are there, 2 to go" in said
-    runs = [read(file, "study") for file in (run / "results/study").glob("*.json")]
+    runs = [read(file) for file in (run / "results/study").glob("*.json")]
     assert {r["name"]: r["epochs"] for r in runs} == {
         "baseline": 2,
         "classes_balanced, as many steps": 1,
@@ -195,35 +236,35 @@ def test_a_study_without_validation_frames_has_dashes(run):
 
 
 @pytest.mark.parametrize(("weighted", "expected"), [(False, [False, True]), (True, [True, True])])
-def test_class_weights_of_the_student_are_those_of_every_way(run, weighted, expected):
+def test_class_weights_of_the_student_are_those_of_every_condition(run, weighted, expected):
     params = yaml.safe_load((run / "params.yaml").read_text())
     params["student"]["class_weights"] = weighted
     (run / "params.yaml").write_text(yaml.safe_dump(params))
-    ways = [Condition(), Condition(class_weights=True)]
-    assert [_case("any", way, "mininetv2", 1, 1).student.class_weights for way in ways] == expected
+    project = load_project()
+    conditions = [Condition(), Condition(class_weights=True)]
+    cases = [_case(project, "any", condition, "mininetv2", 1, 1) for condition in conditions]
+    assert [case.student.class_weights for case in cases] == expected
 
 
 def test_a_table_without_a_gap_says_so():
-    """Teachers that are nowhere clearly above the baseline have nothing to give, and no share of it to close."""
-    run = {"dice": {"liver": 80.0, "mean": 80.0}, "seed": 1, "seconds_per_epoch": 1.0}
-    lines = _table(
-        "dice", "test", {"baseline": [run], "other": [run]}, {"liver": 82.0, "mean": 82.0}
-    )
+    """Teachers that are nowhere clearly above the baseline leave no gap to close a share of."""
+    run = result(dice={"liver": 80.0, "mean": 80.0})
+    lines = _table("test", {"baseline": [run], "other": [run]}, {"liver": 82.0, "mean": 82.0})
     assert "| gap closed (%), mean (per seed), over 0 anatomies * | 100 | - | - |" in lines
 
 
-def test_the_gap_is_told_against_every_baseline():
+def test_the_gap_is_given_against_every_baseline():
     """One that was trained for longer leaves a smaller gap, and other anatomies to count."""
     dice = {
         "baseline": {"colon": 60.0, "liver": 40.0},
         "baseline, twice as long": {"colon": 76.0, "liver": 60.0},
         "classes": {"colon": 80.0, "liver": 70.0},
     }
-    own = {
-        way: [{"validation": {"mean": 0.0, **found}, "seed": 1, "val_dice": [1.0]}]
-        for way, found in dice.items()
+    runs = {
+        name: [result(validation={"mean": 0.0, **of_anatomies})]
+        for name, of_anatomies in dice.items()
     }
-    lines = _table("validation", "validation", own, {"mean": 80.0, "colon": 80.0, "liver": 80.0})
+    lines = _table("validation", runs, {"mean": 80.0, "colon": 80.0, "liver": 80.0})
     assert (
         "| gap closed (%), mean (per seed), over 2 anatomies * | 100 | **0** (0) | **60** (60) | "
         "**83** (83) |" in lines
@@ -243,17 +284,8 @@ def test_what_a_study_cannot_do_is_said_before_its_runs(run):
     assert "expected a Markdown file" in mtkd("study", "parity", "--output", "results", code=1)
     assert not parity.VIEWS.exists()
     if not torch.cuda.is_available():
-        output = mtkd(
-            "study",
-            "gain",
-            "--student",
-            "mininetv2",
-            "--way",
-            "classes",
-            "--device",
-            "cuda",
-            code=1,
-        )
+        arguments = ["--student", "mininetv2", "--way", "classes", "--device", "cuda"]
+        output = mtkd("study", "gain", *arguments, code=1)
         assert output.splitlines()[-1].startswith("error: --device cuda: torch")
         assert "runs are there" not in output
 
@@ -266,10 +298,8 @@ def test_a_run_that_fails_costs_no_other(run, monkeypatch):
     )
     (run / "metrics/teachers/liver.json").unlink()
     whose = ["--student", "mininetv2", "--seeds", "1", "--epochs", "1", "--jobs", "1"]
-    chosen = ["trusted teachers", "other organs apart"]
-    output = mtkd(
-        "study", "beyond", *whose, *(part for way in chosen for part in ("--way", way)), code=1
-    )
+    chosen = ["--way", "trusted teachers", "--way", "other organs apart"]
+    output = mtkd("study", "beyond", *whose, *chosen, code=1)
     assert "1 of 3 runs failed, the others are kept" in output
     assert "trusted teachers mininetv2 seed 1: metrics/teachers/liver.json is missing" in output
     assert steps[-1] == (2, 3)
@@ -277,9 +307,7 @@ def test_a_run_that_fails_costs_no_other(run, monkeypatch):
     assert "1 of 2 runs are there, 1 to go" in mtkd(
         "study", "gain", *whose, "--way", "classes", code=1
     )
-    output = mtkd(
-        "study", "beyond", *whose, *(part for way in chosen for part in ("--way", way)), code=1
-    )
+    output = mtkd("study", "beyond", *whose, *chosen, code=1)
     assert "2 of 3 runs are there, 1 to go" in output
     assert "its process ended by itself" in output
 
@@ -289,18 +317,8 @@ def _killed(*_):
 
 
 def test_a_killed_study_leaves_no_training_behind(run):
-    arguments = [
-        "study",
-        "gain",
-        "--student",
-        "mininetv2",
-        "--seeds",
-        "1",
-        "--epochs",
-        "10000",
-        "--way",
-        "baseline",
-    ]
+    student = ["--student", "mininetv2", "--seeds", "1", "--epochs", "10000"]
+    arguments = ["study", "gain", *student, "--way", "baseline"]
     command = [sys.executable, "-m", "stages.cli", *arguments]
     parent = subprocess.Popen(
         command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}
@@ -313,7 +331,7 @@ def test_a_killed_study_leaves_no_training_behind(run):
     parent.communicate(timeout=60)  # a worker holds the other end of the pipe as long as it lives
 
 
-def test_ways_that_only_add_class_weights_are_left_out_where_all_have_them(run):
+def test_conditions_that_only_add_class_weights_are_left_out_where_all_have_them(run):
     params = yaml.safe_load((run / "params.yaml").read_text())
     params["student"]["class_weights"] = True
     (run / "params.yaml").write_text(yaml.safe_dump(params))
