@@ -1,9 +1,8 @@
 """The typed settings of every stage, as they stand in params.yaml.
 
-Every key is required, but for the few that came later and mean what was before where they lack
-(``cache.keep_bits``, ``distill.grid``), and no other is known: what trained a network can be read
-off params.yaml alone, and a misspelt key is refused instead of ignored. Settings of the machine
-(device, workers) are not here: they change how fast a result is there, never which.
+Every key is required, and no other is known: what trained a network can be read off params.yaml
+alone, and a misspelt key is refused instead of ignored. Settings of the machine (device, workers)
+are not here: they change how fast a result is there, never which.
 """
 
 import re
@@ -197,7 +196,7 @@ class Cache(Settings):
     shard_frames: PositiveInt
     # Bits of the mantissa that are kept, of float16's ten; None: all. Fewer compress better and are
     # less exact.
-    keep_bits: Annotated[int, Field(strict=True, ge=1, le=9)] | None = None
+    keep_bits: Annotated[int, Field(strict=True, ge=1, le=9)] | None
 
 
 class Distill(Settings):
@@ -207,7 +206,7 @@ class Distill(Settings):
     weight: Annotated[Number, Field(ge=0)]
     softmax: Literal["pixels", "classes", "classes_balanced"]
     # Where both are compared: on the stores' grid, or on the student's where that is finer.
-    grid: Literal["stores", "student"] = "stores"
+    grid: Literal["stores", "student"]
 
 
 class Evaluate(Settings):

@@ -33,7 +33,7 @@ STUDENTS = {
     "deeplabv3_efficientnet_lite0": ("imagenet", 1e-3, 1e-4),
 }
 BASELINE = "baseline"
-BALANCED = Distill(temperature=1, weight=30, softmax="classes_balanced")
+BALANCED = Distill(temperature=1, weight=30, softmax="classes_balanced", grid="stores")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ GAIN: Conditions = {
     "baseline, twice as long": Condition(longer=2),
     "baseline, class weights": Condition(class_weights=True),
     "pixels": Condition(PIXELS),
-    "classes": Condition(Distill(temperature=1, weight=30, softmax="classes")),
+    "classes": Condition(Distill(temperature=1, weight=30, softmax="classes", grid="stores")),
     "classes_balanced": Condition(BALANCED),
     "pseudo_labels": Condition(BALANCED, "pseudo_labels"),
     "baseline, four times as long": Condition(longer=4),

@@ -234,9 +234,11 @@ def case_file(case: Case, project: Project, data: str) -> Path:
         inputs |= {
             "arm": case.targets,
             "unlabelled": settings.unlabelled_root if case.unlabelled else None,
-            # A setting that came later is left out at its default, so that runs of before still
-            # count.
-            "distill": case.distill.model_dump(exclude_defaults=True),
+            # A setting that came later is left out at the value of before, so that earlier runs
+            # still count.
+            "distill": case.distill.model_dump(
+                exclude={"grid"} if case.distill.grid == "stores" else None
+            ),
             "stores": [
                 open_store(project.store(anatomy)).identity for anatomy in settings.anatomies
             ],

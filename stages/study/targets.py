@@ -25,7 +25,8 @@ from stages.stores.reader import open_stores
 
 TargetKind = Literal["stores", "pseudo_labels", "live", "coarse", "trusted", "with_pixels", "apart"]
 CERTAIN = 30.0  # a logit whose softmax is 1 up to 1e-13
-PIXELS = Distill(temperature=4, weight=3, softmax="pixels")  # Shu's reference run, "channel kl 3 4"
+# Shu's reference run, "channel kl 3 4".
+PIXELS = Distill(temperature=4, weight=3, softmax="pixels", grid="stores")
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def run(folder, devices, accumulate, *, compiled=False, fabric=None, resume=None
     torch.manual_seed(0)
     network = frozen_norms(create_model("mininetv2", 3))
     gradients = []
-    settings = Distill(temperature=1.0, weight=3.0, softmax="classes_balanced")
+    settings = Distill(temperature=1.0, weight=3.0, softmax="classes_balanced", grid="stores")
     frames = [
         list_frames(folder / "frames", folder / "labels", split, ANATOMIES)
         for split in ("train", "val")

@@ -271,7 +271,7 @@ def test_frames_without_a_valid_cell_are_left_out_one_by_one(ours, literal):
 def test_a_frame_without_a_valid_cell_does_not_count_in_the_mean_over_pieces():
     """The mean over frames that have a valid cell, of a batch and of its pieces by their numbers of such frames."""
     objective = distilled(
-        supervised(N, None), Distill(temperature=2.0, weight=1.0, softmax="classes")
+        supervised(N, None), Distill(temperature=2.0, weight=1.0, softmax="classes", grid="stores")
     )
     valid = torch.ones(4, H, W, dtype=torch.bool)
     valid[1:3] = False

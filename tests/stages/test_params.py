@@ -1,6 +1,7 @@
 """params.yaml: what is accepted, how the rest is refused, and the paper's recipe number by number."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from dvc.utils.serialize import parse_yaml
 
 from pipeline.dsad import surgery_id
 from pipeline.errors import MtkdError
+from pipeline.settings import Params, Phantom, Settings, Splits, Training
 from pipeline.training import learning_rate
 from stages.shared.params import load_params
 
@@ -84,9 +86,20 @@ def test_what_is_wrong_is_named_with_what_would_be_right(check, key, value, says
     assert says in str(error.value)
 
 
-def test_a_missing_key_is_named(check):
-    with pytest.raises(MtkdError, match=r"cache\.views: is missing"):
-        check("cache.views", drop=True)
+@pytest.mark.parametrize("key", ["cache.views", "cache.keep_bits", "distill.grid"])
+def test_a_missing_key_is_named(check, key):
+    with pytest.raises(MtkdError, match=rf"{re.escape(key)}: is missing"):
+        check(key, drop=True)
+
+
+def test_no_key_has_a_default():
+    sections = [Params]
+    for section in sections:
+        for name, field in section.model_fields.items():
+            assert field.is_required(), f"{section.__name__}.{name}"
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+                sections.append(field.annotation)
+    assert {Training, Splits, Phantom} <= set(sections)
 
 
 def test_all_problems_are_reported_together(tmp_path, default_params):
