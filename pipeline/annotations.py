@@ -1,13 +1,14 @@
-"""What DSAD tells beside its masks: which organs a frame shows at all, and what each single annotator drew.
+"""What DSAD holds beside its masks: which organs a frame shows, and each annotator's masks.
 
-Both concern evaluation alone, so a file that is broken or speaks of nothing here is a warning and
-is left out.
+Both concern evaluation alone. A file that is damaged, or has nothing about the frames here, is a
+warning and is left out.
 """
 
 import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.counts import Counts, count_masks
 from pipeline.dsad import OTHER_FOLDERS, DataError, Source, read_mask
-from pipeline.files import folders as all_folders
+from pipeline.files import folders
 
 # DSAD's columns: alphabetical, with one organ that has no masks.
 DSAD_COLUMNS = (
@@ -33,10 +34,13 @@ DSAD_COLUMNS = (
     "uterus",
     "vesicular_glands",
 )
-# Columns that are only implied are wrong if they deny more than this share of a surgery's own
-# masks.
+# Columns that are only implied are wrong if they deny more than this share of a surgery's masks.
 DENIED = 0.5
-PRESENCE, ANNOTATORS = "presence.csv", "annotators.csv"
+PRESENCE = "presence.csv"
+ANNOTATORS = "annotators.csv"
+COUNTED = ("tp", "fp", "fn", "tn")
+
+Shows = Mapping[str, bool]  # by anatomy, whether a frame shows it
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,11 @@ class WeakLabels:
     shows: dict[int, dict[str, bool]]
     named: bool
 
+    def of(self, sources: Sequence[Source]) -> dict[Source, Shows]:
+        """What is said of some frames of the surgery; those of which nothing is are left out."""
+        numbers = {source: int(re.sub(r"\D", "", source.name)) for source in sources}
+        return {s: self.shows[number] for s, number in numbers.items() if number in self.shows}
+
 
 @dataclass(frozen=True)
 class Annotation:
@@ -61,7 +70,9 @@ class Annotation:
     counts: Counts
 
 
-def read_weak_labels(path: Path, folders: Sequence[str], listed: Sequence[str] = ()) -> WeakLabels:
+def read_weak_labels(
+    path: Path, anatomies: Sequence[str], listed: Sequence[str] = ()
+) -> WeakLabels:
     """Which anatomies each frame of a surgery shows.
 
     A first row of words names the columns, in any case and with spaces for underscores. Without one
@@ -71,7 +82,7 @@ def read_weak_labels(path: Path, folders: Sequence[str], listed: Sequence[str] =
 
     Args:
         path: the file.
-        folders: the anatomies of the whole data set.
+        anatomies: those of the whole data set.
         listed: the lines of its ``anatomies.txt``, if it has one.
 
     Raises:
@@ -79,35 +90,40 @@ def read_weak_labels(path: Path, folders: Sequence[str], listed: Sequence[str] =
             is not as expected.
     """
     rows = _numbered_rows(path)
-    first = rows[0][1][1:]
-    columns = _implied_columns(len(first), folders, listed)
-    named = not any(re.fullmatch(r"[\d.+-]*", cell.strip()) for cell in first)
+    header = rows[0][1][1:]
+    named = not any(re.fullmatch(r"[\d.+-]*", cell.strip()) for cell in header)
     if named:
-        columns, rows = matched(first, folders), rows[1:]
-    if not set(columns) & set(folders):
-        raise DataError(
-            [
-                f"{path}: its columns ({', '.join(columns)}) name none of "
-                f"{', '.join(sorted(folders))}"
-            ]
-        )
+        columns: Sequence[str] = matched(header, anatomies)
+        rows = rows[1:]
+    else:
+        columns = _implied_columns(len(header), anatomies, listed)
+    if not set(columns) & set(anatomies):
+        names = f"({', '.join(columns)}) name none of {', '.join(sorted(anatomies))}"
+        raise DataError([f"{path}: its columns {names}"])
     if len(set(columns)) < len(columns):
         raise DataError([f"{path}: its first row names a column twice"])
-    found: dict[int, dict[str, bool]] = {}
+    shows: dict[int, dict[str, bool]] = {}
     for line, row in rows:
-        number = re.search(r"(?<![0-9])([0-9]{1,18})$", Path(row[0].strip()).stem)
-        if (
-            number is None
-            or len(row) != len(columns) + 1
-            or any(cell.strip() not in ("0", "1") for cell in row[1:])
-        ):
-            raise DataError([f"{path}: row {line} is no file name and {len(columns)} times 0 or 1"])
-        if int(number[1]) in found:
-            raise DataError([f"{path}: row {line} is another one of frame {number[1]}"])
-        found[int(number[1])] = {
-            name: cell.strip() == "1" for name, cell in zip(columns, row[1:], strict=True)
-        }
-    return WeakLabels(found, named)
+        number = _frame_number(row[0])
+        if number is None or not _is_binary(row[1:], len(columns)):
+            raise DataError(
+                [f"{path}: row {line} is not a file name and {len(columns)} times 0 or 1"]
+            )
+        if number in shows:
+            raise DataError([f"{path}: row {line} is another one of frame {number}"])
+        cells = zip(columns, row[1:], strict=True)
+        shows[number] = {anatomy: cell.strip() == "1" for anatomy, cell in cells}
+    return WeakLabels(shows, named)
+
+
+def _frame_number(name: str) -> int | None:
+    """The digits at the end of a file's name."""
+    digits = re.search(r"(?<![0-9])([0-9]{1,18})$", Path(name.strip()).stem)
+    return None if digits is None else int(digits[1])
+
+
+def _is_binary(cells: Sequence[str], number: int) -> bool:
+    return len(cells) == number and all(cell.strip() in ("0", "1") for cell in cells)
 
 
 def _numbered_rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -115,9 +131,8 @@ def _numbered_rows(path: Path) -> list[tuple[int, list[str]]]:
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            [f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"]
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError([f"{path}: cannot be read ({reason})"]) from error
     numbered = [(line, row) for line, row in enumerate(rows, start=1) if row]
     if not numbered:
         raise DataError([f"{path}: is empty"])
@@ -126,38 +141,37 @@ def _numbered_rows(path: Path) -> list[tuple[int, list[str]]]:
     return numbered
 
 
-def _implied_columns(number: int, folders: Sequence[str], listed: Sequence[str]) -> Sequence[str]:
+def _implied_columns(number: int, anatomies: Sequence[str], listed: Sequence[str]) -> Sequence[str]:
     if number == len(listed):
-        return matched(listed, folders)
-    others = not set(folders) <= set(DSAD_COLUMNS)
-    if number == len(DSAD_COLUMNS) and not (others and number == len(folders)):
+        return matched(listed, anatomies)
+    others = not set(anatomies) <= set(DSAD_COLUMNS)
+    if number == len(DSAD_COLUMNS) and not (others and number == len(anatomies)):
         return DSAD_COLUMNS
-    return sorted(folders)
+    return sorted(anatomies)
 
 
 def anatomies_file(folder: Path) -> Path | None:
-    """The list of a data set's anatomies, one a line: ``anatomies.txt`` in its folder or above it."""
-    found = (place / "anatomies.txt" for place in (folder, folder.resolve().parent))
-    return next((file for file in found if file.is_file()), None)
+    """The list of a data set's anatomies, one a line: ``anatomies.txt`` in its folder or above."""
+    files = [place / "anatomies.txt" for place in (folder, folder.resolve().parent)]
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_lines(file: Path) -> list[str]:
     """The lines of a UTF-8 text.
 
     Raises:
-        DataError: it is none.
+        DataError: it is not one.
     """
     try:
         return file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(
-            [f"{file}: is no UTF-8 text ({error.reason} at byte {error.start})"]
-        ) from error
+        reason = f"{error.reason} at byte {error.start}"
+        raise DataError([f"{file}: is not a UTF-8 text ({reason})"]) from error
 
 
-def matched(names: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """Names as the folders spell them."""
-    spelt = {spelling(folder): folder for folder in folders}
+def matched(names: Sequence[str], anatomies: Sequence[str]) -> list[str]:
+    """Names as the anatomies spell them."""
+    spelt = {spelling(anatomy): anatomy for anatomy in anatomies}
     return [spelt.get(spelling(name), name.strip()) for name in names]
 
 
@@ -180,106 +194,132 @@ def write_beside(sources: Sequence[Source], folder: Path, image_size: tuple[int,
         Warnings.
     """
     warnings: list[str] = []
+    presence: list[dict[str, object]] = []
+    counts: list[list[object]] = []
     if sources:
-        _write_presence(sources, folder / PRESENCE, warnings)
-    _write_annotators(sources, folder / ANNOTATORS, image_size, warnings)
+        presence, warnings = _presence(sources)
+    for source in sources:
+        source_counts, source_warnings = _compare_annotators(source, image_size)
+        counts += source_counts
+        warnings += source_warnings
+    if presence:
+        names = list(dict.fromkeys(chain.from_iterable(presence)))
+        _write(folder / PRESENCE, names, [_cells(row, names) for row in presence])
+    if counts:
+        _write(folder / ANNOTATORS, ["frame", "annotator", *COUNTED], counts)
     return warnings
 
 
-def _write_presence(sources: Sequence[Source], path: Path, warnings: list[str]) -> None:
-    rows: list[dict[str, object]] = []
+def _cells(row: Mapping[str, object], names: Sequence[str]) -> list[object]:
+    return [row.get(name, "") for name in names]
+
+
+def _presence(sources: Sequence[Source]) -> tuple[list[dict[str, object]], list[str]]:
+    """Rows of ``presence.csv`` for the frames of one anatomy, and warnings."""
     root = sources[0].image.parents[2]
-    folders = [path.name for path in all_folders(root) if path.name not in OTHER_FOLDERS]
-    listed = _listed(root, warnings)
+    anatomies = [path.name for path in folders(root) if path.name not in OTHER_FOLDERS]
+    listed, warnings = _listed(root)
+    rows: list[dict[str, object]] = []
     for surgery in dict.fromkeys(source.image.parent for source in sources):
         file = surgery / "weak_labels.csv"
         if not file.exists():
             continue
         try:
-            known = read_weak_labels(file, folders, listed)
+            weak_labels = read_weak_labels(file, anatomies, listed)
         except DataError as error:
             warnings.append(f"{error}; it is left out")
             continue
-        own = [s for s in sources if s.image.parent == surgery]
-        told = {
-            s: known.shows[number]
-            for s in own
-            if (number := int(re.sub(r"\D", "", s.name))) in known.shows
-        }
-        if not told:
-            warnings.append(f"{file}: has no row for any frame here")
-        denied = _denied(told)
-        if len(denied) > DENIED * len(told) and not known.named:
-            warnings.append(
-                f"{file}: denies {len(denied)} of {len(told)} frames the {denied[0].anatomy} that "
-                "their masks show, so "
-                "its columns are in another order: name them in a first row or in anatomies.txt; "
-                "it is left out"
-            )
-            continue
-        for source in denied:
-            warnings.append(
-                f"{file}: says that {source.name} shows no {source.anatomy}, and {source.mask} does"
-            )
-            told[source] = {
-                name: there for name, there in told[source].items() if name != source.anatomy
-            }
-        rows += [
-            {"frame": s.id} | {name: int(there) for name, there in shows.items()}
-            for s, shows in told.items()
-        ]
-    if rows:
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        _write(path, names, [[row.get(name, "") for name in names] for row in rows])
+        of_surgery = [source for source in sources if source.image.parent == surgery]
+        shows, surgery_warnings = _believed(file, weak_labels, of_surgery)
+        rows += [_presence_row(source, anatomy_shows) for source, anatomy_shows in shows.items()]
+        warnings += surgery_warnings
+    return rows, warnings
 
 
-def _listed(root: Path, warnings: list[str]) -> list[str]:
+def _listed(root: Path) -> tuple[list[str], list[str]]:
+    """The lines of the data set's ``anatomies.txt``, if there is one, and warnings."""
     file = anatomies_file(root)
     try:
-        return read_lines(file) if file else []
+        return read_lines(file) if file else [], []
     except DataError as error:
-        warnings.append(f"{error}; it is left out")
-        return []
+        return [], [f"{error}; it is left out"]
 
 
-def _denied(told: Mapping[Source, Mapping[str, bool]]) -> list[Source]:
-    """Frames that are said not to show what their own mask shows."""
-    absent = [source for source, shows in told.items() if shows.get(source.anatomy) is False]
+def _presence_row(source: Source, shows: Shows) -> dict[str, object]:
+    return {"frame": source.id} | {anatomy: int(shown) for anatomy, shown in shows.items()}
+
+
+def _believed(
+    file: Path, weak_labels: WeakLabels, sources: Sequence[Source]
+) -> tuple[dict[Source, Shows], list[str]]:
+    """What the weak labels of one surgery say and no mask contradicts, and warnings."""
+    shows = weak_labels.of(sources)
+    warnings = [] if shows else [f"{file}: has no row for any frame here"]
+    denied = _denied(shows)
+    if len(denied) > DENIED * len(shows) and not weak_labels.named:
+        warnings.append(
+            f"{file}: denies {len(denied)} of {len(shows)} frames the {denied[0].anatomy} that "
+            "their masks show, so its columns are in another order: name them in a first row or in "
+            "anatomies.txt; it is left out"
+        )
+        return {}, warnings
+    for source in denied:
+        warnings.append(
+            f"{file}: says that {source.name} shows no {source.anatomy}, and {source.mask} does"
+        )
+        shows[source] = {
+            anatomy: shown for anatomy, shown in shows[source].items() if anatomy != source.anatomy
+        }
+    return shows, warnings
+
+
+def _denied(shows: Mapping[Source, Shows]) -> list[Source]:
+    """Frames that are said not to show what their mask shows."""
+    absent = [source for source, of in shows.items() if of.get(source.anatomy) is False]
     return [
         source for source in absent if source.mask is not None and read_mask(source.mask)[0].any()
     ]
 
 
-def _write_annotators(
-    sources: Sequence[Source], path: Path, size: tuple[int, int], warnings: list[str]
-) -> None:
-    rows = []
-    for source in sources:
-        for folder in sorted(source.image.parent.glob("anno_*")):
-            if source.mask is None or not (drawn := folder / source.mask.name).is_file():
-                continue
-            try:
-                own, consensus = read_mask(drawn)[0], read_mask(source.mask)[0]
-            except DataError as error:
-                warnings.append(f"{error}; it is left out")
-                continue
-            if own.shape != consensus.shape:
-                sizes = " and ".join(f"{w}x{h}" for h, w in (own.shape, consensus.shape))
-                warnings.append(
-                    f"{drawn}: this mask and the consensus have different sizes, {sizes}; it is "
-                    "left out"
-                )
-                continue
-            c = count_masks(_small(own, size), _small(consensus, size))
-            rows.append([source.id, folder.name, c.tp, c.fp, c.fn, c.tn])
-    if rows:
-        _write(path, ["frame", "annotator", "tp", "fp", "fn", "tn"], rows)
+def _compare_annotators(
+    source: Source, size: tuple[int, int]
+) -> tuple[list[list[object]], list[str]]:
+    """Rows of ``annotators.csv`` for one frame, and warnings."""
+    rows: list[list[object]] = []
+    warnings: list[str] = []
+    if source.mask is None:
+        return rows, warnings
+    for folder in sorted(source.image.parent.glob("anno_*")):
+        drawn = folder / source.mask.name
+        if not drawn.is_file():
+            continue
+        try:
+            counts = _count(drawn, source.mask, size)
+        except DataError as error:
+            warnings.append(f"{error}; it is left out")
+        else:
+            pixels = [getattr(counts, name) for name in COUNTED]
+            rows.append([source.id, folder.name, *pixels])
+    return rows, warnings
+
+
+def _count(drawn: Path, consensus: Path, size: tuple[int, int]) -> Counts:
+    """An annotator's mask against the consensus, at the prepared size.
+
+    Raises:
+        DataError: a file cannot be read, or their sizes differ.
+    """
+    mask, _ = read_mask(drawn)
+    label, _ = read_mask(consensus)
+    if mask.shape != label.shape:
+        sizes = " and ".join(f"{w}x{h}" for h, w in (mask.shape, label.shape))
+        raise DataError([f"{drawn}: this mask and the consensus have different sizes, {sizes}"])
+    return count_masks(_small(mask, size), _small(label, size))
 
 
 def _small(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    return cv2.resize(
-        mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT
-    ).astype(bool)
+    pixels = mask.astype(np.uint8)
+    return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
 
 
 def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -288,20 +328,24 @@ def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def read_presence(folder: Path) -> dict[str, dict[str, bool]]:
-    """Which anatomies each frame of a prepared folder shows; empty if nobody said."""
-    return {
-        row.pop("frame"): {name: value == "1" for name, value in row.items() if value}
-        for row in _rows(folder / PRESENCE)
-    }
+    """Which anatomies each frame of a prepared folder shows; empty without weak labels."""
+    return {row.pop("frame"): _shown(row) for row in _rows(folder / PRESENCE)}
+
+
+def _shown(row: Mapping[str, str]) -> dict[str, bool]:
+    return {anatomy: cell == "1" for anatomy, cell in row.items() if cell}
 
 
 def read_annotations(folder: Path) -> list[Annotation]:
     """What annotators drew on the frames of a prepared folder."""
-    counted = ("tp", "fp", "fn", "tn")
     return [
-        Annotation(row["frame"], row["annotator"], Counts(*(int(row[name]) for name in counted)))
+        Annotation(row["frame"], row["annotator"], _counts(row))
         for row in _rows(folder / ANNOTATORS)
     ]
+
+
+def _counts(row: Mapping[str, str]) -> Counts:
+    return Counts(*(int(row[name]) for name in COUNTED))
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -1,19 +1,20 @@
-"""Reading a data set in DSAD's layout: ``<root>/<anatomy>/<surgery>/imageMM.png`` beside ``maskMM.png``.
+"""Reading a data set in DSAD's layout.
 
-What else DSAD keeps there (``weak_labels.csv``, ``anno_1`` .. ``anno_3``, ``multilabel``) is not
-read here. What looks like a frame and cannot be used is a problem; everything else that is not used
-is warned of by name. Surgeries are folders: a frame is split by its surgery's id and never by a
-substring of its path.
+A frame is ``<root>/<anatomy>/<surgery>/imageMM.png``, its mask is ``maskMM.png`` beside it. What
+else DSAD keeps there (``weak_labels.csv``, ``anno_1`` .. ``anno_3``, ``multilabel``) is not read
+here. What looks like a frame and cannot be used is a problem. Everything else that is not used is
+warned of by name.
 """
 
 import difflib
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unicodedata import normalize
 
 import cv2
@@ -22,10 +23,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import MtkdError
 from pipeline.files import entries, folders, kinds, some, walk
+from pipeline.settings import UNLABELLED, Splits
+from pipeline.surgeries import same_surgeries, surgery_id, surgery_order
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-UNLABELLED = "unlabelled"  # stands where a labelled frame names its anatomy
 OTHER_FOLDERS = ("multilabel", "labelmap")  # beside those of the anatomies
 
 _LABEL = re.compile(r"(?:mask|label)([0-9]+)\.png")
@@ -47,12 +47,8 @@ class DataError(MtkdError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        lines = (
-            self.problems
-            if len(self.problems) == 1
-            else (f"{len(self.problems)} problems:", *self.problems)
-        )
-        super().__init__("\n  ".join(lines))
+        title = [] if len(self.problems) == 1 else [f"{len(self.problems)} problems:"]
+        super().__init__("\n  ".join([*title, *self.problems]))
 
 
 def is_label(path: Path) -> bool:
@@ -63,32 +59,15 @@ def is_label(path: Path) -> bool:
     )
 
 
-def surgery_id(surgery: str | int) -> str | int:
-    """What a surgery's folder is compared by: a number where the name is digits, so that 3 means 03; else the name."""
-    name = normalize("NFC", str(surgery))
-    return int(name) if re.fullmatch("[0-9]+", name) else name
-
-
 def surgery_names(root: Path) -> dict[str | int, str]:
-    """By id, the surgery folders of all anatomies of a data set, also of those that are not used; in order."""
-    names = sorted(
-        (surgery.name for anatomy in folders(root) for surgery in folders(anatomy)), key=_order
-    )
+    """The surgery folders of all anatomies of a data set, also of those that are not used.
+
+    Returns:
+        Names by id, in order. Of several names with one id, the last one.
+    """
+    surgeries = chain.from_iterable(map(folders, folders(root)))
+    names = sorted((surgery.name for surgery in surgeries), key=surgery_order)
     return {surgery_id(name): name for name in names}
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Surgery ids of validation and test; all other surgeries train."""
-
-    val: tuple[str | int, ...]
-    test: tuple[str | int, ...]
-
-    def of(self, surgery: str) -> Split:
-        """The split of a surgery's folder."""
-        if surgery_id(surgery) in map(surgery_id, self.test):
-            return "test"
-        return "val" if surgery_id(surgery) in map(surgery_id, self.val) else "train"
 
 
 @dataclass(frozen=True)
@@ -125,78 +104,66 @@ def scan(root: Path, anatomies: Sequence[str]) -> tuple[list[Source], list[str]]
         problem.
 
     Raises:
-        DataError: the root is missing, no folder, or holds none.
+        DataError: the root is missing, is not a folder, or holds no folders.
     """
     _require_folder(root, "data.root", "<anatomy>/<surgery>/imageMM.png")
-    there = [path.name for path in folders(root)]
-    if not there:
+    names = [path.name for path in folders(root)]
+    if not names:
         raise DataError([f"{root} holds no anatomy folders: set data.root to the folder that does"])
     sources: list[Source] = []
     problems = [
         f"data.anatomies: {name} is listed twice" for name, n in Counter(anatomies).items() if n > 1
     ]
     if not anatomies:
-        problems.append(f"data.anatomies: names none; there: {', '.join(there)}")
+        problems.append(f"data.anatomies: names none; there: {', '.join(names)}")
     for anatomy in dict.fromkeys(anatomies):
-        if anatomy not in there:
-            problems.append(_unknown(root, anatomy, there))
+        if anatomy not in names:
+            problems.append(_unknown(root, anatomy, names))
             continue
-        in_folder, wrong = _scan_anatomy(root / anatomy)
-        sources += in_folder
-        problems += wrong
+        anatomy_sources, anatomy_problems = _scan_anatomy(root / anatomy)
+        sources += anatomy_sources
+        problems += anatomy_problems
     return sources, problems
 
 
 def _require_folder(root: Path, key: str, content: str) -> None:
     if not root.is_dir():
-        what = "is no folder" if root.exists() else "does not exist"
+        what = "is not a folder" if root.exists() else "does not exist"
         raise DataError([f"{root} {what}: set {key} to the folder that holds {content}"])
 
 
-def _unknown(root: Path, anatomy: str, there: list[str]) -> str:
-    if (root / anatomy).is_symlink():
-        return f"{root / anatomy}: is a link to {(root / anatomy).readlink()}, where there is no folder"
-    same = [name for name in there if normalize("NFC", name) == normalize("NFC", anatomy)]
-    if same:
+def _unknown(root: Path, anatomy: str, names: Sequence[str]) -> str:
+    folder = root / anatomy
+    if folder.is_symlink():
+        return f"{folder}: is a link to {folder.readlink()}, which is not a folder"
+    if normalize("NFC", anatomy) in [normalize("NFC", name) for name in names]:
         return (
             f"data.anatomies: {anatomy} looks like a folder of {root} whose name has other "
-            "Unicode characters (as of "
-            "macOS): copy the folder's name, or rename the folder"
+            "Unicode characters (as of macOS): copy the folder's name, or rename the folder"
         )
-    close = difflib.get_close_matches(anatomy, there, n=1)
+    close = difflib.get_close_matches(anatomy, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"data.anatomies: {anatomy} has no folder in {root}; {hint}there: {', '.join(there)}"
+    return f"data.anatomies: {anatomy} has no folder in {root}; {hint}there: {', '.join(names)}"
 
 
 def _scan_anatomy(folder: Path) -> tuple[list[Source], list[str]]:
-    sources: list[Source] = []
     paths = entries(folder)
-    surgeries = sorted(
-        (path for path in paths if path.is_dir()), key=lambda path: _order(path.name)
-    )
+    surgeries = _in_order(path for path in paths if path.is_dir())
     problems = _links_to_nothing(folder, paths) + _outside_surgeries(folder, paths)
-    for number, names in _same_number(surgeries):
-        problems.append(
-            f"{folder}: folders {' and '.join(names)} are the same surgery {number}: rename one"
-        )
+    problems += [
+        f"{folder}: folders {' and '.join(names)} are the same surgery {number}: rename one"
+        for number, names in same_surgeries(surgery.name for surgery in surgeries)
+    ]
+    sources: list[Source] = []
     for surgery in surgeries:
-        in_folder, wrong = _scan_surgery(surgery)
-        sources += in_folder
-        problems += wrong
+        surgery_sources, surgery_problems = _scan_surgery(surgery)
+        sources += surgery_sources
+        problems += surgery_problems
     return sources, problems
 
 
-def _order(surgery: str) -> tuple[int, int, str]:
-    """Numbers first, by value; then names."""
-    number = surgery_id(surgery)
-    return (0, number, surgery) if isinstance(number, int) else (1, 0, surgery)
-
-
-def _same_number(surgeries: Sequence[Path]) -> Iterator[tuple[str | int, list[str]]]:
-    ids = Counter(surgery_id(p.name) for p in surgeries)
-    for number, times in ids.items():
-        if times > 1:
-            yield number, [p.name for p in surgeries if surgery_id(p.name) == number]
+def _in_order(surgeries: Iterable[Path]) -> list[Path]:
+    return sorted(surgeries, key=lambda path: surgery_order(path.name))
 
 
 def _scan_surgery(folder: Path) -> tuple[list[Source], list[str]]:
@@ -204,35 +171,48 @@ def _scan_surgery(folder: Path) -> tuple[list[Source], list[str]]:
         return [], [f"{folder}: its name is not UTF-8: rename it"]
     paths = entries(folder)
     files, problems = _named_files(paths)
-    images, masks = files["image"], files["mask"]
+    images = files["image"]
+    masks = files["mask"]
     problems += _links_to_nothing(folder, paths)
-    problems += [
-        f"{images[n]}: its mask mask{n}.png is missing"
-        for n in sorted(images.keys() - masks.keys())
-    ]
-    problems += [
-        f"{masks[n]}: its frame image{n}.png is missing"
-        for n in sorted(masks.keys() - images.keys())
-    ]
-    problems += _misnamed(folder, paths, {int(n) for n in images.keys() | masks.keys()})
+    problems += _without_partner(images, masks, "its mask mask{}.png is missing")
+    problems += _without_partner(masks, images, "its frame image{}.png is missing")
+    problems += _misnamed(folder, paths, set(map(int, images.keys() | masks.keys())))
     problems += _nested(folder, paths)
-    both = sorted(images.keys() & masks.keys(), key=lambda n: (int(n), n))
-    anatomy, surgery = folder.parent.name, folder.name
-    whole = [n for n in both if images[n].is_file() and masks[n].is_file()]
-    return [Source(anatomy, surgery, f"image{n}", images[n], masks[n]) for n in whole], problems
+    return _pairs(folder, images, masks), problems
+
+
+def _without_partner(
+    files: Mapping[str, Path], partners: Mapping[str, Path], problem: str
+) -> list[str]:
+    numbers = sorted(files.keys() - partners.keys())
+    return [f"{files[number]}: {problem.format(number)}" for number in numbers]
+
+
+def _pairs(folder: Path, images: Mapping[str, Path], masks: Mapping[str, Path]) -> list[Source]:
+    """The frames of a surgery's folder that have a mask, in order; links to nothing are left out."""
+    numbers = sorted(images.keys() & masks.keys(), key=lambda number: (int(number), number))
+    return [
+        Source(folder.parent.name, folder.name, f"image{n}", images[n], masks[n])
+        for n in numbers
+        if images[n].is_file() and masks[n].is_file()
+    ]
 
 
 def _named_files(paths: Sequence[Path]) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """Files and links ``imageMM.png`` and ``maskMM.png``, by kind and the digits of their names; and what clashes."""
+    """Files and links ``imageMM.png`` and ``maskMM.png``, and names that clash.
+
+    Returns:
+        By kind, then by the digits of their names; and one line per problem.
+    """
     files: dict[str, dict[str, Path]] = {"image": {}, "mask": {}}
     problems = []
     for path in paths:
         match = _FILE.fullmatch(path.name)
         if match is None or path.is_dir():
             continue
-        other = files[match[1].lower()].setdefault(match[2], path)
-        if other is not path:
-            problems.append(f"{path}: {other.name} has the same name but for its case: remove one")
+        first = files[match[1].lower()].setdefault(match[2], path)
+        if first is not path:
+            problems.append(f"{path}: {first.name} has the same name but for its case: remove one")
     return files, problems
 
 
@@ -243,25 +223,29 @@ def _links_to_nothing(folder: Path, paths: Sequence[Path]) -> list[str]:
     others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
     return [
         f"{folder}: {broken[0].name} -> {broken[0].readlink()}{others}: links to nothing; get "
-        "their content (datalad "
-        "get, git annex get, dvc pull), or remove them"
+        "their content (datalad get, git annex get, dvc pull), or remove them"
     ]
 
 
 def _misnamed(folder: Path, paths: Sequence[Path], numbers: set[int]) -> list[str]:
-    """Pictures that look like frames or masks by their names, and whose frames are not here under the right names."""
+    """Pictures that look like frames or masks by their names, where no frame has that number.
+
+    Args:
+        folder: of the surgery.
+        paths: what it holds.
+        numbers: of the frames and masks that are named as they should be.
+    """
     pictures = [path for path in paths if _is_picture(path) and not _BESIDE.fullmatch(path.name)]
     names = [path.name for path in pictures if _number_of_misnamed(path) not in (None, *numbers)]
     if names:
         return [
             f"{folder}: {some(names)}: look like frames or masks; name them imageMM.png and "
-            "maskMM.png, as PNG files, "
-            "or move them elsewhere"
+            "maskMM.png, as PNG files, or move them elsewhere"
         ]
     if pictures and not numbers:
-        these = some([path.name for path in pictures])
+        listed = some([path.name for path in pictures])
         return [
-            f"{folder}: holds {these} and no imageMM.png with maskMM.png: rename these, or move "
+            f"{folder}: holds {listed} and no imageMM.png with maskMM.png: rename these, or move "
             "them elsewhere"
         ]
     return []
@@ -285,11 +269,7 @@ def _outside_surgeries(folder: Path, paths: Sequence[Path]) -> list[str]:
 def _nested(folder: Path, paths: Sequence[Path]) -> list[str]:
     """Folders in a surgery's folder that hold frames: they would be left out."""
     inner = [path for path in paths if path.is_dir() and not _BESIDE.fullmatch(path.name)]
-    names = [
-        path.name
-        for path in inner
-        if any(_is_picture(file) and not is_label(file) for file in walk(path))
-    ]
+    names = [path.name for path in inner if _holds_frames(path)]
     if not names:
         return []
     where = "folder" if len(names) == 1 else "folders"
@@ -297,6 +277,10 @@ def _nested(folder: Path, paths: Sequence[Path]) -> list[str]:
         f"{folder}: frames in its {where} {some(names)} are not read: move them up into it, or "
         "elsewhere"
     ]
+
+
+def _holds_frames(folder: Path) -> bool:
+    return any(_is_picture(file) and not is_label(file) for file in walk(folder))
 
 
 def _is_utf8(path: Path) -> bool:
@@ -311,51 +295,72 @@ def _is_utf8(path: Path) -> bool:
 def unused(
     root: Path, anatomies: Sequence[str], unlabelled_root: Path | None, sources: Sequence[Source]
 ) -> list[str]:
-    """What lies in a data set and is neither used nor known to be something else, a warning for each kind.
+    """What lies in a data set and is neither used nor known to be something else.
 
     Args:
         root: folder of anatomies. In it, as in the next root, only pictures and archives count.
         anatomies: names of its folders that are used.
         unlabelled_root: folder of surgeries without masks, or None.
         sources: the frames that are used.
+
+    Returns:
+        A warning for each kind.
     """
     roots = [root] if unlabelled_root is None else [root, unlabelled_root]
     groups = [root / anatomy for anatomy in anatomies]
-    used = {path for source in sources for path in (source.image, source.mask)}
-    surgeries = [surgery for group in (*groups, *roots[1:]) for surgery in folders(group)]
-    beside = [
-        file for place in roots for file in entries(place) if _is_picture(file) or _is_archive(file)
+    surgeries = list(chain.from_iterable(map(folders, [*groups, *roots[1:]])))
+    used = set(_files(sources))
+    paths = [
+        path
+        for path in _candidates(roots, groups, surgeries)
+        if path not in used and not _BESIDE.fullmatch(path.name)
     ]
-    beside += [file for group in groups for file in entries(group) if not file.is_dir()]
-    beside += [path for surgery in surgeries for path in entries(surgery)]
-    left = [path for path in beside if path not in used and not _BESIDE.fullmatch(path.name)]
-    archives = [path for path in left if _is_archive(path)]
-    others = [path for path in left if not _is_archive(path)]
-    others.sort(
-        key=_looks_like_a_frame, reverse=True
-    )  # what does must not hide behind other pictures
-    empty = [folder for folder in surgeries if not any(path in used for path in entries(folder))]
+    archives = [path for path in paths if _is_archive(path)]
+    others = [path for path in paths if not _is_archive(path)]
+    # What looks like a frame must not hide behind other pictures.
+    others.sort(key=_looks_like_a_frame, reverse=True)
     warnings = {
         "not used": kinds(others),
         "archives are not read, unpack them or move them elsewhere": kinds(archives),
-        "folders of surgeries without a frame": some(empty),
+        "folders of surgeries without a frame": some(_empty(surgeries, used)),
     }
-    return [f"{what}: {which}" for what, which in warnings.items() if which]
+    return [f"{kind}: {listed}" for kind, listed in warnings.items() if listed]
+
+
+def _files(sources: Iterable[Source]) -> Iterator[Path]:
+    for source in sources:
+        yield source.image
+        if source.mask is not None:
+            yield source.mask
+
+
+def _candidates(
+    roots: Iterable[Path], groups: Iterable[Path], surgeries: Iterable[Path]
+) -> Iterator[Path]:
+    """Pictures and archives in the roots, files of groups of surgeries, and all in the surgeries."""
+    for root in roots:
+        yield from (path for path in entries(root) if _is_picture(path) or _is_archive(path))
+    for group in groups:
+        yield from (path for path in entries(group) if not path.is_dir())
+    for surgery in surgeries:
+        yield from entries(surgery)
+
+
+def _empty(surgeries: Iterable[Path], used: set[Path]) -> list[Path]:
+    return [folder for folder in surgeries if used.isdisjoint(entries(folder))]
 
 
 def other_anatomies(
     root: Path, anatomies: Sequence[str], unlabelled_root: Path | None
 ) -> list[str]:
     """A warning of the folders of a data set that are not used."""
-    known = {*anatomies, *OTHER_FOLDERS}
+    expected = {*anatomies, *OTHER_FOLDERS}
     others = [
-        path.name for path in folders(root) if path.name not in known and path != unlabelled_root
+        path.name for path in folders(root) if path.name not in expected and path != unlabelled_root
     ]
-    return (
-        [f"folders of {root} that are not in data.anatomies are not used: {some(others)}"]
-        if others
-        else []
-    )
+    if not others:
+        return []
+    return [f"folders of {root} that are not in data.anatomies are not used: {some(others)}"]
 
 
 def _looks_like_a_frame(path: Path) -> bool:
@@ -367,13 +372,12 @@ def _is_archive(path: Path) -> bool:
 
 
 def linked_folders(sources: Sequence[Source]) -> list[Path]:
-    """The folders of surgeries and anatomies (and annotators in them) of some frames that are links."""
+    """The folders of some frames (of anatomies, surgeries and annotators) that are links."""
     surgeries = list(dict.fromkeys(source.image.parent for source in sources))
-    labelled = {source.image.parent.parent for source in sources if source.mask is not None}
-    annotators = [path for surgery in surgeries for path in surgery.glob("anno_*")]
-    return sorted(
-        path for path in (*labelled, *surgeries, *annotators) if path.is_symlink() and path.is_dir()
-    )
+    anatomies = {source.image.parent.parent for source in sources if source.mask is not None}
+    annotators = chain.from_iterable(surgery.glob("anno_*") for surgery in surgeries)
+    paths = [*anatomies, *surgeries, *annotators]
+    return sorted(path for path in paths if path.is_symlink() and path.is_dir())
 
 
 def scan_unlabelled(root: Path, splits: Splits) -> tuple[list[Source], list[str]]:
@@ -392,42 +396,50 @@ def scan_unlabelled(root: Path, splits: Splits) -> tuple[list[Source], list[str]
     paths = entries(root)
     sources: list[Source] = []
     problems = _links_to_nothing(root, paths) + _outside_surgeries(root, paths)
-    for folder in sorted(folders(root), key=lambda path: _order(path.name)):
-        in_folder, wrong = _scan_unlabelled_surgery(folder, splits)
-        sources += in_folder
-        problems += wrong
+    for folder in _in_order(folders(root)):
+        surgery_sources, surgery_problems = _scan_unlabelled_surgery(folder, splits)
+        sources += surgery_sources
+        problems += surgery_problems
     return sources, [f"data.unlabelled_root: {problem}" for problem in problems]
 
 
 def _scan_unlabelled_surgery(folder: Path, splits: Splits) -> tuple[list[Source], list[str]]:
-    split = splits.of(folder.name)
     paths = entries(folder)
     pictures = [path for path in paths if _is_picture(path) and not is_label(path)]
     images = [path for path in pictures if path.suffix.lower() == ".png"]
     others = [path.name for path in pictures if path not in images]
     nested = _nested(folder, paths)
-    problems = []
-    if split != "train":
-        problems.append(
-            f"{folder}: surgery {folder.name} is one of data.splits.{split}; only others may teach"
-        )
-    problems += _links_to_nothing(folder, paths)
+    problems = _not_of_training(folder, splits) + _links_to_nothing(folder, paths)
     if others:
         problems.append(f"{folder}: holds {some(others)}, expected PNG files only")
     problems += nested
-    if not images and not others and not nested:
+    if not pictures and not nested:
         problems.append(f"{folder}: holds no frames, expected PNG files")
-    problems += [
-        f"{path}: its name is not UTF-8: rename it" for path in images if not _is_utf8(path)
-    ]
+    problems += _not_utf8(images)
     return [Source(UNLABELLED, folder.name, path.stem, path, None) for path in images], problems
 
 
+def _not_of_training(folder: Path, splits: Splits) -> list[str]:
+    split = splits.of(folder.name)
+    if split == "train":
+        return []
+    return [
+        f"{folder}: surgery {folder.name} is one of data.splits.{split}; only surgeries of "
+        "training may be here"
+    ]
+
+
+def _not_utf8(paths: Iterable[Path]) -> list[str]:
+    return [f"{path}: its name is not UTF-8: rename it" for path in paths if not _is_utf8(path)]
+
+
 def read_frame(path: Path) -> NDArray[np.uint8]:
-    """A frame (H, W, 3) uint8 RGB; grey, palette and 16-bit files are converted, an alpha channel is dropped.
+    """A frame (H, W, 3) uint8 RGB.
+
+    Grey, palette and 16-bit files are converted; an alpha channel is dropped.
 
     Raises:
-        DataError: the file is no whole PNG.
+        DataError: the file is missing, damaged, or not a PNG.
     """
     pixels = _eight_bits(_decode(path))
     if pixels.ndim == 2:
@@ -437,13 +449,17 @@ def read_frame(path: Path) -> NDArray[np.uint8]:
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.bool_], bool]:
-    """A mask (H, W) bool: foreground above 0 as in Kolbinger's code; and whether it holds values between 0 and full.
+    """A mask, and whether it is odd.
 
     A colour mask is foreground where any colour channel is, except where it is fully transparent:
     some editors keep white under what they erase.
 
+    Returns:
+        The mask (H, W) bool, foreground where the file is above 0 as in Kolbinger's code; and
+        whether the file holds values between 0 and full.
+
     Raises:
-        DataError: the file is no whole PNG.
+        DataError: the file is missing, damaged, or not a PNG.
     """
     pixels = _decode(path)
     full = np.iinfo(pixels.dtype).max
@@ -464,7 +480,7 @@ def _decode(path: Path) -> NDArray[np.integer[Any]]:
         content = path.read_bytes()
     except OSError as error:
         raise DataError([f"{path}: cannot be read ({error.strerror})"]) from error
-    _require_whole_png(path, content)
+    _require_complete_png(path, content)
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except Exception as error:  # of OpenCV, and where there is not enough memory
@@ -476,16 +492,20 @@ def _decode(path: Path) -> NDArray[np.integer[Any]]:
     return np.asarray(pixels)
 
 
-def _require_whole_png(path: Path, content: bytes) -> None:
-    """Walk the chunks and their checksums: OpenCV returns a truncated file's first rows without a word."""
+def _require_complete_png(path: Path, content: bytes) -> None:
+    """Walk the chunks and their checksums.
+
+    OpenCV returns the first rows of a truncated file without an error.
+    """
     if not content:
         raise DataError([f"{path}: is empty"])
     if not content.startswith(_SIGNATURE):
-        raise DataError([f"{path}: its content is no PNG, whatever its name says"])
+        raise DataError([f"{path}: its content is not a PNG, whatever its name says"])
     at = len(_SIGNATURE)
     while at + 12 <= len(content):
         length = int.from_bytes(content[at : at + 4], "big")
-        kind, end = content[at + 4 : at + 8], at + 8 + length
+        kind = content[at + 4 : at + 8]
+        end = at + 8 + length
         if end + 4 > len(content):
             break
         if zlib.crc32(content[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):

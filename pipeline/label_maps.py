@@ -1,4 +1,4 @@
-"""Complete label maps as a data set in DSAD's layout, so that they are measured by the same code."""
+"""Complete label maps as a data set in DSAD's layout: they are measured by the same code."""
 
 import re
 from collections import Counter
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations import anatomies_file, matched, read_lines
-from pipeline.dsad import DataError, read_frame, read_mask, surgery_id
+from pipeline.dsad import DataError, read_frame, read_mask
 from pipeline.files import entries, folders
+from pipeline.surgeries import same_surgeries
 
 _GREY = 0  # colour type in the header of a PNG: one channel, and no palette
 
@@ -27,7 +28,7 @@ def unfold(data: Path, anatomies: Sequence[str], root: Path) -> dict[str, dict[s
 
     Args:
         data: folder of ``<surgery>/imageMM.png`` and ``labelMM.png``, 8 or 16 bits of one channel.
-        anatomies: which are asked for; also what the values 1, 2, ... mean where no
+        anatomies: which are measured; also what the values 1, 2, ... mean where no
             ``anatomies.txt`` says it.
         root: the folder that is written.
 
@@ -73,26 +74,21 @@ def _numbered(data: Path, kind: str) -> Iterator[tuple[Path, str]]:
                 yield path, match[1]
 
 
-def _without_label(data: Path) -> list[str]:
-    pairs = [
-        (frame, frame.with_name(f"label{number}.png")) for frame, number in _numbered(data, "image")
-    ]
-    return [
-        f"{frame}: its label {label.name} is missing"
-        for frame, label in pairs
-        if not label.is_file()
-    ]
-
-
 def _same_surgeries(data: Path) -> list[str]:
-    folders = {path.parent.name for path, _ in _label_maps(data)}
-    twice = [number for number, times in Counter(map(surgery_id, folders)).items() if times > 1]
+    names = sorted({path.parent.name for path, _ in _label_maps(data)})
     return [
-        f"{data}: folders {' and '.join(sorted(f for f in folders if surgery_id(f) == number))} "
-        "are the same surgery "
-        f"{number}: rename one"
-        for number in twice
+        f"{data}: folders {' and '.join(same)} are the same surgery {number}: rename one"
+        for number, same in same_surgeries(names)
     ]
+
+
+def _without_label(data: Path) -> list[str]:
+    problems = []
+    for frame, number in _numbered(data, "image"):
+        label = frame.with_name(f"label{number}.png")
+        if not label.is_file():
+            problems.append(f"{frame}: its label {label.name} is missing")
+    return problems
 
 
 def _names(data: Path, anatomies: Sequence[str]) -> tuple[Sequence[str], str]:
@@ -107,29 +103,39 @@ def _names(data: Path, anatomies: Sequence[str]) -> tuple[Sequence[str], str]:
     return names, str(file)
 
 
-def _read_map(path: Path, number: str, known: int, source: str) -> NDArray[np.integer[Any]]:
-    """The values (H, W) of a map whose frame is there and of its size."""
+def _read_map(path: Path, number: str, highest: int, source: str) -> NDArray[np.integer[Any]]:
+    """The values (H, W) of a map whose frame is there and of its size.
+
+    Args:
+        path: of the map.
+        number: of its frame.
+        highest: the largest value that has a name.
+        source: who names the values.
+
+    Raises:
+        DataError: the map or its frame cannot be used.
+    """
     image = path.with_name(f"image{number}.png")
     if not image.is_file():
         raise DataError([f"{path}: its frame {image.name} is missing"])
-    read_mask(path)  # refuses what is no whole PNG
+    read_mask(path)  # refuses what is damaged, or not a PNG
     content = path.read_bytes()
-    bits, colour = content[24], content[25]
+    bits = content[24]
+    colour = content[25]
     values = np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED))
     if colour != _GREY or bits < 8 or values.ndim != 2:
         raise DataError(
             [
-                f"{path}: is a colour, palette or {bits}-bit image; expected one channel of 8 or "
-                "16 bits"
+                f"{path}: is a colour, palette or {bits}-bit image; expected one channel of 8 or 16 bits"
             ]
         )
     height, width = read_frame(image).shape[:2]
     if values.shape != (height, width):
         sizes = f"{width}x{height} and {values.shape[1]}x{values.shape[0]}"
         raise DataError([f"{path}: frame and label have different sizes, {sizes}"])
-    unknown = [str(value) for value in np.unique(values) if value > known]
+    unknown = [str(value) for value in np.unique(values) if value > highest]
     if unknown:
-        named = f"names only 1 to {known}" if known else "names nothing"
+        named = f"names only 1 to {highest}" if highest else "names nothing"
         raise DataError([f"{path}: holds {', '.join(unknown)}, and {source} {named}"])
     return values
 

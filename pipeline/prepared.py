@@ -9,11 +9,13 @@ frames, so that a stage can depend on it. Frames without a label lie in
 import csv
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,24 +25,21 @@ from numpy.typing import NDArray
 
 from pipeline.annotations import write_beside
 from pipeline.dsad import (
-    SPLITS,
-    UNLABELLED,
     DataError,
     Source,
-    Split,
-    Splits,
     linked_folders,
     other_anatomies,
     read_frame,
     read_mask,
     scan,
     scan_unlabelled,
-    surgery_id,
     surgery_names,
     unused,
 )
-from pipeline.errors import MtkdError
+from pipeline.errors import DamagedFileError, MissingFileError
 from pipeline.files import require_writable
+from pipeline.settings import UNLABELLED, Splits
+from pipeline.surgeries import SPLITS, Split
 
 # Low effort: prepared frames are read far more often than written, and the size hardly changes
 # above.
@@ -82,7 +81,33 @@ class Frame:
         return self.anatomy != UNLABELLED
 
 
-@dataclass
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What is prepared, and how.
+
+    Attributes:
+        root: folder in DSAD's layout.
+        anatomies: its sub-data sets, in the order of the decoders.
+        splits: surgery ids of validation and test.
+        image_size: (height, width). Frames are resized bilinearly, labels by nearest-exact; the
+            aspect is not kept.
+        unlabelled_root: folder ``<surgery>/*.png`` of frames without masks, of training surgeries,
+            or None.
+        least_training: training frames that every anatomy needs: batch norm needs two.
+        linked: whether folders of anatomies and surgeries may be links; what is behind them can
+            change unnoticed.
+    """
+
+    root: Path
+    anatomies: Sequence[str]
+    splits: Splits
+    image_size: tuple[int, int]
+    unlabelled_root: Path | None = None
+    least_training: int = 2
+    linked: bool = True
+
+
+@dataclass(frozen=True)
 class Summary:
     """What was prepared.
 
@@ -93,15 +118,27 @@ class Summary:
         files: those of them that say of single files that they may be no masks, or are left out.
     """
 
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    unlabelled: int = 0
-    warnings: list[str] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
+    counts: dict[str, dict[str, int]]
+    unlabelled: int
+    warnings: list[str]
+    files: list[str]
 
 
 @dataclass(frozen=True)
 class _Checked:
-    """One source after it was read, written and measured, or its problems; a frame that is unreadable has no digest."""
+    """One source after it was read, written and measured, or its problems.
+
+    Attributes:
+        source: which.
+        split: of its surgery.
+        digest: of the frame's pixels; empty if it cannot be read.
+        size: (height, width) of the frame.
+        dark: whether the frame is nearly black.
+        foreground: pixels of the prepared label.
+        covered: share of the mask that is foreground, in 0..1.
+        odd: whether the mask holds values between 0 and full.
+        problems: one line each.
+    """
 
     source: Source
     split: Split
@@ -114,36 +151,29 @@ class _Checked:
     problems: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Folders:
+    """Where frames and labels are written."""
+
+    frames: Path
+    labels: Path
+
+
 def prepare(
-    root: Path,
-    anatomies: Sequence[str],
-    splits: Splits,
-    image_size: tuple[int, int],
+    settings: PrepareSettings,
     output_frames: Path,
     output_labels: Path,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
-    unlabelled_root: Path | None = None,
-    least_training: int = 2,
-    linked: bool = True,
 ) -> Summary:
-    """Check a whole data set and write it at one size; nothing is replaced unless everything is sound.
+    """Check a whole data set and write it at one size; nothing is replaced unless all is sound.
 
     Args:
-        root: folder in DSAD's layout.
-        anatomies: its sub-data sets, in the order of the decoders.
-        splits: surgery ids of validation and test.
-        image_size: (height, width). Frames are resized bilinearly, labels by nearest-exact; the
-            aspect is not kept.
+        settings: what is prepared, and how.
         output_frames: folder of the frames; is replaced.
         output_labels: folder of the labels; is replaced.
         workers: threads that read, check and resize.
         progress: called with (done, total).
-        unlabelled_root: folder ``<surgery>/*.png`` of frames without masks, of training surgeries,
-            or None.
-        least_training: training frames that every anatomy needs: batch norm needs two.
-        linked: whether folders of anatomies and surgeries may be links; what is behind them can
-            change unnoticed.
 
     Returns:
         Counts and warnings.
@@ -151,59 +181,62 @@ def prepare(
     Raises:
         DataError: everything that is wrong, together.
     """
-    sources, problems = scan(root, anatomies)
-    problems += _split_problems(splits, surgery_names(root))
-    if unlabelled_root is not None:
-        more, wrong = scan_unlabelled(unlabelled_root, splits)
-        sources, problems = sources + more, problems + wrong
-    if not linked:
-        problems += _link_problems(sources)
+    sources, problems = _scan(settings)
     with _scratch(output_frames) as frames, _scratch(output_labels) as labels:
-        work = partial(
-            _check_and_write, splits=splits, image_size=image_size, frames=frames, labels=labels
-        )
+        folders = _Folders(frames, labels)
+        work = partial(_check_and_write, settings=settings, folders=folders)
         checked = _in_threads(work, sources, workers, progress)
-        problems += [problem for c in checked for problem in c.problems]
-        problems += _leaks(checked) + _too_few(
-            checked, [a for a in anatomies if (root / a).is_dir()], least_training
-        )
+        problems += _check(checked, settings)
         if problems:
             raise DataError(problems)
-        for split in SPLITS:
-            for anatomy in anatomies:
-                own = [c for c in checked if c.split == split and c.source.anatomy == anatomy]
-                _write_indices(own, frames / split / anatomy, labels / split / anatomy)
-        beside = [
-            warning
-            for anatomy in anatomies
-            for warning in write_beside(
-                _sources(checked, "test", anatomy), labels / "test" / anatomy, image_size
-            )
-        ]
-        unlabelled = [c for c in checked if c.source.mask is None]
-        _write_frame_index(unlabelled, frames / UNLABELLED)
+        beside = _write(checked, settings, folders)
         _replace(frames, output_frames)
         _replace(labels, output_labels)
-    summary = _summary(checked, anatomies)
-    summary.unlabelled = len(unlabelled)
-    summary.files += unused(root, anatomies, unlabelled_root, sources) + beside
-    summary.warnings += summary.files + other_anatomies(root, anatomies, unlabelled_root)
-    return summary
+    return _summary(checked, settings, beside)
 
 
-def _sources(checked: Sequence[_Checked], split: Split, anatomy: str) -> list[Source]:
-    return [c.source for c in checked if c.split == split and c.source.anatomy == anatomy]
+def _scan(settings: PrepareSettings) -> tuple[list[Source], list[str]]:
+    """All frames of a data set, and what is wrong with its folders."""
+    sources, problems = scan(settings.root, settings.anatomies)
+    problems += _split_problems(settings.splits, surgery_names(settings.root))
+    if settings.unlabelled_root is not None:
+        unlabelled, wrong = scan_unlabelled(settings.unlabelled_root, settings.splits)
+        sources += unlabelled
+        problems += wrong
+    if not settings.linked:
+        problems += _link_problems(sources)
+    return sources, problems
+
+
+def _split_problems(splits: Splits, surgeries: Mapping[str | int, str]) -> list[str]:
+    names = ", ".join(surgeries.values())
+    ids = [*product(("val",), splits.val), *product(("test",), splits.test)]
+    return [
+        f"data.splits.{part}: no anatomy has a folder of surgery {surgery}; there: {names}"
+        for part, surgery in ids
+        if surgery not in surgeries
+    ]
+
+
+def _link_problems(sources: Sequence[Source]) -> list[str]:
+    return [
+        f"{folder} is a link to a folder, so that changes behind it would not be seen: put the "
+        "folder itself there, or one of links to its files "
+        f"(cp -rs {folder.resolve()} FOLDER), or mount it (mount --bind)"
+        for folder in linked_folders(sources)
+    ]
 
 
 @contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
-    """An empty folder in the output, which may be a link or a mount point: what is beside may be on another disk."""
+    """An empty folder in the output.
+
+    The output may be a link or a mount point: what is beside it may be on another disk.
+    """
     require_writable(output)
     folder = output / ".partial"
-    for left in (
-        folder,
-        output.with_name(f".{output.name}.partial"),
-    ):  # by a killed run, also of an earlier version
+    # Of a killed run, also of an earlier version.
+    for left in (folder, output.with_name(f".{output.name}.partial")):
         shutil.rmtree(left, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -212,16 +245,6 @@ def _scratch(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
             output.rmdir()  # if it is empty
-
-
-def _replace(folder: Path, output: Path) -> None:
-    """Put what was prepared in the output's place."""
-    # Nothing new comes before all that was there has gone: a killed process leaves no mixture.
-    for part in (*SPLITS, UNLABELLED):
-        if (output / part).exists():
-            shutil.rmtree(output / part)
-    for path in sorted(folder.iterdir()):
-        path.replace(output / path.name)
 
 
 def _in_threads(
@@ -240,63 +263,75 @@ def _in_threads(
     return checked
 
 
-def _check_and_write(
-    source: Source, *, splits: Splits, image_size: tuple[int, int], frames: Path, labels: Path
-) -> _Checked:
-    split = splits.of(source.surgery)
-    frame, no_frame = _try(read_frame, source.image)
-    digest = (
-        ""
-        if frame is None
-        else hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()
+def _check_and_write(source: Source, *, settings: PrepareSettings, folders: _Folders) -> _Checked:
+    """Read, check, resize and write one frame and its mask."""
+    frame, problems = _try(read_frame, source.image)
+    checked = _Checked(
+        source, settings.splits.of(source.surgery), _pixel_digest(frame), problems=problems
     )
-    height, width = image_size
     if source.mask is None:
-        if frame is None:
-            return _Checked(
-                source,
-                split,
-                digest,
-                problems=tuple(f"data.unlabelled_root: {p}" for p in no_frame),
-            )
-        _write_frame(frames / UNLABELLED / source.surgery / f"{source.name}.png", frame, image_size)
-        return _Checked(source, split, digest, frame.shape[:2], _is_dark(frame))
-    read, no_mask = _try(read_mask, source.mask)
+        return _with_frame_alone(checked, frame, settings, folders)
+    read, mask_problems = _try(read_mask, source.mask)
     if frame is None or read is None:
-        return _Checked(source, split, digest, problems=no_frame + no_mask)
+        return replace(checked, problems=problems + mask_problems)
     mask, odd = read
     if frame.shape[:2] != mask.shape:
         sizes = " and ".join(f"{w}x{h}" for h, w in (frame.shape[:2], mask.shape))
         problem = f"{source.image}: frame and mask have different sizes, {sizes}"
-        return _Checked(source, split, digest, problems=(problem,))
-    place = Path(split) / source.anatomy / source.surgery / f"{source.name}.png"
-    small = cv2.resize(
-        mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT
-    )
-    _write_frame(frames / place, frame, image_size)
-    _write_png(labels / place, small * 255)
-    return _Checked(
-        source,
-        split,
-        digest,
-        frame.shape[:2],
-        _is_dark(frame),
-        int(small.sum()),
-        float(mask.mean()),
+        return replace(checked, problems=(problem,))
+    place = Path(checked.split) / source.anatomy / source.surgery / f"{source.name}.png"
+    label = _resized_mask(mask, settings.image_size)
+    _write_frame(folders.frames / place, frame, settings.image_size)
+    _write_png(folders.labels / place, label * 255)
+    return replace(
+        checked,
+        size=frame.shape[:2],
+        dark=_is_dark(frame),
+        foreground=int(label.sum()),
+        covered=float(mask.mean()),
         odd=odd,
     )
+
+
+def _try(read: Callable[[Path], _T], path: Path) -> tuple[_T | None, tuple[str, ...]]:
+    """What was read, or None and the problems.
+
+    A damaged frame must not hide that its mask is damaged too.
+    """
+    try:
+        return read(path), ()
+    except DataError as error:
+        return None, error.problems
+
+
+def _pixel_digest(frame: NDArray[np.uint8] | None) -> str:
+    if frame is None:
+        return ""
+    return hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()
+
+
+def _with_frame_alone(
+    checked: _Checked,
+    frame: NDArray[np.uint8] | None,
+    settings: PrepareSettings,
+    folders: _Folders,
+) -> _Checked:
+    if frame is None:
+        problems = [f"data.unlabelled_root: {problem}" for problem in checked.problems]
+        return replace(checked, problems=tuple(problems))
+    source = checked.source
+    path = folders.frames / UNLABELLED / source.surgery / f"{source.name}.png"
+    _write_frame(path, frame, settings.image_size)
+    return replace(checked, size=frame.shape[:2], dark=_is_dark(frame))
 
 
 def _is_dark(frame: NDArray[np.uint8]) -> bool:
     return bool(frame.max() < DARK)
 
 
-def _try(read: Callable[[Path], _T], path: Path) -> tuple[_T | None, tuple[str, ...]]:
-    """What was read, or None and the problems: a damaged frame must not hide that its mask is damaged too."""
-    try:
-        return read(path), ()
-    except DataError as error:
-        return None, error.problems
+def _resized_mask(mask: NDArray[np.bool_], image_size: tuple[int, int]) -> NDArray[np.uint8]:
+    pixels = mask.astype(np.uint8)
+    return cv2.resize(pixels, image_size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _write_frame(path: Path, frame: NDArray[np.uint8], image_size: tuple[int, int]) -> None:
@@ -309,140 +344,196 @@ def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     path.write_bytes(encoded.tobytes())
 
 
-def _split_problems(splits: Splits, surgeries: Mapping[str | int, str]) -> list[str]:
-    both = {surgery_id(s) for s in splits.val} & {surgery_id(s) for s in splits.test}
-    problems = [f"data.splits: surgery {s} is in val and in test" for s in sorted(both, key=str)]
-    there = ", ".join(surgeries.values())
-    for part, ids in (("val", splits.val), ("test", splits.test)):
-        absent = [str(s) for s in ids if surgery_id(s) not in surgeries]
-        problems += [
-            f"data.splits.{part}: no anatomy has a folder of surgery {s}; there: {there}"
-            for s in absent
-        ]
-    return problems
-
-
-def _link_problems(sources: Sequence[Source]) -> list[str]:
-    return [
-        f"{folder} is a link to a folder, so that changes behind it would not be seen: put the "
-        "folder itself there, or "
-        f"one of links to its files (cp -rs {folder.resolve()} FOLDER), or mount it (mount --bind)"
-        for folder in linked_folders(sources)
-    ]
+def _check(checked: Sequence[_Checked], settings: PrepareSettings) -> list[str]:
+    """What is wrong with single files, and with all of them together."""
+    problems: list[str] = []
+    for frame in checked:
+        problems += frame.problems
+    return problems + _leaks(checked) + _too_few(checked, settings)
 
 
 def _leaks(checked: Sequence[_Checked]) -> list[str]:
-    """The same pixels in two splits; within one split a frame may stand in several sub-data sets."""
-    first: dict[str, _Checked] = {}
+    """The same pixels in two splits; within one, a frame may stand in several sub-data sets."""
+    first_with: dict[str, _Checked] = {}
     problems = []
-    for one in checked:
-        if not one.digest:
+    for frame in checked:
+        if not frame.digest:
             continue
-        other = first.setdefault(one.digest, one)
-        if other.split != one.split:
-            files = f"{other.source.image} ({other.split}) and {one.source.image} ({one.split})"
+        first = first_with.setdefault(frame.digest, frame)
+        if first.split != frame.split:
+            files = f"{first.source.image} ({first.split}) and {frame.source.image} ({frame.split})"
             problems.append(f"{files} are the same frame in two splits")
     return problems
 
 
-def _too_few(checked: Sequence[_Checked], anatomies: Sequence[str], least: int) -> list[str]:
-    """Anatomies that can't be trained."""
+def _too_few(checked: Sequence[_Checked], settings: PrepareSettings) -> list[str]:
+    """Anatomies that are there and cannot be trained."""
+    training = Counter(frame.source.anatomy for frame in checked if frame.split == "train")
     problems = []
-    for anatomy in dict.fromkeys(anatomies):
-        train = sum(c.split == "train" and c.source.anatomy == anatomy for c in checked)
-        if train < least:
+    for anatomy in dict.fromkeys(settings.anatomies):
+        frames = training[anatomy]
+        if (settings.root / anatomy).is_dir() and frames < settings.least_training:
             problems.append(
-                f"{anatomy}: {train or 'no'} training frame{'s' * (train != 1)}, at least {least} "
-                "are needed"
+                f"{anatomy}: {frames or 'no'} training frame{'s' * (frames != 1)}, at least "
+                f"{settings.least_training} are needed"
             )
     return problems
 
 
-def _write_indices(checked: Sequence[_Checked], frames: Path, labels: Path) -> None:
-    _write_frame_index(checked, frames)
-    _write_csv(labels, ("frame", "foreground"), [(_place(c.source), c.foreground) for c in checked])
+def _write(checked: Sequence[_Checked], settings: PrepareSettings, folders: _Folders) -> list[str]:
+    """Write the indices, and what is known beside the masks of test frames.
+
+    Returns:
+        Warnings.
+    """
+    for split, anatomy in product(SPLITS, settings.anatomies):
+        frames = _those_of(checked, split, anatomy)
+        _write_frame_index(frames, folders.frames / split / anatomy)
+        _write_label_index(frames, folders.labels / split / anatomy)
+    unlabelled = [frame for frame in checked if frame.source.mask is None]
+    _write_frame_index(unlabelled, folders.frames / UNLABELLED)
+    warnings: list[str] = []
+    for anatomy in settings.anatomies:
+        sources = [frame.source for frame in _those_of(checked, "test", anatomy)]
+        warnings += write_beside(sources, folders.labels / "test" / anatomy, settings.image_size)
+    return warnings
 
 
-def _write_frame_index(checked: Sequence[_Checked], frames: Path) -> None:
-    _write_csv(frames, ("frame", "height", "width"), [(_place(c.source), *c.size) for c in checked])
+def _those_of(checked: Sequence[_Checked], split: Split, anatomy: str) -> list[_Checked]:
+    return [frame for frame in checked if (frame.split, frame.source.anatomy) == (split, anatomy)]
+
+
+def _write_frame_index(checked: Sequence[_Checked], folder: Path) -> None:
+    rows = [(_place(frame.source), *frame.size) for frame in checked]
+    _write_index(folder, ("frame", "height", "width"), rows)
+
+
+def _write_label_index(checked: Sequence[_Checked], folder: Path) -> None:
+    rows = [(_place(frame.source), frame.foreground) for frame in checked]
+    _write_index(folder, ("frame", "foreground"), rows)
 
 
 def _place(source: Source) -> str:
     return f"{source.surgery}/{source.name}"
 
 
-def _write_csv(folder: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
+def _write_index(folder: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "index.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
-def _summary(checked: Sequence[_Checked], anatomies: Sequence[str]) -> Summary:
-    summary = Summary()
-    for split in SPLITS:
-        summary.counts[split] = {
-            a: sum(c.split == split and c.source.anatomy == a for c in checked) for a in anatomies
-        }
-    consequence = {
-        "val": "its last epoch is kept",
-        "test": "it has no result and is left out of the mean",
-    }
-    for part, what in consequence.items():
-        missing = [a for a, n in summary.counts[part].items() if not n]
-        summary.warnings += [f"{anatomy}: no {part} frames, {what}" for anatomy in missing]
-    labelled = [c for c in checked if c.source.mask is not None]
-    empty = [c for c in labelled if not c.covered]
-    summary.warnings += _masks_that(empty, "empty, so that the frame teaches only background")
-    vanished = [c for c in labelled if c.covered and not c.foreground]
-    summary.warnings += _masks_that(
-        vanished, "too thin for data.image_size: nothing of the anatomy is left in it"
-    )
-    summary.files = _masks_that(
-        [c for c in checked if c.odd], "not only 0 and 255; all above 0 is foreground"
-    )
-    summary.files += _full_or_turned(labelled, anatomies)
-    summary.files += _dark([c for c in checked if c.dark])
-    return summary
+def _replace(folder: Path, output: Path) -> None:
+    """Put what was prepared in the output's place."""
+    # Nothing new comes before all that was there has gone: a killed process leaves no mixture.
+    for part in (*SPLITS, UNLABELLED):
+        if (output / part).exists():
+            shutil.rmtree(output / part)
+    for path in sorted(folder.iterdir()):
+        path.replace(output / path.name)
+
+
+def _summary(
+    checked: Sequence[_Checked], settings: PrepareSettings, beside: Sequence[str]
+) -> Summary:
+    """What was prepared; ``beside`` are the warnings of what lies beside the masks."""
+    anatomies = settings.anatomies
+    sources = [frame.source for frame in checked]
+    labelled = [frame for frame in checked if frame.source.mask is not None]
+    counts = {str(split): _counted(labelled, split, anatomies) for split in SPLITS}
+    files = [
+        *_odd_files(checked, labelled, anatomies),
+        *unused(settings.root, anatomies, settings.unlabelled_root, sources),
+        *beside,
+    ]
+    warnings = [
+        *_without_frames(counts["val"], "no val frames, its last epoch is kept"),
+        *_without_frames(
+            counts["test"], "no test frames, it has no result and is left out of the mean"
+        ),
+        *_without_foreground(labelled),
+        *files,
+        *other_anatomies(settings.root, anatomies, settings.unlabelled_root),
+    ]
+    return Summary(counts, len(checked) - len(labelled), warnings, files)
+
+
+def _counted(
+    labelled: Sequence[_Checked], split: Split, anatomies: Sequence[str]
+) -> dict[str, int]:
+    frames = Counter(frame.source.anatomy for frame in labelled if frame.split == split)
+    return {anatomy: frames[anatomy] for anatomy in anatomies}
+
+
+def _without_frames(counts: Mapping[str, int], consequence: str) -> list[str]:
+    return [f"{anatomy}: {consequence}" for anatomy, frames in counts.items() if not frames]
+
+
+def _without_foreground(labelled: Sequence[_Checked]) -> list[str]:
+    empty = [frame for frame in labelled if not frame.covered]
+    vanished = [frame for frame in labelled if frame.covered and not frame.foreground]
+    return [
+        *_masks_that(empty, "empty, so that the frame teaches only background"),
+        *_masks_that(
+            vanished, "too thin for data.image_size: nothing of the anatomy is left in it"
+        ),
+    ]
+
+
+def _odd_files(
+    checked: Sequence[_Checked], labelled: Sequence[_Checked], anatomies: Sequence[str]
+) -> list[str]:
+    """Warnings of single files that may not be masks, or not frames."""
+    odd = [frame for frame in checked if frame.odd]
+    return [
+        *_masks_that(odd, "not only 0 and 255; all above 0 is foreground"),
+        *_full_or_inverted(labelled, anatomies),
+        *_dark([frame for frame in checked if frame.dark]),
+    ]
 
 
 def _masks_that(checked: Sequence[_Checked], are: str) -> list[str]:
-    """One warning for all of a kind, with their number first: many lines would hide the other warnings."""
+    """One warning for all of a kind, with their number first.
+
+    Many lines would hide the other warnings.
+    """
     if not checked:
         return []
     count = f"{len(checked)} mask{'s are' if len(checked) > 1 else ' is'} {are}:"
-    masks = [str(c.source.mask) for c in checked[:LISTED]]
+    masks = [str(frame.source.mask) for frame in checked[:LISTED]]
     more = [f"and {len(checked) - LISTED} more"] if len(checked) > LISTED else []
     return ["\n  ".join([count, *masks, *more])]
 
 
-def _full_or_turned(labelled: Sequence[_Checked], anatomies: Sequence[str]) -> list[str]:
-    """Masks that cover the whole frame; and all or some of an anatomy that cover most of it, as if black meant it."""
-    warnings = _masks_that(
-        [c for c in labelled if c.covered == 1], "full: the anatomy covers the whole frame"
-    )
-    some_turned: list[_Checked] = []
+def _full_or_inverted(labelled: Sequence[_Checked], anatomies: Sequence[str]) -> list[str]:
+    """Masks that cover the whole frame, and those that look as if black meant the anatomy.
+
+    The latter are all masks of an anatomy, or some of them, that cover most of the frame.
+    """
+    full = [frame for frame in labelled if frame.covered == 1]
+    warnings = _masks_that(full, "full: the anatomy covers the whole frame")
+    some_inverted: list[_Checked] = []
     for anatomy in anatomies:
-        masks = [c for c in labelled if c.source.anatomy == anatomy]
-        least = min((c.covered for c in masks), default=1)
+        masks = [frame for frame in labelled if frame.source.anatomy == anatomy]
+        least = min((frame.covered for frame in masks), default=1)
         if COVERED < least < 1:
             warnings.append(
                 f"{anatomy}: it covers {least:.0%} of the frame or more in each of {len(masks)} "
-                "masks "
-                f"(suspicious above {COVERED:.0%}): are black and white exchanged? The anatomy "
-                "must be white"
+                f"masks (suspicious above {COVERED:.0%}): are black and white exchanged? The "
+                "anatomy must be white"
             )
         elif least <= COVERED:
-            some_turned += _nearly_full(masks)
+            some_inverted += _nearly_full(masks)
     unlike = f"more than {NEARLY_FULL:.0%} white, unlike other masks of the anatomy"
     return warnings + _masks_that(
-        some_turned, f"{unlike}: are black and white exchanged? The anatomy must be white"
+        some_inverted, f"{unlike}: are black and white exchanged? The anatomy must be white"
     )
 
 
 def _nearly_full(masks: Sequence[_Checked]) -> list[_Checked]:
     """An anatomy's masks that cover nearly all of the frame, unless others lead over to them."""
-    above = [c for c in masks if NEARLY_FULL < c.covered < 1]
-    between = [c for c in masks if COVERED < c.covered <= NEARLY_FULL]
+    above = [frame for frame in masks if NEARLY_FULL < frame.covered < 1]
+    between = [frame for frame in masks if COVERED < frame.covered <= NEARLY_FULL]
     return above if len(above) > len(between) else []
 
 
@@ -452,8 +543,7 @@ def _dark(checked: Sequence[_Checked]) -> list[str]:
     frames = f"{len(checked)} frame{'s are' if len(checked) > 1 else ' is'} nearly black"
     return [
         f"{frames}, without a pixel of {DARK} or more of 255 ({checked[0].source.image} first): a "
-        "file of 16 bits may "
-        "hold values of 10 or 12 bits, which must be scaled to 16"
+        "file of 16 bits may hold values of 10 or 12 bits, which must be scaled to 16"
     ]
 
 
@@ -463,40 +553,38 @@ def list_frames(
     """The prepared frames of a split, anatomy by anatomy in the given order.
 
     Raises:
-        MtkdError: an index, or a frame that it lists, is missing.
+        MissingFileError: of an index, or a frame that it lists.
     """
-    folders = [(anatomy, Path(split) / anatomy) for anatomy in anatomies]
-    return [
-        f
-        for anatomy, folder in folders
-        for f in _listed(frames_root / folder, labels_root / folder, anatomy)
-    ]
+    frames: list[Frame] = []
+    for anatomy in anatomies:
+        folder = Path(split) / anatomy
+        frames += _listed(frames_root / folder, labels_root / folder, anatomy)
+    return frames
 
 
 def list_unlabelled(frames_root: Path) -> list[Frame]:
     """The prepared frames without a label.
 
     Raises:
-        MtkdError: their index, or a frame that it lists, is missing.
+        MissingFileError: of their index, or a frame that it lists.
     """
     return _listed(frames_root / UNLABELLED, frames_root / UNLABELLED, UNLABELLED)
 
 
 def _listed(frames: Path, labels: Path, anatomy: str) -> list[Frame]:
-    found = []
+    listed = []
     for name in _read_index(frames / "index.csv"):
         image = frames / f"{name}.png"
         if not image.is_file():
-            raise MtkdError(f"{image} is missing: run `dvc repro prepare`")
-        found.append(
-            Frame(f"{anatomy}/{name}", anatomy, name.split("/")[0], image, labels / f"{name}.png")
-        )
-    return found
+            raise MissingFileError(image)
+        surgery = name.split("/")[0]
+        listed.append(Frame(f"{anatomy}/{name}", anatomy, surgery, image, labels / f"{name}.png"))
+    return listed
 
 
 def _read_index(path: Path) -> list[str]:
     if not path.is_file():
-        raise MtkdError(f"{path} is missing: run `dvc repro prepare`")
+        raise MissingFileError(path)
     with path.open(newline="") as file:
         return [row["frame"] for row in csv.DictReader(file)]
 
@@ -505,7 +593,7 @@ def load_frame(path: Path) -> NDArray[np.uint8]:
     """A prepared frame (H, W, 3) uint8 RGB.
 
     Raises:
-        MtkdError: the file is missing or damaged.
+        MissingFileError, DamagedFileError: of the file.
     """
     return cv2.cvtColor(_load(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
@@ -514,25 +602,35 @@ def load_label(path: Path) -> NDArray[np.uint8]:
     """A prepared label (H, W) uint8, 1 = anatomy.
 
     Raises:
-        MtkdError: the file is missing or damaged.
+        MissingFileError, DamagedFileError: of the file.
     """
     return (_load(path, cv2.IMREAD_GRAYSCALE) > 0).astype(np.uint8)
 
 
 def _load(path: Path, flags: int) -> NDArray[np.uint8]:
-    pixels = cv2.imread(str(path), flags) if path.is_file() else None
+    if not path.is_file():
+        raise MissingFileError(path)
+    pixels = cv2.imread(str(path), flags)
     if pixels is None:
-        raise MtkdError(f"{path} is missing or damaged: run `dvc repro -s -f prepare`")
+        raise DamagedFileError(path, "it cannot be decoded as PNG")
     return np.asarray(pixels)
 
 
 def frames_digest(frames: Sequence[Frame]) -> str:
-    """sha256 over the ids and files of some frames in their order: the identity of list and pixels."""
+    """The identity of list and pixels: sha256 over ids and files of frames, in their order.
+
+    Raises:
+        MissingFileError: of a frame.
+    """
     return _digest((frame.id, frame.image) for frame in frames)
 
 
 def labels_digest(frames: Sequence[Frame]) -> str:
-    """sha256 over the ids and label files of the labelled ones among some frames, in their order."""
+    """sha256 over ids and label files of the labelled ones among some frames, in their order.
+
+    Raises:
+        MissingFileError: of a label.
+    """
     return _digest((frame.id, frame.label) for frame in frames if frame.labelled)
 
 
@@ -542,5 +640,5 @@ def _digest(files: Iterable[tuple[str, Path]]) -> str:
         try:
             digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
         except FileNotFoundError as error:
-            raise MtkdError(f"{file} is missing: run `dvc repro -s -f prepare`") from error
+            raise MissingFileError(file) from error
     return digest.hexdigest()

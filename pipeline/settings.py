@@ -20,7 +20,9 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.dsad import UNLABELLED, surgery_id
+from pipeline.surgeries import Split, split_of, surgery_id
+
+UNLABELLED = "unlabelled"  # stands where a labelled frame names its anatomy
 
 
 def is_own(architecture: str) -> bool:
@@ -84,7 +86,7 @@ def _surgery(value: object) -> object:
 
 
 def _surgeries(value: object) -> object:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return value
     example = value if value and isinstance(value, int | str) else "02"
     raise ValueError(f"a list of surgeries is expected, such as [{example}], found {value!r}")
@@ -106,6 +108,10 @@ class Splits(Settings):
         if both:
             raise ValueError(f"a surgery cannot be in val and in test: {both}")
         return self
+
+    def of(self, surgery: str) -> Split:
+        """The split of a surgery by the name of its folder."""
+        return split_of(surgery, self.val, self.test)
 
 
 class Phantom(Settings):

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.annotations import Annotation, matched, read_annotations, read_presence
-from pipeline.dsad import Splits, surgery_names
+from pipeline.dsad import surgery_names
 from pipeline.errors import MtkdError
 from pipeline.evaluation import analysis
 from pipeline.evaluation.bootstrap import FEWEST_SURGERIES
@@ -22,7 +22,8 @@ from pipeline.label_maps import has_label_maps, unfold
 from pipeline.machine import Machine
 from pipeline.models.card import Card
 from pipeline.models.network import Network
-from pipeline.prepared import Frame, list_frames, prepare
+from pipeline.prepared import Frame, PrepareSettings, list_frames, prepare
+from pipeline.settings import Splits
 from pipeline.training_errors import mendable
 from stages.reporting.evaluation_tables import write_per_frame, write_per_surgery
 from stages.shared.console import console, progress, say
@@ -113,21 +114,13 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
         raise MtkdError(
             f"{data} holds none of the checkpoint's anatomies ({', '.join(card.anatomies)})"
         )
-    everyone = Splits(val=(), test=tuple(surgery_names(root)))
+    # Of folders, whose names are checked when they are read.
+    everyone = Splits.model_construct(val=[], test=list(surgery_names(root)))
     frames = folder / "frames"
     labels = folder / "labels"
+    settings = PrepareSettings(root, own, everyone, card.image_size, least_training=0)
     with progress("frames checked and resized") as bar:
-        summary = prepare(
-            root,
-            own,
-            everyone,
-            card.image_size,
-            frames,
-            labels,
-            workers=2,
-            progress=bar,
-            least_training=0,
-        )
+        summary = prepare(settings, frames, labels, workers=2, progress=bar)
     for warning in summary.files:
         say(f"warning: {warning}")
     listed = list_frames(frames, labels, "test", own)

@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.dsad import SPLITS, Splits, surgery_id
 from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models import create_model
-from pipeline.settings import Params, Training
+from pipeline.settings import Params, Splits, Training
+from pipeline.surgeries import SPLITS, surgery_id
 from pipeline.timing.decoders import DecoderCase, Task, measure
 from pipeline.timing.host import machine_record
 from stages.benchmarks import loading
@@ -85,8 +85,7 @@ def run(what: str, devices: Sequence[int], repeats: int, output: Path, machine: 
 def _dsad() -> tuple[Params, Counts]:
     with as_file(files("stages") / "presets" / "paper.yaml") as path:
         params = load_params(path)
-    splits = params.data.splits
-    return params, dsad_counts(Splits(tuple(splits.val), tuple(splits.test)), params.data.anatomies)
+    return params, dsad_counts(params.data.splits, params.data.anatomies)
 
 
 def _here() -> tuple[Params, Counts]:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.dsad import Splits
-from pipeline.prepared import prepare
+from pipeline.prepared import PrepareSettings, prepare
 from stages.shared.console import counted, progress, say
 from stages.shared.project import NO_UNLABELLED, Project
 
@@ -11,19 +10,21 @@ from stages.shared.project import NO_UNLABELLED, Project
 def run(project: Project, workers: int) -> None:
     """Check data.root and write data/prepared."""
     data = project.params.data
-    splits = Splits(val=tuple(data.splits.val), test=tuple(data.splits.test))
+    settings = PrepareSettings(
+        root=project.root / data.root,
+        anatomies=data.anatomies,
+        splits=data.splits,
+        image_size=data.image_size,
+        unlabelled_root=_unlabelled(project),
+        linked=False,  # DVC takes a link to a folder for an empty one
+    )
     with progress("frames checked and resized") as step:
         summary = prepare(
-            project.root / data.root,
-            data.anatomies,
-            splits,
-            data.image_size,
+            settings,
             project.prepared_frames,
             project.prepared_labels,
             workers=max(1, workers),
             progress=step,
-            unlabelled_root=_unlabelled(project),
-            linked=False,  # DVC takes a link to a folder for an empty one
         )
     for warning in summary.warnings:
         say(f"warning: {warning}")

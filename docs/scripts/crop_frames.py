@@ -17,7 +17,7 @@ import shared
 import typer
 from numpy.typing import NDArray
 
-from pipeline.dsad import DataError, Source, Splits, read_frame, read_mask, scan
+from pipeline.dsad import DataError, Source, read_frame, read_mask, scan
 from pipeline.errors import MtkdError
 from stages.shared.console import progress, say
 from stages.shared.project import load_project
@@ -37,11 +37,10 @@ def main(
     """
     shared.refuse_existing(folder)
     data = load_project().params.data
-    splits = Splits(tuple(data.splits.val), tuple(data.splits.test))
     frames, problems = scan(Path(data.root), data.anatomies)
     if problems:
         raise DataError(problems)
-    training = [frame for frame in frames if splits.of(frame.surgery) == "train"]
+    training = [frame for frame in frames if data.splits.of(frame.surgery) == "train"]
     if masks:
         for frame in frames:
             shared.link_labelled(folder, frame)

@@ -14,7 +14,6 @@ import cv2
 import shared
 import typer
 
-from pipeline.dsad import Splits
 from pipeline.phantom import render
 from pipeline.phantom.patient import ANATOMIES
 from pipeline.settings import Phantom
@@ -28,11 +27,10 @@ def main(unlabelled: Path, frames: Annotated[int, typer.Argument(min=1)]) -> Non
     """
     shared.refuse_existing(unlabelled)
     data = load_project().params.data
-    splits = Splits(tuple(data.splits.val), tuple(data.splits.test))
     numbers = range(data.phantom.frames, data.phantom.frames + frames)
     for surgery in range(1, data.phantom.surgeries + 1):
         folder = unlabelled / f"{surgery:02d}"
-        if splits.of(folder.name) != "train":
+        if data.splits.of(folder.name) != "train":
             continue
         folder.mkdir(parents=True)
         for anatomy, number in product(ANATOMIES, numbers):

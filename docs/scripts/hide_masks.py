@@ -10,8 +10,9 @@ from pathlib import Path
 
 import shared
 
-from pipeline.dsad import scan, surgery_id
+from pipeline.dsad import scan
 from pipeline.errors import MtkdError
+from pipeline.surgeries import surgery_id
 
 
 def main(source: Path, labelled: Path, unlabelled: Path, val_and_test_surgeries: list[str]) -> None:

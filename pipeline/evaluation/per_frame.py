@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.counts import Counts, count_masks
-from pipeline.dsad import surgery_id
 from pipeline.environment import clean_processes, require_semaphores
 from pipeline.evaluation import dice
 from pipeline.evaluation.calibration import Calibration, calibration
@@ -28,6 +27,7 @@ from pipeline.models.network import Network, resize
 from pipeline.prefetch import ahead, delayed
 from pipeline.prepared import Frame, load_label
 from pipeline.stopwatch import Stopwatch
+from pipeline.surgeries import surgery_id
 
 T = TypeVar("T")
 _Row = tuple[Frame, NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]

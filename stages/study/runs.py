@@ -25,13 +25,13 @@ import torch
 
 from cache import StoreError, open_store
 from pipeline.datasets import FrameDataset
-from pipeline.dsad import SPLITS
 from pipeline.errors import MtkdError
 from pipeline.evaluation.per_frame import evaluate, summarise
 from pipeline.files import write_json
 from pipeline.machine import Machine, keep_freed_memory, make_fabric
 from pipeline.models import Network
 from pipeline.prepared import frames_digest, labels_digest
+from pipeline.surgeries import SPLITS
 from pipeline.timing.interleaved import peak_memory
 from pipeline.training import Epoch, best_epoch, fit
 from pipeline.training_errors import mendable

@@ -1,4 +1,4 @@
-"""Weak labels and single annotators: read where they are sound, left out with a warning where not."""
+"""Weak labels and single annotators: read where they are sound, else left out with a warning."""
 
 import cv2
 import numpy as np
@@ -6,15 +6,17 @@ import pytest
 from helpers import REAL_DATA, write_dataset, write_png
 
 from pipeline.annotations import DSAD_COLUMNS, read_annotations, read_presence, read_weak_labels
-from pipeline.dsad import DataError, Splits
-from pipeline.prepared import load_label, prepare
+from pipeline.dsad import DataError
+from pipeline.prepared import PrepareSettings, load_label, prepare
+from pipeline.settings import Splits
 
 DSAD_ROW = dict.fromkeys(DSAD_COLUMNS, False) | {"colon": True, "vesicular_glands": True}
 SPLITS = Splits(val=(2,), test=("03",))
 
 
 def prepared(root, out):
-    return prepare(root, ["liver", "colon"], SPLITS, (32, 48), out / "frames", out / "labels")
+    settings = PrepareSettings(root, ["liver", "colon"], SPLITS, (32, 48))
+    return prepare(settings, out / "frames", out / "labels")
 
 
 @pytest.mark.parametrize(
@@ -23,9 +25,12 @@ def prepared(root, out):
         ("image,liver,gall\nimage00.png,1,0\n", {0: {"liver": True, "gall": False}}),
         ("image07.png,0,1\n", {7: {"colon": False, "liver": True}}),
         (f"images012.png,{','.join('010000000001')}\n", {12: DSAD_ROW}),
-        ("\ufeffimage, Colon ,SMALL bowel\nimage00.png,1,0\n", {0: {"colon": True, "SMALL bowel": False}}),
+        (
+            "\ufeffimage, Colon ,SMALL bowel\nimage00.png,1,0\n",
+            {0: {"colon": True, "SMALL bowel": False}},
+        ),
     ],
-)  # fmt: skip
+)
 def test_columns_are_named_by_the_header_the_folders_or_dsad(tmp_path, text, expected):
     (tmp_path / "weak_labels.csv").write_text(text)
     assert read_weak_labels(tmp_path / "weak_labels.csv", ["liver", "colon"]).shows == expected
@@ -75,7 +80,7 @@ def test_twelve_columns_are_the_data_sets_if_it_has_twelve_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image00.png,x,0\nimage01.png,1,0\n", "row 1 is no file name and 2 times 0 or 1"),
+        ("image00.png,x,0\nimage01.png,1,0\n", "row 1 is not a file name and 2 times 0 or 1"),
         (
             "image,Kolon,Leber\nimage00.png,1,0\n",
             r"its columns \(Kolon, Leber\) name none of colon, liver",
@@ -110,8 +115,9 @@ def test_test_frames_keep_what_is_known_of_them(tmp_path):
     summary = prepared(root, tmp_path)
     assert summary.warnings == []
     assert read_presence(tmp_path / "labels" / "test" / "liver") == {
-        "liver/03/image00": {"colon": False, "liver": True}, "liver/03/image01": {"colon": True, "liver": True},
-    }  # fmt: skip
+        "liver/03/image00": {"colon": False, "liver": True},
+        "liver/03/image01": {"colon": True, "liver": True},
+    }
     assert read_presence(tmp_path / "labels" / "train" / "liver") == {}
     assert read_presence(tmp_path / "labels" / "test" / "colon") == {}
 
@@ -122,8 +128,9 @@ def test_a_mask_is_believed_above_its_weak_label(tmp_path):
     (warning,) = prepared(root, tmp_path).warnings
     assert "weak_labels.csv: says that image00 shows no liver, and" in warning
     assert read_presence(tmp_path / "labels" / "test" / "liver") == {
-        "liver/03/image00": {"colon": False}, "liver/03/image01": {"colon": False, "liver": True},
-    }  # fmt: skip
+        "liver/03/image00": {"colon": False},
+        "liver/03/image01": {"colon": False, "liver": True},
+    }
 
 
 @pytest.mark.parametrize("content", ["", "image77.png,0,1\n", None])

@@ -1,4 +1,4 @@
-"""Reading DSAD's layout: which files belong together, which split they are in, and what is in them."""
+"""Reading DSAD's layout: which files belong together, in which split, and what is in them."""
 
 import struct
 import zlib
@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from helpers import REAL_DATA, write_dataset, write_png
 
-from pipeline.dsad import DataError, Splits, read_frame, read_mask, scan, surgery_id, surgery_names
+from pipeline.dsad import DataError, read_frame, read_mask, scan, surgery_names
+from pipeline.settings import Splits
+from pipeline.surgeries import surgery_id
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -230,7 +232,7 @@ def test_a_root_that_cannot_be_scanned_says_to_set_it(tmp_path):
     (tmp_path / "empty" / "weak_labels.csv").write_text("")
     for name, what in (
         ("nowhere", "does not exist"),
-        ("file", "is no folder"),
+        ("file", "is not a folder"),
         ("empty", "holds no anatomy folders"),
     ):
         with pytest.raises(DataError, match=f"{name} {what}.*set data.root"):
@@ -340,7 +342,7 @@ class TestDamage:
             expected = (
                 "is empty"
                 if not length
-                else "no PNG"
+                else "not a PNG"
                 if length < len(PNG_SIGNATURE)
                 else "is truncated"
             )
@@ -365,7 +367,7 @@ class TestDamage:
     def test_another_format_under_the_name_of_a_png(self, read, tmp_path, rgb):
         path = tmp_path / "a.png"
         path.write_bytes(cv2.imencode(".jpg", rgb)[1].tobytes())
-        assert problem_of(read, path) == "its content is no PNG, whatever its name says"
+        assert problem_of(read, path) == "its content is not a PNG, whatever its name says"
 
     def test_whole_chunks_that_make_no_picture(self, read, tmp_path):
         path = tmp_path / "a.png"

@@ -9,23 +9,27 @@ import pytest
 from helpers import REAL_DATA, write_dataset, write_png
 
 from pipeline import prepared
-from pipeline.dsad import DataError, Splits
-from pipeline.errors import MtkdError
+from pipeline.dsad import DataError
+from pipeline.errors import DamagedFileError, MissingFileError
 from pipeline.prepared import (
+    PrepareSettings,
     frames_digest,
+    labels_digest,
     list_frames,
     list_unlabelled,
     load_frame,
     load_label,
     prepare,
 )
+from pipeline.settings import Splits
 
 SPLITS = Splits(val=(2,), test=("03",))
 ANATOMIES = ("liver", "colon")
 
 
-def run(root, out, anatomies=ANATOMIES, splits=SPLITS, size=(32, 48), workers=2):
-    return prepare(root, anatomies, splits, size, out / "frames", out / "labels", workers)
+def run(root, out, anatomies=ANATOMIES, splits=SPLITS, size=(32, 48), workers=2, **options):
+    settings = PrepareSettings(root, anatomies, splits, size, **options)
+    return prepare(settings, out / "frames", out / "labels", workers)
 
 
 def problems_of(root, out, **options):
@@ -69,14 +73,13 @@ def write_unlabelled(folder, *surgeries, size=(40, 40)):
 
 def test_frames_without_masks_are_prepared_apart(root, out, tmp_path):
     folder = write_unlabelled(tmp_path / "video", "01", "44")
-    summary = prepare(
-        root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder
-    )
+    summary = run(root, out, unlabelled_root=folder)
     assert summary.unlabelled == 2
     frames = list_unlabelled(out / "frames")
     assert [(f.id, f.surgery, f.labelled) for f in frames] == [
-        ("unlabelled/01/frame7", "01", False), ("unlabelled/44/frame7", "44", False),
-    ]  # fmt: skip
+        ("unlabelled/01/frame7", "01", False),
+        ("unlabelled/44/frame7", "44", False),
+    ]
     assert load_frame(frames[0].image).shape == (32, 48, 3)
     assert all(f.labelled for f in list_frames(out / "frames", out / "labels", "train", ANATOMIES))
 
@@ -85,9 +88,7 @@ def test_masks_beside_them_are_passed_over(root, out, tmp_path):
     folder = write_unlabelled(tmp_path / "video", "01")
     for name in ("image03.png", "mask03.png"):
         write_png(folder / "01" / name, np.full((8, 8, 3), 9, np.uint8))
-    prepare(
-        root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder
-    )
+    run(root, out, unlabelled_root=folder)
     assert [f.id for f in list_unlabelled(out / "frames")] == [
         "unlabelled/01/frame7",
         "unlabelled/01/image03",
@@ -110,22 +111,18 @@ def test_frames_without_masks_may_not_come_from_surgeries_that_measure(root, out
     write_png(folder / "stray.png", np.zeros((8, 8, 3), np.uint8))
     (folder / "01" / "broken.png").write_bytes(b"no png")
     with pytest.raises(DataError) as error:
-        prepare(
-            root,
-            ANATOMIES,
-            SPLITS,
-            (32, 48),
-            out / "frames",
-            out / "labels",
-            unlabelled_root=folder,
-        )
+        run(root, out, unlabelled_root=folder)
     said = "\n".join(error.value.problems)
     assert len(error.value.problems) == 7
     for part in (
-        "2: surgery 2 is one of data.splits.val", "03: surgery 03 is one of data.splits.test", "holds frame8.jpg",
-        "05: holds no frames", "video: stray.png: not in a surgery's folder", "broken.png: its content is no PNG",
+        "2: surgery 2 is one of data.splits.val",
+        "03: surgery 03 is one of data.splits.test",
+        "holds frame8.jpg",
+        "05: holds no frames",
+        "video: stray.png: not in a surgery's folder",
+        "broken.png: its content is not a PNG",
         "twin.png (train) are the same frame in two splits",
-    ):  # fmt: skip
+    ):
         assert part in said
     assert [problem.startswith("data.unlabelled_root: ") for problem in error.value.problems] == [
         True
@@ -134,18 +131,19 @@ def test_frames_without_masks_may_not_come_from_surgeries_that_measure(root, out
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("nowhere", "does not exist"), ("file", "is no folder")]
+    ("name", "what"), [("nowhere", "does not exist"), ("file", "is not a folder")]
 )
 def test_a_folder_of_frames_that_is_not_there(root, out, tmp_path, name, what):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=rf"{name} {what}: set data\.unlabelled_root"):
-        prepare(
-            root, ANATOMIES, SPLITS, (8, 8), out / "f", out / "l", unlabelled_root=tmp_path / name
-        )
+        run(root, out, unlabelled_root=tmp_path / name)
 
 
 def test_the_geometry_is_that_of_pixel_centres(tmp_path, out):
-    """A frame of four times the size: bilinear is the mean of the middle two by two; nearest-exact takes no corner."""
+    """A frame of four times the size.
+
+    Bilinear is the mean of the middle two by two; nearest-exact takes no corner.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
     for surgery in ("01", "02", "03"):
         for number in range(2):
@@ -251,16 +249,8 @@ def test_at_its_own_size_nothing_changes(root, out):
 
 def test_progress_counts_every_frame_once(root, out):
     steps = []
-    prepare(
-        root,
-        ANATOMIES,
-        SPLITS,
-        (8, 8),
-        out / "f",
-        out / "l",
-        workers=2,
-        progress=lambda *step: steps.append(step),
-    )
+    settings = PrepareSettings(root, ANATOMIES, SPLITS, (8, 8))
+    prepare(settings, out / "f", out / "l", workers=2, progress=lambda *step: steps.append(step))
     assert steps == [(n, 18) for n in range(1, 19)]
 
 
@@ -299,7 +289,7 @@ def test_all_problems_are_reported_together_each_with_its_file(root, out):
         f"{liver / 'image01.png'}: is truncated",
         f"{liver / 'image02.png'}: is damaged",
         f"{colon / 'image00.png'}: frame and mask have different sizes, 64x48 and 10x10",
-        f"{colon / 'image01.png'}: its content is no PNG",
+        f"{colon / 'image01.png'}: its content is not a PNG",
         f"{colon / 'mask02.png'}: is empty",
         "livre has no folder",
         "did you mean liver?",
@@ -406,7 +396,8 @@ def test_no_anatomies(root, out):
 
 
 def test_splits_anatomies_and_folders_that_contradict_themselves(root, out):
-    assert "val and in test" in problems_of(root, out, splits=Splits(val=(2, 3), test=("03",)))[0]
+    with pytest.raises(ValueError, match=r"in val and in test: \[3\]"):
+        Splits(val=(2, 3), test=("03",))
     assert "listed twice" in problems_of(root, out, anatomies=["liver", "colon", "liver"])[0]
     (root / "liver" / "1").mkdir()
     assert "01 and 1 are the same surgery 1" in problems_of(root, out)[0]
@@ -415,7 +406,7 @@ def test_splits_anatomies_and_folders_that_contradict_themselves(root, out):
 def test_a_root_that_is_not_there(tmp_path, out):
     assert "does not exist" in problems_of(tmp_path / "nowhere", out)[0]
     (tmp_path / "file").write_text("")
-    assert "is no folder" in problems_of(tmp_path / "file", out)[0]
+    assert "is not a folder" in problems_of(tmp_path / "file", out)[0]
     (tmp_path / "empty").mkdir()
     assert "data.root" in problems_of(tmp_path / "empty", out)[0]
 
@@ -513,9 +504,8 @@ def test_what_is_not_used_is_named_by_kind(root, out):
     (colon / "anno_1").mkdir()
     (unused,) = [warning for warning in run(root, out).warnings if "not used" in warning]
     assert unused == (
-        f"not used: 2 .jpg ({liver / 'image00.jpg'}, {liver / 'overview.jpg'}), 1 folder "
-        f"({liver / 'frames'}), "
-        f"2 .txt ({liver / 'notes.txt'}, {colon / 'more.TXT'})"
+        f"not used: 2 .jpg ({liver / 'image00.jpg'}, {liver / 'overview.jpg'}), "
+        f"1 folder ({liver / 'frames'}), 2 .txt ({liver / 'notes.txt'}, {colon / 'more.TXT'})"
     )
 
 
@@ -557,9 +547,8 @@ def test_what_lies_beside_surgeries_and_anatomies_is_named(root, out):
     assert run(root, out).warnings == [
         f"not used: 1 .png ({root / 'preview.png'}), 1 .csv ({root / 'liver' / 'notes.csv'})",
         "archives are not read, unpack them or move them elsewhere: "
-        f"1 .zip ({root / 'colon.zip'}), 1 .gz ({root / 'colon' / '04.tar.gz'}), 1 .7z "
-        f"({root / 'colon' / '05.7z'}), "
-        f"1 .tar ({root / 'colon' / '01' / 'more.tar'})",
+        f"1 .zip ({root / 'colon.zip'}), 1 .gz ({root / 'colon' / '04.tar.gz'}), "
+        f"1 .7z ({root / 'colon' / '05.7z'}), 1 .tar ({root / 'colon' / '01' / 'more.tar'})",
         f"folders of surgeries without a frame: {root / 'liver' / '04'}",
         f"folders of {root} that are not in data.anatomies are not used: spleen",
     ]
@@ -569,9 +558,7 @@ def test_archives_beside_frames_without_masks_are_named(root, out):
     folder = write_unlabelled(root / "video", "01")
     for name in ("README.md", "02.zip", "01/more.zip"):
         (folder / name).write_bytes(b"")
-    summary = prepare(
-        root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", unlabelled_root=folder
-    )
+    summary = run(root, out, unlabelled_root=folder)
     (archives,) = summary.warnings
     assert f"2 .zip ({folder / '02.zip'}, {folder / '01' / 'more.zip'})" in archives
 
@@ -598,7 +585,10 @@ def test_nothing_that_looks_like_a_frame_is_passed_over(root, out):
     (colon / "04").mkdir()
     write_png(colon / "04" / "000123.png", np.zeros((4, 4), np.uint8))
     (colon / "05").symlink_to("nowhere")
-    look = "look like frames or masks; name them imageMM.png and maskMM.png, as PNG files, or move them elsewhere"
+    look = (
+        "look like frames or masks; name them imageMM.png and maskMM.png, as PNG files, or move "
+        "them elsewhere"
+    )
     links = (
         "links to nothing; get their content (datalad get, git annex get, dvc pull), or remove them"
     )
@@ -621,7 +611,7 @@ def test_linked_folders_are_refused_where_changes_behind_them_would_not_be_seen(
     (root / "colon" / "02").rename(tmp_path / "surgery")
     (root / "colon" / "02").symlink_to(tmp_path / "surgery")
     with pytest.raises(DataError) as error:
-        prepare(root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", linked=False)
+        run(root, out, linked=False)
     first, second = error.value.problems
     assert first.startswith(f"{root / 'colon' / '02'} is a link to a folder")
     assert f"cp -rs {tmp_path / 'liver'} FOLDER" in second
@@ -634,9 +624,7 @@ def test_links_to_files_are_frames(root, out, tmp_path):
         link = root / file.relative_to(tmp_path)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(file)
-    summary = prepare(
-        root, ANATOMIES, SPLITS, (32, 48), out / "frames", out / "labels", linked=False
-    )
+    summary = run(root, out, linked=False)
     assert summary.counts["train"] == {"liver": 3, "colon": 3}
 
 
@@ -648,16 +636,7 @@ def test_frames_without_masks_may_lie_beside_what_systems_leave(root, out, tmp_p
     for left in (".DS_Store", "Thumbs.db", "desktop.ini"):
         (folder / left).write_bytes(b"x")
         (folder / "07" / left).write_bytes(b"x")
-    summary = prepare(
-        root,
-        ANATOMIES,
-        SPLITS,
-        (32, 48),
-        out / "frames",
-        out / "labels",
-        unlabelled_root=folder,
-        linked=False,
-    )
+    summary = run(root, out, unlabelled_root=folder, linked=False)
     assert summary.unlabelled == 1
     assert summary.warnings == []
 
@@ -669,15 +648,7 @@ def test_frames_without_masks_in_nested_folders_are_named(root, out, tmp_path):
     with pytest.raises(
         DataError, match=r"07: frames in its folder part2 are not read: move them up"
     ):
-        prepare(
-            root,
-            ANATOMIES,
-            SPLITS,
-            (32, 48),
-            out / "frames",
-            out / "labels",
-            unlabelled_root=folder,
-        )
+        run(root, out, unlabelled_root=folder)
 
 
 def test_a_surgery_whose_name_is_not_utf8_is_named(root, out):
@@ -693,22 +664,37 @@ def test_a_split_s_surgery_that_no_anatomy_has_is_refused(root, out):
     )
 
 
-def test_missing_outputs_name_the_stage(root, out):
-    with pytest.raises(MtkdError, match=r"index\.csv is missing: run `dvc repro prepare`"):
+def test_missing_outputs_are_named(root, out):
+    with pytest.raises(MissingFileError, match=r"index\.csv is missing$"):
         list_frames(out / "frames", out / "labels", "train", ["liver"])
     run(root, out)
     frame = list_frames(out / "frames", out / "labels", "train", ["liver"])[1]
     frame.image.unlink()
-    with pytest.raises(MtkdError, match=r"image01\.png is missing: run `dvc repro prepare`"):
+    with pytest.raises(MissingFileError, match=r"image01\.png is missing$") as error:
         list_frames(out / "frames", out / "labels", "train", ["liver"])
+    assert error.value.path == frame.image
+    for read in (frames_digest, labels_digest):
+        frame.label.unlink(missing_ok=True)
+        with pytest.raises(MissingFileError, match=r"image01\.png is missing$"):
+            read([frame])
 
 
 def test_frames_are_listed_without_their_labels(root, out):
     run(root, out)
     frames = list_frames(out / "frames", out / "nowhere", "train", ANATOMIES)
     assert len(frames) == 6
-    with pytest.raises(MtkdError, match="dvc repro -s -f prepare"):
+    with pytest.raises(MissingFileError, match=r"image00\.png is missing$"):
         load_label(frames[0].label)
+
+
+def test_a_damaged_frame_is_named(root, out):
+    run(root, out)
+    (frame, *_) = list_frames(out / "frames", out / "labels", "train", ANATOMIES)
+    for path, load in ((frame.image, load_frame), (frame.label, load_label)):
+        path.write_bytes(b"x")
+        with pytest.raises(DamagedFileError, match="is damaged: it cannot be decoded as PNG") as e:
+            load(path)
+        assert e.value.path == path
 
 
 def test_the_digest_knows_ids_order_and_pixels_and_not_the_folder(root, out):

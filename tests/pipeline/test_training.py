@@ -23,7 +23,6 @@ from torch import nn
 from pipeline.datasets import EpochBatches, FrameDataset, Share, clean_batches
 from pipeline.depthwise import exact_depthwise
 from pipeline.distillation import distilled
-from pipeline.dsad import Splits
 from pipeline.errors import MtkdError
 from pipeline.files import Unchanged, write_atomically
 from pipeline.inference import answers, clean_questions
@@ -36,9 +35,9 @@ from pipeline.machine import (
     weights_format,
 )
 from pipeline.models import create_model
-from pipeline.prepared import list_frames, prepare
+from pipeline.prepared import PrepareSettings, list_frames, prepare
 from pipeline.resume import Resume
-from pipeline.settings import Distill
+from pipeline.settings import Distill, Splits
 from pipeline.stopwatch import Stopwatch
 from pipeline.training import _Batch, _Loop, _shares, supervised
 from pipeline.training_errors import FiniteTerms, mendable
@@ -83,14 +82,9 @@ def prepared(tmp_path_factory):
     root = write_dataset(folder / "dsad", share_a_batch.ANATOMIES, ("01", "02", "03"), frames=2)
     for path in (root / "spleen/01").glob("*00.png"):
         path.unlink()
-    prepare(
-        root,
-        share_a_batch.ANATOMIES,
-        Splits([2], []),
-        (32, 48),
-        folder / "frames",
-        folder / "labels",
-    )
+    splits = Splits(val=[2], test=[])
+    settings = PrepareSettings(root, share_a_batch.ANATOMIES, splits, (32, 48))
+    prepare(settings, folder / "frames", folder / "labels")
     return folder
 
 

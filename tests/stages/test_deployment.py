@@ -293,7 +293,7 @@ def test_a_folder_of_frames_keeps_its_shape(run):
     cv2.imwrite(str(run / "in" / "2.jpg"), frame(2, (33, 41)))
     (run / "in" / "broken.png").write_bytes(b"nothing")
     output = mtkd("predict", "in", "--output", "out", "--model", CHECKPOINT)
-    assert "broken.png: its content is no PNG" in output
+    assert "broken.png: its content is not a PNG" in output
     assert "1 broken frame was skipped" in output
     assert "liver: orange, colon: sky blue" in output
     assert cv2.imread("out/a/1.png").shape == (50, 70, 3)

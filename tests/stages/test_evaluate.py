@@ -217,7 +217,7 @@ def test_label_maps_that_would_be_misread_are_refused_together(run, tmp_path):
     assert f"{maps}/04/image06.png: its label label06.png is missing" in output
     assert "5 problems" in output
     (maps / "anatomies.txt").write_bytes("Gekröse\n".encode("latin1"))
-    assert "anatomies.txt: is no UTF-8 text" in measured(maps, tmp_path / "out", code=1)
+    assert "anatomies.txt: is not a UTF-8 text" in measured(maps, tmp_path / "out", code=1)
     (maps / "anatomies.txt").write_text("")
     assert "anatomies.txt names nothing" in measured(maps, tmp_path / "out", code=1)
 

@@ -321,7 +321,7 @@ NEUTRAL = {
     "cache/lock.py", "cache/durable.py", "cache/errors.py",
     # Reading what prepare wrote: its own writer is a dependency of prepare, and what it writes one
     # of everybody.
-    "pipeline/prepared.py", "pipeline/dsad.py",
+    "pipeline/prepared.py", "pipeline/dsad.py", "pipeline/surgeries.py",
     # The form for inference: who asks it depends on the whole of pipeline/models.
     "pipeline/models/frozen.py",
     # Tries later stages, and refuses or warns.

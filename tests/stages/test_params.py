@@ -8,9 +8,9 @@ import pytest
 import yaml
 from dvc.utils.serialize import parse_yaml
 
-from pipeline.dsad import surgery_id
 from pipeline.errors import MtkdError
 from pipeline.settings import Params, Phantom, Settings, Splits, Training
+from pipeline.surgeries import surgery_id
 from pipeline.training import learning_rate
 from stages.shared.params import load_params
 
