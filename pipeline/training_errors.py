@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.environment import shared_memory
-from pipeline.errors import MtkdError
+from pipeline.errors import DamagedFileError, MissingFileError, MtkdError
 from pipeline.machine import to_host
 
 NO_MEMORY = re.compile(
@@ -35,6 +36,8 @@ PEER_GONE = re.compile(
     re.IGNORECASE,
 )
 TRAINING = "--accumulate 2 computes a batch in two pieces; or lower batch_size, data.image_size, or use precision bf16-mixed"
+# The class of a loader process's error, and its message, which follows the last line of a traceback.
+OF_LOADER = re.compile(r"Caught (\w+) .*\b\1: (.*?)\s*\Z", re.DOTALL)
 SMALL = 2**30  # bytes of shared memory that a few loader processes may fill
 
 
@@ -71,15 +74,31 @@ def mendable(remedy: str = TRAINING) -> Iterator[None]:
             raise
         raise explained from error
     except Exception as error:
-        # A loader process hands on its error with a traceback before the message.
-        if not str(error).startswith("Caught "):
+        refused = _of_loader(error)
+        if refused is None:
             raise
-        raise MtkdError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
+        raise refused from error
+
+
+def _of_loader(error: Exception) -> MtkdError | None:
+    """What a loader process refused, if it is that: torch hands on a text, after a traceback."""
+    match = OF_LOADER.match(str(error))
+    if match is None:
+        return None
+    kind, text = match.groups()
+    if kind == "MissingFileError":
+        return MissingFileError(Path(text.partition(" is missing")[0]))
+    if kind == "DamagedFileError":
+        path, _, reason = text.partition(" is damaged: ")
+        return DamagedFileError(Path(path), reason)
+    return MtkdError(text)
 
 
 def _explained(error: RuntimeError, remedy: str) -> MtkdError | None:
     """One of torch's many errors in one line; None for our own mistakes."""
     text = str(error)
+    if text.startswith("Caught DamagedFileError "):  # torch makes no error of two arguments anew
+        return _of_loader(error)
     if NO_MEMORY.search(text):
         return TooLittleMemoryError(f"too little memory: {remedy}")
     if NO_SHARED_MEMORY.search(text):

@@ -23,7 +23,7 @@ from torch import nn
 from pipeline.datasets import EpochBatches, FrameDataset, Share, clean_batches
 from pipeline.depthwise import exact_depthwise
 from pipeline.distillation import distilled
-from pipeline.errors import MtkdError
+from pipeline.errors import DamagedFileError, MissingFileError, MtkdError
 from pipeline.files import Unchanged, write_atomically
 from pipeline.inference import answers, clean_questions
 from pipeline.machine import (
@@ -35,7 +35,7 @@ from pipeline.machine import (
     weights_format,
 )
 from pipeline.models import create_model
-from pipeline.prepared import PrepareSettings, list_frames, prepare
+from pipeline.prepared import PrepareSettings, list_frames, load_frame, prepare
 from pipeline.resume import Resume
 from pipeline.settings import Distill, Splits
 from pipeline.stopwatch import Stopwatch
@@ -154,17 +154,35 @@ def killed():
 
 
 def refused():
-    raise MtkdError("frame.png is missing or damaged: run `dvc repro -s -f prepare`")
+    raise MtkdError("frame.png is odd: look at it")
+
+
+def missing():
+    load_frame(Path("data/prepared/frame.png"))
+
+
+def damaged():
+    load_frame(Path(__file__))
 
 
 @pytest.mark.parametrize(
-    ("fault", "line"), [(killed, "a loader process ended by itself"), (refused, "frame.png is")]
+    ("fault", "kind", "line"),
+    [
+        (killed, MtkdError, "a loader process ended by itself"),
+        (refused, MtkdError, "frame.png is odd: look at it"),
+        (missing, MissingFileError, "data/prepared/frame.png is missing"),
+        (damaged, DamagedFileError, f"{__file__} is damaged: it cannot be decoded as PNG"),
+    ],
 )
-def test_a_loader_process_that_ends_is_told_in_one_line(fault, line):
-    with pytest.raises(MtkdError) as caught, mendable():
+def test_a_loader_process_that_ends_is_reported_in_one_line(fault, kind, line):
+    with pytest.raises(kind) as caught, mendable():
         list(make_loader(Faulty(fault), [[0]], 1))
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
+    assert type(caught.value) is kind
+    if kind is not MtkdError:
+        assert caught.value.path == Path(line.partition(" is ")[0])
+        assert str(caught.value) == line
 
 
 def test_too_little_memory_is_told_in_one_line():
