@@ -1,4 +1,6 @@
-"""What the tests are given: a small data set with its params.yaml, and a folder in which every stage ran."""
+"""What the tests are given: a small data set with its params.yaml, and a folder in which every
+stage ran.
+"""
 
 import copy
 import os
@@ -39,7 +41,9 @@ def default_params():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, default_params):
-    """A folder with a data set and a params.yaml of a size that trains in seconds; it is the current one."""
+    """A folder with a data set and a params.yaml of a size that trains in seconds; it is the
+    current one.
+    """
     monkeypatch.chdir(tmp_path)
     write_dataset(tmp_path / "dsad")
     params = copy.deepcopy(default_params)

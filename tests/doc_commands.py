@@ -69,7 +69,9 @@ def _take_variables(words: list[str]) -> dict[str, str]:
 
 
 def require_variable(name: str) -> None:
-    """That something reads an environment variable of this project; those of others are not known here."""
+    """That something reads an environment variable of this project; those of others are not known
+    here.
+    """
     assert not name.startswith("MTKD_") or name in _variables_read(), (
         f"{name}: nothing reads this variable"
     )
@@ -117,7 +119,9 @@ def _nothing(*_: object, **__: object) -> None:
 
 @cache
 def _stage_modules():
-    """All modules of stages/ but the command line; those whose extra is not installed are left out."""
+    """All modules of stages/ but the command line; those whose extra is not installed are left
+    out.
+    """
     found = []
     for info in pkgutil.walk_packages(stages.__path__, "stages."):
         if info.name != "stages.cli" and not info.ispkg:
@@ -157,7 +161,9 @@ def _values(option: str, arguments: Sequence[str]) -> list[str]:
 
 
 def is_verb(words: Sequence[str]) -> bool:
-    """Whether the words are the name of a command of mtkd, or of a group of them, and nothing else."""
+    """Whether the words are the name of a command of mtkd, or of a group of them, and nothing
+    else.
+    """
     command = typer.main.get_command(app)
     for word in words:
         command = getattr(command, "commands", {}).get(word)
@@ -167,7 +173,9 @@ def is_verb(words: Sequence[str]) -> bool:
 
 
 def require_dvc(arguments: Sequence[str], variables: dict[str, str]) -> None:
-    """Have DVC's own parser read the arguments; then check settings, stages and files of metrics."""
+    """Have DVC's own parser read the arguments; then check settings, stages and files of
+    metrics.
+    """
     parsed = _parse_dvc(arguments)
     for assignment in getattr(parsed, "set_param", None) or []:
         key, _, values = assignment.partition("=")
@@ -253,7 +261,9 @@ def require_python(arguments: Sequence[str], variables: dict[str, str]) -> None:
 
 
 def _require_script(script: str, arguments: Sequence[str]) -> None:
-    """Have the script's own command line read the arguments, with a main function that does nothing."""
+    """Have the script's own command line read the arguments, with a main function that does
+    nothing.
+    """
     result = CliRunner().invoke(_script(script), list(arguments))
     assert result.exit_code == 0, (
         f"{script} {shlex.join(arguments)}: {result.output or result.exception!r}"

@@ -1,4 +1,6 @@
-"""What stands on a Markdown page: blocks of code, commands, inline code, headings and links, each with its line."""
+"""What stands on a Markdown page: blocks of code, commands, inline code, headings and links, each
+with its line.
+"""
 
 import re
 from collections import Counter

@@ -1,4 +1,6 @@
-"""Whether a setting that the documentation names is one of params.yaml, and its value would be accepted."""
+"""Whether a setting that the documentation names is one of params.yaml, and its value would be
+accepted.
+"""
 
 import copy
 from collections.abc import Iterator

@@ -1,4 +1,6 @@
-"""What the tests share: a small data set in DSAD's layout, real frames where there are some, and the command line."""
+"""What the tests share: a small data set in DSAD's layout, real frames where there are some, and
+the command line.
+"""
 
 import os
 from pathlib import Path
@@ -16,7 +18,8 @@ REAL_DATA = Path(os.environ.get("MTKD_REAL_DATA", "no real data"))
 
 STEPS = [
     ("prepare",), ("train-teacher", "liver"), ("train-teacher", "colon"), ("cache-logits",),
-    ("train-student", "baseline"), ("train-student", "mtkd"), ("evaluate",), ("benchmark",), ("report",), ("summary",),
+    ("train-student", "baseline"), ("train-student", "mtkd"), ("evaluate",), ("benchmark",),
+    ("report",), ("summary",),
 ]  # fmt: skip
 
 
@@ -44,7 +47,9 @@ def write_dataset(
     size=(48, 64),
     seed=0,
 ):
-    """Each frame shows one bright disc per anatomy, in its own colour; the label is the own anatomy's disc."""
+    """Each frame shows one bright disc per anatomy, in its own colour; the label is the own
+    anatomy's disc.
+    """
     rng = np.random.default_rng(seed)
     for own in anatomies:
         for surgery in surgeries:

@@ -1,4 +1,6 @@
-"""The documentation says what is so: its Python runs, and its commands, settings, files and links exist."""
+"""The documentation says what is so: its Python runs, and its commands, settings, files and links
+exist.
+"""
 
 import re
 import shlex
@@ -46,7 +48,9 @@ def blocks_of(kind):
 
 
 def run_python(page):
-    """Run the page's blocks of Python in their order, in one namespace; an error names the page's line."""
+    """Run the page's blocks of Python in their order, in one namespace; an error names the page's
+    line.
+    """
     namespace = {"__name__": "__main__"}
     for block in blocks(page, "python"):
         code = "\n" * (block.line - 1) + block.text

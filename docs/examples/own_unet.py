@@ -1,4 +1,4 @@
-"""A U-Net (Ronneberger et al. 2015) on EfficientNet-lite0: a network of one's own, and strong teachers.
+"""A U-Net (Ronneberger et al. 2015) on EfficientNet-lite0: a network of one's own.
 
     cp docs/examples/own_unet.py pipeline/models/        # then, in params.yaml, teacher.arch:
     own_unet
@@ -21,7 +21,7 @@ from pipeline.models.network import Network
 
 
 class UNet(Network):
-    """smp's encoder; for each anatomy smp's decoder up to half the frame's height and width, and a 1x1 classifier."""
+    """smp's encoder, and for each anatomy smp's decoder with a classifier at half the size."""
 
     stride, output_stride = 32, 2
     mean, std = MEAN, STD

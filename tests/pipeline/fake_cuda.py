@@ -1,4 +1,4 @@
-"""Work on a GPU that is not there: tensors without values whose operations are looked at one by one.
+"""Work on a GPU that is not there: tensors without values, whose operations are seen one by one.
 
 Inference runs on fake ``cuda`` tensors. Autograd's engine would ask for a CUDA context, so training
 runs on ``meta`` tensors. They take the same branches, for these ask whether the device is a CPU.

@@ -1,4 +1,4 @@
-"""``python share_a_batch.py FOLDER OUTPUT DEVICES ACCUMULATE``: one epoch on a folder of frames, and its gradients.
+"""``python share_a_batch.py FOLDER OUTPUT DEVICES ACCUMULATE``: one epoch, and its gradients.
 
 Batch norm is in eval mode and nothing is dropped, so that all ways of sharing a batch must agree.
 """

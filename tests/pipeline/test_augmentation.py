@@ -1,4 +1,6 @@
-"""One transform moves frame, label and logits together, and depends on (seed, turn, frame id) alone."""
+"""One transform moves frame, label and logits together, and depends on (seed, turn, frame id)
+alone.
+"""
 
 import cv2
 import numpy as np

@@ -1,4 +1,6 @@
-"""What the loader hands to the student: frame, label, stored logits and valid cells moved as one."""
+"""What the loader hands to the student: frame, label, stored logits and valid cells moved as
+one.
+"""
 
 import cv2
 import numpy as np
@@ -17,7 +19,9 @@ SIZE, GRID = (96, 128), (24, 32)
 
 @pytest.fixture
 def scene(tmp_path, monkeypatch):
-    """A frame whose red is its teacher's logit of the anatomy, and whose label is where that is above the middle."""
+    """A frame whose red is its teacher's logit of the anatomy, and whose label is where that is
+    above the middle.
+    """
     monkeypatch.setattr(augmentation, "recolour", lambda frame, colour: frame)
     field = cv2.GaussianBlur(np.random.default_rng(0).random(SIZE).astype(np.float32), (0, 0), 16)
     field = (field - field.min()) / np.ptp(field)
@@ -36,7 +40,9 @@ def scene(tmp_path, monkeypatch):
 
 
 def original(affine, size):
-    """Where in the original each pixel of the augmented frame was, in pixels: (2, H, W), y first."""
+    """Where in the original each pixel of the augmented frame was, in pixels: (2, H, W), y
+    first.
+    """
     height, width = size
     a, b, c, d, e, f = affine
     v, u = (np.mgrid[:height, :width] + 0.5) / np.array(size)[:, None, None]

@@ -1,4 +1,6 @@
-"""The frozen form of every network: the same margins and masks, without batch norm, one map per anatomy."""
+"""The frozen form of every network: the same margins and masks, without batch norm, one map per
+anatomy.
+"""
 
 import copy
 import gc
@@ -18,7 +20,9 @@ CPU = torch.device("cpu")
 
 
 def lively(name: str, decoders: int = 3) -> Network:
-    """A network whose batch norms have statistics that differ from 0 and 1, and margins of both signs."""
+    """A network whose batch norms have statistics that differ from 0 and 1, and margins of both
+    signs.
+    """
     torch.manual_seed(1)
     network = create_model(name, decoders)
     for module in network.modules():

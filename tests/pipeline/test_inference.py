@@ -1,4 +1,6 @@
-"""Asking networks: the same logits whoever loads the frames and however many batches are on their way."""
+"""Asking networks: the same logits whoever loads the frames and however many batches are on their
+way.
+"""
 
 import threading
 from types import SimpleNamespace

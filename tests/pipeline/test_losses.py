@@ -36,7 +36,9 @@ def logits(seed, *shape, scale=3.0):
 
 
 def literal_cross_entropy(z, label, anatomy):
-    """Paper, section 2: the own decoder on all pixels (Eq. 1), the others on the organ's pixels as background."""
+    """Paper, section 2: the own decoder on all pixels (Eq. 1), the others on the organ's pixels as
+    background.
+    """
     losses = [0.0] * N
     for b in range(B):
         for i in range(N):
@@ -115,7 +117,9 @@ def literal_classes(s, t, temperature, valid):
 
 
 def literal_balanced(s, t, temperature, valid):
-    """The same, the anatomy's pixels and the background's each weighing a half; below 1 % of the frame less."""
+    """The same, the anatomy's pixels and the background's each weighing a half; below 1 % of the
+    frame less.
+    """
     per_frame = []
     for b in range(len(s)):
         if not valid[b].any():
@@ -227,7 +231,9 @@ def test_what_stands_in_an_invalid_cell_does_not_matter(ours, _):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_does_not_reach_the_losses(frames, dtype):
-    """Logits of +-60 that a network gave in half precision: values and gradients as outside of autocast, and finite."""
+    """Logits of +-60 that a network gave in half precision: values and gradients as outside of
+    autocast, and finite.
+    """
     target = partial_targets(*frames, N)
     t = (60 * torch.sign(logits(20, B, N, 2, H, W))).to(dtype)
     losses = [lambda s: partial_label_cross_entropy(s, target)]
@@ -248,7 +254,9 @@ def test_autocast_does_not_reach_the_losses(frames, dtype):
 
 @pytest.mark.parametrize(("ours", "literal"), READINGS)
 def test_frames_without_a_valid_cell_are_left_out_one_by_one(ours, literal):
-    """Whatever stands in them, also for the gradients; of a batch without any such cell nothing is left."""
+    """Whatever stands in them, also for the gradients; of a batch without any such cell nothing is
+    left.
+    """
     valid = torch.rand(4, H, W, generator=torch.Generator().manual_seed(30)) > 0.3
     valid[1] = valid[3] = False
     s, t = logits(31, 4, N, 2, H, W), logits(32, 4, N, 2, H, W)
@@ -269,7 +277,9 @@ def test_frames_without_a_valid_cell_are_left_out_one_by_one(ours, literal):
 
 
 def test_a_frame_without_a_valid_cell_does_not_count_in_the_mean_over_pieces():
-    """The mean over frames that have a valid cell, of a batch and of its pieces by their numbers of such frames."""
+    """The mean over frames that have a valid cell, of a batch and of its pieces by their numbers of
+    such frames.
+    """
     objective = distilled(
         supervised(N, None), Distill(temperature=2.0, weight=1.0, softmax="classes", grid="stores")
     )
@@ -349,7 +359,9 @@ def test_gradients_equal_finite_differences(ours, _):
 
 
 def test_a_thin_structure_weighs_as_much_as_its_background():
-    """The same error on an anatomy of 4 % of the frame: nearly half of the balanced loss, 4 % of the plain mean."""
+    """The same error on an anatomy of 4 % of the frame: nearly half of the balanced loss, 4 % of
+    the plain mean.
+    """
     lead = torch.full((1, 1, 10, 10), -8.0)
     lead[..., :2, :2] = 8.0
     teacher = torch.stack([torch.zeros_like(lead), lead], 2)

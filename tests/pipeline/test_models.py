@@ -1,4 +1,6 @@
-"""Every network of Table 1: shapes, parameter counts, and what is computed together against the libraries' own form."""
+"""Every network of Table 1: shapes, parameter counts, and what is computed together against the
+libraries' own form.
+"""
 
 import json
 import sys
@@ -68,7 +70,9 @@ def test_unknown_names_and_counts_are_refused():
 
 
 def scrambled(network, seed=0):
-    """Weights and running statistics away from their initial values, so that every term of a decoder counts."""
+    """Weights and running statistics away from their initial values, so that every term of a
+    decoder counts.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, buffer in network.named_buffers():
         if buffer.is_floating_point():
@@ -501,7 +505,9 @@ def test_lite0_loads_its_imagenet_weights_and_statistics():
 
 @pytest.fixture
 def own_networks(monkeypatch, tmp_path):
-    """A folder whose modules are found as if they were in pipeline/models, beside the one of docs/examples."""
+    """A folder whose modules are found as if they were in pipeline/models, beside the one of
+    docs/examples.
+    """
     import pipeline.models
 
     monkeypatch.setattr(

@@ -1,4 +1,6 @@
-"""The phantom: deterministic, in DSAD's layout, partially labelled, and neither trivial nor hopeless."""
+"""The phantom: deterministic, in DSAD's layout, partially labelled, and neither trivial nor
+hopeless.
+"""
 
 import cv2
 import numpy as np
@@ -117,7 +119,8 @@ def test_files_are_those_of_dsad_whatever_the_number_of_workers(tmp_path):
     for name, workers in (("a", 1), ("b", 2)):
         seen = []
         written = write_phantom(
-            tmp_path / name, seed=3, surgeries=1, frames=1, size=(64, 80), label_maps=True, workers=workers,
+            tmp_path / name, seed=3, surgeries=1, frames=1, size=(64, 80), label_maps=True,
+            workers=workers,
             progress=lambda done, total, seen=seen: seen.append((done, total)),
         )  # fmt: skip
         assert written == len(ANATOMIES)

@@ -123,7 +123,9 @@ def environment():
 
 @pytest.mark.parametrize(("launcher", "accumulate"), [("torchrun", 1), ("own", 2)])
 def test_two_processes_equal_one(prepared, one_process, tmp_path, launcher, accumulate):
-    """The last batch of three frames falls apart unevenly; with two pieces each, one of them is empty."""
+    """The last batch of three frames falls apart unevenly; with two pieces each, one of them is
+    empty.
+    """
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command = [sys.executable, *(torchrun if launcher == "torchrun" else [])]
     arguments = [prepared, tmp_path / "told", 2, accumulate]
@@ -233,7 +235,9 @@ def test_mixed_precision_stays_near(prepared, one_process, monkeypatch):
 
 @pytest.mark.parametrize(("scale", "after"), [(2.0**8, 2.0**8), (2.0**60, 2.0**57)])
 def test_a_gradient_scaler_is_asked_in_every_step(prepared, one_process, scale, after):
-    """Fabric gives a CPU none of its own. Where gradients overflow it halves the scale and leaves out the step."""
+    """Fabric gives a CPU none of its own. Where gradients overflow it halves the scale and leaves
+    out the step.
+    """
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     fabric = Fabric(
         accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]

@@ -1,4 +1,6 @@
-"""On a GPU the host runs ahead: no step and no frame makes it wait. Shown without one, on tensors without values."""
+"""On a GPU the host runs ahead: no step and no frame makes it wait. Shown without one, on tensors
+without values.
+"""
 
 from contextlib import suppress
 from types import SimpleNamespace

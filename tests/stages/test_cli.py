@@ -53,8 +53,8 @@ def test_an_error_of_the_system_says_how_to_see_where(project, monkeypatch):
     monkeypatch.setattr("stages.report.run", fail)
     output = mtkd("report", code=1)
     assert (
-        output
-        == "error: [Errno 13] Permission denied: 'somewhere' (`mtkd --debug report ...` shows where)\n"
+        output == "error: [Errno 13] Permission denied: 'somewhere' "
+        "(`mtkd --debug report ...` shows where)\n"
     )
 
 
@@ -145,7 +145,9 @@ def test_a_closed_stream_ends_no_run(tmp_path, project):
 
 
 def test_versions_are_those_of_the_loaded_modules(tmp_path):
-    """Whatever package brings a module: onnxruntime comes from onnxruntime-gpu, -directml and others."""
+    """Whatever package brings a module: onnxruntime comes from onnxruntime-gpu, -directml and
+    others.
+    """
     (tmp_path / "onnxruntime.py").write_text("__version__ = '9.9'")
     (tmp_path / "openvino.py").write_text("raise OSError('libtbb.so is missing')")
     (tmp_path / "nncf.py").write_text("")

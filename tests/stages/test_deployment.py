@@ -258,7 +258,9 @@ def test_what_export_refuses(run, tmp_path):
 
 @pytest.fixture
 def broken_onnxruntime(tmp_path, monkeypatch):
-    """A package that is there, but whose import fails, as with a library of the system that is missing."""
+    """A package that is there, but whose import fails, as with a library of the system that is
+    missing.
+    """
     (tmp_path / "onnxruntime").mkdir()
     (tmp_path / "onnxruntime" / "__init__.py").write_text(
         "raise ImportError('libgomp.so.1:\\n not found')"

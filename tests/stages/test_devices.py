@@ -1,4 +1,6 @@
-"""What the stages do with GPUs, as far as a machine without one can tell: memory that is too little, who gets which."""
+"""What the stages do with GPUs, as far as a machine without one can tell: memory that is too
+little, who gets which.
+"""
 
 import json
 import os
@@ -186,7 +188,9 @@ def test_every_teacher_has_its_gpu_and_its_cores(run, two_gpus, monkeypatch):
 
 
 def test_runs_of_a_study_have_a_gpu_each(run, monkeypatch):
-    """Each finds it in its environment from its first moment on, and the next run takes one that is free."""
+    """Each finds it in its environment from its first moment on, and the next run takes one that is
+    free.
+    """
     given = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     seen = []
     monkeypatch.setattr(runs, "slots", lambda jobs, kind: list(given[:jobs]))
@@ -240,7 +244,9 @@ def test_what_trains_loads_as_the_stages_do(
 
 
 def test_a_training_on_the_cpu_leaves_a_gpu_alone(run, monkeypatch):
-    """Neither a context nor pinned memory is asked of one that may be full or broken, by no library either."""
+    """Neither a context nor pinned memory is asked of one that may be full or broken, by no library
+    either.
+    """
 
     def fail(*_):
         raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")

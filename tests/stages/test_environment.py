@@ -1,4 +1,6 @@
-"""What a machine or a cluster sets does not decide unasked: the work goes on, or ends in one line."""
+"""What a machine or a cluster sets does not decide unasked: the work goes on, or ends in one
+line.
+"""
 
 import os
 import re
@@ -44,7 +46,9 @@ def variables(**more):
 
 
 def started(command, **more):
-    """Run a command; all that it says. One that waits forever is killed with the processes that it started."""
+    """Run a command; all that it says. One that waits forever is killed with the processes that it
+    started.
+    """
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command,
@@ -212,7 +216,10 @@ def test_no_shared_memory_at_all_is_told_in_one_line(shared_memory):
         capture_output=True,
         text=True,
     )
-    line = "2 loader processes need 32 semaphores in /dev/shm, which can't be created (No space left on device): "
+    line = (
+        "2 loader processes need 32 semaphores in /dev/shm, which can't be created "
+        "(No space left on device): "
+    )
     assert done.stderr.splitlines()[-1].startswith(f"pipeline.errors.MtkdError: {line}")
 
 

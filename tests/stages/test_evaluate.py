@@ -1,4 +1,6 @@
-"""What evaluate leaves: every aggregate can be computed again from the frames; and any checkpoint on any folder."""
+"""What evaluate leaves: every aggregate can be computed again from the frames; and any checkpoint
+on any folder.
+"""
 
 import csv
 import json
@@ -75,7 +77,9 @@ def test_every_aggregate_comes_from_the_frames(run):
 
 
 def test_claims_agree_with_each_other(run):
-    """A decoder's recall over all pixels is the diagonal of the confusion; shares of claimants sum to 100."""
+    """A decoder's recall over all pixels is the diagonal of the confusion; shares of claimants sum
+    to 100.
+    """
     findings = json.loads((run / "results/evaluation.json").read_text())
     rows = table(run / "results/per_frame.csv")
     for name in ("baseline", "mtkd"):

@@ -150,7 +150,8 @@ def finished(tmp_path_factory):
     project = Project(tmp_path_factory.mktemp("graph"))
     everything = project.repro()
     assert everything == sorted([
-        "phantom", *PREPARED, *teachers("liver", "colon"), *stores("liver", "colon"), *STUDENTS, *MEASURED, "benchmark",
+        "phantom", *PREPARED, *teachers("liver", "colon"), *stores("liver", "colon"), *STUDENTS,
+        *MEASURED, "benchmark",
     ])  # fmt: skip
     assert project.repro() == []
     project.run("git", "add", "-A")
@@ -310,13 +311,18 @@ def test_bare_tables_of_dvc_fit_a_screen(project):
 # Modules whose edits cannot change a result: they check settings, refuse, talk, or say where to
 # compute and go on.
 NEUTRAL = {
-    "stages/__init__.py", "stages/shared/__init__.py", "stages/stores/__init__.py", "stages/reporting/__init__.py",
-    "stages/shared/params.py", "stages/shared/console.py", "stages/shared/project.py", "stages/shared/environment.py",
+    "stages/__init__.py", "stages/shared/__init__.py", "stages/stores/__init__.py",
+    "stages/reporting/__init__.py",
+    "stages/shared/params.py", "stages/shared/console.py", "stages/shared/project.py",
+    "stages/shared/environment.py",
     "stages/stores/cluster.py",
     "pipeline/__init__.py", "pipeline/losses/__init__.py", "pipeline/models/__init__.py",
-    "pipeline/evaluation/__init__.py", "pipeline/timing/__init__.py", "pipeline/deployment/__init__.py",
-    "pipeline/settings.py", "pipeline/errors.py", "pipeline/machine.py", "pipeline/files.py", "pipeline/stopwatch.py",
-    "pipeline/prefetch.py", "pipeline/training_errors.py", "pipeline/resume.py", "pipeline/environment.py",
+    "pipeline/evaluation/__init__.py", "pipeline/timing/__init__.py",
+    "pipeline/deployment/__init__.py",
+    "pipeline/settings.py", "pipeline/errors.py", "pipeline/machine.py", "pipeline/files.py",
+    "pipeline/stopwatch.py",
+    "pipeline/prefetch.py", "pipeline/training_errors.py", "pipeline/resume.py",
+    "pipeline/environment.py",
     "pipeline/handover.py", "pipeline/launch.py",
     "cache/lock.py", "cache/durable.py", "cache/errors.py",
     # Reading what prepare wrote: its own writer is a dependency of prepare, and what it writes one

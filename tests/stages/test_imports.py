@@ -1,4 +1,6 @@
-"""Imports go one way: stages -> pipeline, stages -> cache; and within stages from the verbs down."""
+"""Imports go one way: stages -> pipeline, stages -> cache; and within stages from the verbs
+down.
+"""
 
 import ast
 import subprocess

@@ -60,7 +60,8 @@ def test_networks_are_measured_in_both_forms(tmp_path, monkeypatch):
     )
     found = json.loads(output.read_text())
     assert [(c["task"], c["precision"]) for c in found["cases"]] == [
-        ("train", "32-true"), ("train", "bf16-mixed"), ("infer", "32-true"), ("infer", "bf16-mixed"),
+        ("train", "32-true"), ("train", "bf16-mixed"), ("infer", "32-true"), ("infer",
+        "bf16-mixed"),
     ]  # fmt: skip
     for case in found["cases"]:
         assert case["looped"]["milliseconds"] > 0 < case["joined"]["milliseconds"]

@@ -1,4 +1,6 @@
-"""Folders of a project that lie on other disks, as links or mounts, and disks that lack what local ones have."""
+"""Folders of a project that lie on other disks, as links or mounts, and disks that lack what local
+ones have.
+"""
 
 import errno
 import os
@@ -98,11 +100,15 @@ def test_answers_are_imported_onto_another_disk(run, disk, monkeypatch):
 
 
 # Several commands in one process.
-STEPS = "import sys; from stages.cli import app; [app(s.split(), standalone_mode=False) for s in sys.argv[1:]]"
+STEPS = (
+    "import sys; from stages.cli import app; "
+    "[app(s.split(), standalone_mode=False) for s in sys.argv[1:]]"
+)
 MOUNTED = """
 set -e
 for folder in stores data/prepared/frames data/prepared/labels checkpoints/teachers; do
-  mv $folder earlier; mkdir $folder; mount -t tmpfs none $folder; mkdir $folder/lost+found; cp -r earlier/* $folder
+  mv $folder earlier; mkdir $folder; mount -t tmpfs none $folder; mkdir $folder/lost+found
+  cp -r earlier/* $folder
   rm -r earlier
 done
 "$PYTHON" -c "$STEPS" prepare "cache-logits liver"
@@ -112,7 +118,9 @@ cp -r data/prepared stores out
 
 
 def test_folders_may_be_mounts(run):
-    """In a name space of its own, where anybody may mount. What a file system keeps for itself stays."""
+    """In a name space of its own, where anybody may mount. What a file system keeps for itself
+    stays.
+    """
     private = ["unshare", "--user", "--map-root-user", "--mount"]
     if (
         not shutil.which("unshare")
@@ -136,7 +144,10 @@ def test_folders_may_be_mounts(run):
 
 def test_a_store_in_whose_place_something_is_mounted_is_told_before_work_begins(run, monkeypatch):
     monkeypatch.setattr(Path, "is_mount", lambda self: self.suffix == ".zarr")
-    said = "error: stores/liver.zarr is a mount point, and a store can't replace that: mount stores instead"
+    said = (
+        "error: stores/liver.zarr is a mount point, and a store can't replace that: "
+        "mount stores instead"
+    )
     assert said in mtkd("cache-logits", "liver", code=1)
 
 
@@ -265,7 +276,8 @@ int fstat(int file, struct stat *status) {
     return anew(((int (*)(int, struct stat *))dlsym(RTLD_NEXT, "fstat"))(file, status), status);
 }
 int stat(const char *path, struct stat *status) {
-    return anew(((int (*)(const char *, struct stat *))dlsym(RTLD_NEXT, "stat"))(path, status), status);
+    int (*stat)(const char *, struct stat *) = dlsym(RTLD_NEXT, "stat");
+    return anew(stat(path, status), status);
 }
 int fstat64(int file, struct stat64 *status) { return fstat(file, (struct stat *)status); }
 int stat64(const char *path, struct stat64 *status) { return stat(path, (struct stat *)status); }

@@ -1,4 +1,6 @@
-"""What a run will take is computed from what its stages do: their batches, precisions and frames."""
+"""What a run will take is computed from what its stages do: their batches, precisions and
+frames.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""``mtkd summary`` tells what was recorded from what this machine made, and rounding from a change."""
+"""``mtkd summary`` tells what was recorded from what this machine made, and rounding from a
+change.
+"""
 
 import json
 import subprocess

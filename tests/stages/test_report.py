@@ -1,4 +1,6 @@
-"""The report in a real browser: no errors, nothing from outside, tables sort, pictures show, nothing overflows."""
+"""The report in a real browser: no errors, nothing from outside, tables sort, pictures show,
+nothing overflows.
+"""
 
 import json
 import re
@@ -12,8 +14,10 @@ from stages.reporting.report_charts import dice_of_frames
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--allow-file-access-from-files",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+    "--allow-file-access-from-files",
     "--virtual-time-budget=4000", "--dump-dom",
 )  # fmt: skip
 PROBE = """<!doctype html><meta charset="utf-8">
@@ -21,7 +25,8 @@ PROBE = """<!doctype html><meta charset="utf-8">
 <pre id="answer"></pre><script>
 const errors = [];
 document.getElementById("page").addEventListener("load", () => {{
-  const page = document.getElementById("page").contentDocument, view = document.getElementById("page").contentWindow;
+  const frame = document.getElementById("page");
+  const page = frame.contentDocument, view = frame.contentWindow;
   view.addEventListener("error", event => errors.push(event.message));
   const cells = () => [...page.querySelectorAll("#dice tbody tr td:nth-child(3)")];
   const column = () => cells().map(cell => parseFloat(cell.textContent));
@@ -33,8 +38,10 @@ document.getElementById("page").addEventListener("load", () => {{
     errors, before, up, down: column(),
     overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
     images: [...page.images].map(image => image.naturalWidth),
-    charts: [...page.querySelectorAll("svg")].map(chart => chart.parentElement.getBoundingClientRect().width),
-    letters: [...page.querySelectorAll("svg text")].map(text => text.getBoundingClientRect().height),
+    charts: [...page.querySelectorAll("svg")].map(
+      chart => chart.parentElement.getBoundingClientRect().width),
+    letters: [...page.querySelectorAll("svg text")].map(
+      text => text.getBoundingClientRect().height),
     requests: view.performance.getEntriesByType("resource").map(entry => entry.name),
   }});
 }});

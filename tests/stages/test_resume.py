@@ -44,7 +44,9 @@ def nothing():
 
 
 class DieWhileWriting:
-    """At the given call, only half of a file reaches the disk before the process is killed. Every epoch is kept."""
+    """At the given call, only half of a file reaches the disk before the process is killed. Every
+    epoch is kept.
+    """
 
     def __init__(self, call):
         self.call = call
@@ -108,7 +110,9 @@ def results(folder, run):
 
 @pytest.fixture(scope="module")
 def begun(finished, tmp_path_factory):
-    """A folder in which both runs are still to do; their results, and the seconds that they take."""
+    """A folder in which both runs are still to do; their results, and the seconds that they
+    take.
+    """
     folder = tmp_path_factory.mktemp("begun") / "run"
     shutil.copytree(finished[0], folder)
     params = yaml.safe_load((folder / "params.yaml").read_text())

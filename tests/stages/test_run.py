@@ -1,4 +1,6 @@
-"""The whole run through the command line, on a data set that trains in seconds; and what it refuses."""
+"""The whole run through the command line, on a data set that trains in seconds; and what it
+refuses.
+"""
 
 import json
 import shutil
@@ -167,7 +169,9 @@ def test_init_puts_a_preset_in_place(tmp_path, monkeypatch):
 
 
 def test_curves_tell_the_terms_apart(run):
-    """Each term per anatomy, what it was summed over, and how hard it pulls: a term that does nothing shows."""
+    """Each term per anatomy, what it was summed over, and how hard it pulls: a term that does
+    nothing shows.
+    """
     curves = run / "results/curves/students/mtkd/plots/metrics"
     for name in ("cross_entropy", "kl_divergence", "valid_pixels", "valid_cells"):
         assert {p.stem for p in (curves / name).iterdir()} == {"sum", "liver", "colon"}

@@ -1,4 +1,6 @@
-"""What the command line does with stores: estimate, list, check, clear; and a cluster that writes them."""
+"""What the command line does with stores: estimate, list, check, clear; and a cluster that writes
+them.
+"""
 
 import copy
 import json
@@ -40,7 +42,9 @@ def files(path):
 
 
 def test_stored_logits_are_the_teachers_at_full_size(run):
-    """Native resolution loses nothing: upsampling is the same function of what is stored, up to float16."""
+    """Native resolution loses nothing: upsampling is the same function of what is stored, up to
+    float16.
+    """
     from pathlib import Path
 
     teacher = load_checkpoint(Path("checkpoints/teachers/liver.safetensors"), "")[0]
@@ -93,7 +97,9 @@ def test_verify_lists_what_is_wrong_and_exits_1(run):
 
 
 def test_verify_finds_answers_in_the_wrong_place(run):
-    """A whole store of the right identity, whose writer was given two frames in each other's place."""
+    """A whole store of the right identity, whose writer was given two frames in each other's
+    place.
+    """
     (plan,) = make_plans(load_project(), ["liver"])
     whole = cache.open_store("stores/liver.zarr")
     order = [1, 0, *range(2, len(whole.frames))]
@@ -130,7 +136,9 @@ def rounded_to_tf32(network):
 def test_a_store_of_another_device_is_the_teachers_and_never_another_teachers(
     run, monkeypatch, precision
 ):
-    """The answers of a device are emulated: they differ from the store's as far as the precision lets them."""
+    """The answers of a device are emulated: they differ from the store's as far as the precision
+    lets them.
+    """
     real = commands.answers
 
     def elsewhere(network, asked, batches, wanted, machine):
@@ -290,7 +298,9 @@ def test_rounded_stores_are_smaller_and_say_what_it_costs(run):
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """A real scheduler and two worker processes on the loopback; gives its address and the workers."""
+    """A real scheduler and two worker processes on the loopback; gives its address and the
+    workers.
+    """
     pytest.importorskip("distributed")
     address = tmp_path / "scheduler.json"
     env = os.environ | {
@@ -462,7 +472,9 @@ def _write_answers(path, frames, changed=lambda pixels: pixels, grid=(16, 24)):
 
 
 def test_teachers_speak_on_frames_without_labels(run):
-    """They are in every store, and the student that learns from the stores sees them; the baseline doesn't."""
+    """They are in every store, and the student that learns from the stores sees them; the baseline
+    doesn't.
+    """
     for number in range(4):
         pixels = np.random.default_rng(number).integers(0, 255, (48, 64, 3)).astype(np.uint8)
         write_png(run / "video" / "07" / f"{number}.png", pixels)
