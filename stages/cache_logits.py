@@ -10,7 +10,7 @@ from stages.shared.console import readable, say
 from stages.shared.project import Project
 from stages.stores.local import write_local_stores
 from stages.stores.plan import StorePlan, free_space, make_plans, require_space, was_imported
-from stages.stores.quality import ask
+from stages.stores.quality import run_inference
 
 SAMPLE_BATCHES = 3
 
@@ -72,9 +72,9 @@ def _rate(plan: StorePlan, teacher: Network, machine: Machine) -> float:
     """Frames per second of a few batches, after one that does not count: a first call is slow."""
     settings = plan.params.cache
     sample = plan.inputs()[: SAMPLE_BATCHES * settings.batch_size]
-    ask(teacher, sample[: settings.batch_size], settings, machine)
+    run_inference(teacher, sample[: settings.batch_size], settings, machine)
     start = perf_counter()
-    ask(teacher, sample, settings, machine)
+    run_inference(teacher, sample, settings, machine)
     return len(sample) / (perf_counter() - start)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -38,24 +39,25 @@ Masks = dict[str, NDArray[np.bool_]]  # by a frame's id
 
 @mendable("lower evaluate.batch_size, or choose another --device")
 def run(project: Project, machine: Machine) -> None:
-    """Write metrics/evaluate.json and its summary, tables, what plots and report need, and pictures."""
+    """Write metrics/evaluate.json, its summary, tables, what plots and report need, and pictures."""
     params = project.params
     anatomies = project.anatomies
     frames = project.frames_of("test")
     _require_fit(project)
     validated = {name: _validation_dice(project, name) for name in STUDENTS}
-    results, masks = {}, {}
+    results = {}
+    masks = {}
     with outline_processes(machine) as processes:
-        for name in STUDENTS:
-            results[name] = _evaluated(
-                name, _student(project, name), frames, anatomies, params, machine, processes
-            )
-        chosen = _chosen_frames(results["mtkd"])
-        shown = [frame for frame, _ in chosen]
-        for name in STUDENTS:
-            masks[name] = predicted_masks(_student(project, name), shown, anatomies, machine)
+        students = {name: _student(project, name) for name in STUDENTS}
+        for name, student in students.items():
+            results[name] = _evaluated(name, student, frames, anatomies, params, machine, processes)
+        selected = _selected_frames(results["mtkd"])
+        drawn = [frame for frame, _ in selected]
+        for name, student in students.items():
+            masks[name] = predicted_masks(student, drawn, anatomies, machine)
+        del students, student  # teachers need the memory
         results["teachers"], masks["teachers"] = _teachers(
-            project, frames, shown, machine, processes
+            project, frames, drawn, machine, processes
         )
 
     say("all frames are evaluated; intervals, calibration, confusion and pictures follow")
@@ -74,12 +76,12 @@ def run(project: Project, machine: Machine) -> None:
         {"machine": machine_record(machine), **_findings(project, results)},
     )
     _write_plots(project.results / "plots", results, tables, anatomies)
-    _draw(project.results / "qualitative", chosen, [masks[name] for name in order])
+    _draw(project.results / "qualitative", selected, [masks[name] for name in order])
     for name, table in tables.items():
-        say(f"{name:>8}: {_told(table['dice'], anatomies)}")
+        say(f"{name:>8}: {_summary_line(table['dice'], anatomies)}")
 
 
-def _told(dice: Mapping[str, float | None], anatomies: Sequence[str]) -> str:
+def _summary_line(dice: Mapping[str, float | None], anatomies: Sequence[str]) -> str:
     counted = sum(dice[anatomy] is not None for anatomy in anatomies)
     return (
         f"Dice {dice['mean']} over {counted} of {len(anatomies)} anatomies"
@@ -89,7 +91,9 @@ def _told(dice: Mapping[str, float | None], anatomies: Sequence[str]) -> str:
 
 
 def _require_fit(project: Project) -> None:
-    """Before anything is measured: decoders are told apart by their place, and a size is not seen in the weights.
+    """Refuse checkpoints of other settings before anything is measured.
+
+    Decoders are told apart by their place, and a size is not seen in the weights.
 
     Raises:
         MtkdError: checkpoints that were trained for other anatomies, in another order, or at
@@ -105,10 +109,8 @@ def _require_fit(project: Project) -> None:
         if is_imported(path):
             continue
         card = load_card(path, made_by)
-        found, expected = (
-            (list(card.anatomies), card.image_size),
-            (own, project.params.data.image_size),
-        )
+        found = (list(card.anatomies), card.image_size)
+        expected = (own, project.params.data.image_size)
         if found != expected:
             pairs = zip(("anatomies", "image_size"), found, expected, strict=True)
             what = "; ".join(
@@ -138,7 +140,9 @@ def _evaluated(
     machine: Machine,
     processes: Executor | None,
 ) -> list[Result]:
-    batch_size, tolerance, results = params.evaluate.batch_size, params.evaluate.tolerance, []
+    batch_size = params.evaluate.batch_size
+    tolerance = params.evaluate.tolerance
+    results = []
     with progress(f"{name}: frames evaluated") as bar:
         for result in evaluate(
             network, frames, anatomies, batch_size, tolerance, machine, processes
@@ -151,11 +155,14 @@ def _evaluated(
 def _teachers(
     project: Project,
     frames: list[Frame],
-    shown: Sequence[Frame],
+    drawn: Sequence[Frame],
     machine: Machine,
     processes: Executor | None,
 ) -> tuple[list[Result], Masks]:
-    """Every teacher that is here on its own anatomy's frames, one in memory at a time; its masks of those shown."""
+    """Every teacher that is here, on its own anatomy's frames, and its masks of those drawn.
+
+    One teacher is in memory at a time.
+    """
     results: list[Result] = []
     masks: Masks = {}
     for anatomy in project.anatomies:
@@ -169,7 +176,7 @@ def _teachers(
             f"teacher {anatomy}", teacher, own, [anatomy], project.params, machine, processes
         )
         masks |= predicted_masks(
-            teacher, [frame for frame in shown if frame.anatomy == anatomy], [anatomy], machine
+            teacher, [frame for frame in drawn if frame.anatomy == anatomy], [anatomy], machine
         )
     return results, masks
 
@@ -182,10 +189,10 @@ def _gain(
     def minus(a: float | None, b: float | None) -> float | None:
         return None if a is None or b is None else round(a - b, 1)
 
-    return {
-        metric: {key: minus(value, old[metric][key]) for key, value in new[metric].items()}
-        for metric in new
-    }
+    gain = {}
+    for metric, values in new.items():
+        gain[metric] = {key: minus(value, old[metric][key]) for key, value in values.items()}
+    return gain
 
 
 def _validation_dice(project: Project, name: str) -> float | None:
@@ -198,7 +205,9 @@ def _findings(project: Project, results: Mapping[str, list[Result]]) -> dict[str
     anatomies = project.anatomies
     beside = [project.prepared_labels / "test" / anatomy for anatomy in anatomies]
     frames = project.frames_of("test")
-    presence = {frame: shows for folder in beside for frame, shows in read_presence(folder).items()}
+    presence: dict[str, dict[str, bool]] = {}
+    for folder in beside:
+        presence |= read_presence(folder)
     students = {name: results[name] for name in STUDENTS}
     return {
         "test_frames": frames_digest(frames),
@@ -230,26 +239,24 @@ def _write_plots(
 ) -> None:
     """Tables in the form that `dvc plots` draws."""
     bars = [
-        (anatomy, name, table["dice"][anatomy])
-        for anatomy in ("mean", *anatomies)
-        for name, table in tables.items()
+        (anatomy, name, tables[name]["dice"][anatomy])
+        for anatomy, name in product(("mean", *anatomies), tables)
     ]
     write_csv(folder / "dice.csv", ("anatomy", "network", "dice"), bars)
     for name in STUDENTS:
-        cells = [
-            (labelled, decoder, percent)
-            for labelled, row in analysis.confusion(results[name], anatomies).items()
-            for decoder, percent in row.items()
-        ]
+        cells: list[tuple[object, ...]] = []
+        for labelled, row in analysis.confusion(results[name], anatomies).items():
+            cells += [(labelled, decoder, percent) for decoder, percent in row.items()]
         write_csv(folder / f"confusion_{name}.csv", ("labelled", "decoder", "percent"), cells)
 
 
-def _chosen_frames(results: Sequence[Result]) -> list[tuple[Frame, str]]:
-    """Per anatomy, the frames with the best, the median and the worst Dice: chosen by rule and not by hand.
+def _selected_frames(results: Sequence[Result]) -> list[tuple[Frame, str]]:
+    """Per anatomy, the frames with the best, the median and the worst Dice.
 
-    A frame without Dice, which shows and claims nothing, is chosen only where there is no other.
+    They are selected by this rule, not by hand. A frame without Dice, on which nothing is labelled
+    or predicted, is selected only where there is no other.
     """
-    chosen = []
+    selected = []
     for anatomy in dict.fromkeys(row.frame.anatomy for row in results):
         own = [r for r in results if r.frame.anatomy == anatomy]
         rows = (
@@ -257,14 +264,17 @@ def _chosen_frames(results: Sequence[Result]) -> list[tuple[Frame, str]]:
             or own
         )
         picks = {"best": rows[-1], "median": rows[len(rows) // 2], "worst": rows[0]}
-        chosen += [(row.frame, rule) for rule, row in picks.items()]
-    return chosen
+        selected += [(row.frame, rule) for rule, row in picks.items()]
+    return selected
 
 
-def _draw(folder: Path, chosen: Sequence[tuple[Frame, str]], masks: Sequence[Masks]) -> None:
-    """One strip per frame: frame, label, and each network's mask (none of a teacher that is not here)."""
+def _draw(folder: Path, selected: Sequence[tuple[Frame, str]], masks: Sequence[Masks]) -> None:
+    """One strip per frame: frame, label and each network's mask.
+
+    The mask of a teacher that is not here is empty.
+    """
     emptied(folder)
-    for frame, rule in chosen:
+    for frame, rule in selected:
         label = load_label(frame.label).astype(bool)
         columns = [label, *(own.get(frame.id, np.zeros_like(label)) for own in masks)]
         write_png(folder / f"{frame.anatomy}-{rule}.png", strip(load_frame(frame.image), columns))

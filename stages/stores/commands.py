@@ -3,6 +3,8 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -88,41 +90,77 @@ def verify(
     tolerance: float | None,
     machine: Machine,
 ) -> None:
-    """Read every frame of stores, compare what they are for with what is wanted, and ask teachers again on some.
+    """Read every frame of stores, compare identities, and run teachers again on some frames.
 
-    Of prepared frames it is also checked that each store answers their pixels, frame by frame.
+    If frames are prepared, each store is also compared with their pixels, frame by frame.
 
     Args:
         places: where stores and settings lie; these are read only if anatomies are named.
         whose: anatomies, or paths of stores; all anatomies if none is named.
-        recompute: number of random frames on which the teacher is asked again, of each that is
-            here.
+        recompute: number of random frames on which each teacher that is here runs inference again.
         tolerance: largest difference of a logit, relative to 1 + |logit|, that counts as the same
-            answer; None for that of the store's precision, see :data:`TOLERANCES`.
+            logit; None for that of the store's precision, see :data:`TOLERANCES`.
         machine: where teachers compute.
 
     Raises:
         MtkdError: something is wrong; one line for each problem.
     """
-    chosen = _chosen(places, whose)
-    anatomies = [name for name in chosen if not is_path(name)]
+    selected = _chosen(places, whose)
+    anatomies = [name for name in selected if not is_path(name)]
     project = load_project(places.root) if anatomies else None
-    wanted = _wanted(project) if project else {}
-    pixels = _prepared_pixels(project) if project else None
-    plans = make_plans(project, anatomies) if recompute and project else []
-    asked = {plan.anatomy: plan for plan in plans if whose or not was_imported(plan)}
+    verification = _Verification(recompute, tolerance, machine)
+    if project is not None:
+        verification = _verification_of(project, anatomies, bool(whose), verification)
     problems = []
-    for name, path in chosen.items():
-        found = _faults(path, places.root)
-        if not found and name in wanted:
-            line = misfit_line(cache.open_store(path), name, wanted[name])
-            found = [line] if line else _other_pixels(path, pixels)
-        if not found and name in asked:
-            found = _recomputed(asked[name], recompute, tolerance, machine)
-        say(f"{path}: {counted(len(found), 'problem') if found else 'whole'}")
-        problems += found
+    for name, path in selected.items():
+        faults = _faults(path, places.root) or verification.faults(name, path)
+        say(f"{path}: {counted(len(faults), 'problem') if faults else 'whole'}")
+        problems += faults
     if problems:
         raise MtkdError("\n".join([f"{counted(len(problems), 'problem')}:", *problems]))
+
+
+@dataclass(frozen=True)
+class _Verification:
+    """What stores are compared with, beyond being complete.
+
+    Attributes:
+        recompute: number of frames on which a teacher runs inference again.
+        tolerance: of a logit, see :func:`verify`.
+        machine: where teachers compute.
+        wanted: parts of each anatomy's identity; empty if stores are named by paths alone.
+        pixels: fingerprints of what teachers see, or None.
+        plans: of the teachers that run again, by anatomy.
+    """
+
+    recompute: int
+    tolerance: float | None
+    machine: Machine
+    wanted: Wanted = field(default_factory=dict)
+    pixels: Sequence[int] | None = None
+    plans: Mapping[str, StorePlan] = field(default_factory=dict)
+
+    def faults(self, name: str, path: Path) -> list[str]:
+        """What is wrong with a complete store, one line each: the first kind that is found."""
+        if name in self.wanted:
+            line = misfit_line(cache.open_store(path), name, self.wanted[name])
+            faults = [line] if line else _other_pixels(path, self.pixels)
+            if faults:
+                return faults
+        if name in self.plans:
+            return _recomputed(self.plans[name], self.recompute, self.tolerance, self.machine)
+        return []
+
+
+def _verification_of(
+    project: Project, anatomies: list[str], are_named: bool, settings: _Verification
+) -> _Verification:
+    """What the stores of anatomies are compared with; imported ones are recomputed if named."""
+    wanted = _wanted(project)
+    pixels = _prepared_pixels(project)
+    plans = make_plans(project, anatomies) if settings.recompute else []
+    recomputed = {plan.anatomy: plan for plan in plans if are_named or not was_imported(plan)}
+    return replace(settings, wanted=wanted, pixels=pixels, plans=recomputed)
 
 
 def _faults(path: Path, root: Path) -> list[str]:
@@ -134,7 +172,7 @@ def _faults(path: Path, root: Path) -> list[str]:
 
 
 def _prepared_pixels(project: Project) -> list[int] | None:
-    """Fingerprints of all that the teachers are shown, view by view; None if nothing is prepared."""
+    """Fingerprints of all inputs of the teachers, view by view; None if nothing is prepared."""
     try:
         plan = make_plans(project, [])[0]
     except MtkdError:
@@ -149,10 +187,10 @@ def _prepared_pixels(project: Project) -> list[int] | None:
 
 
 def _other_pixels(path: Path, pixels: Sequence[int] | None) -> list[str]:
-    """Whether a store answers, somewhere, other pixels than those that are prepared."""
+    """Whether a store was written, somewhere, for other pixels than those that are prepared."""
     one = cache.open_store(path)
     views, frames = one.shape[:2]
-    places = ((view, frame) for view in range(views) for frame in range(frames))
+    places = product(range(views), range(frames))
     other = [
         place
         for place, shown in zip(places, pixels or [], strict=False)
@@ -176,11 +214,9 @@ def _recomputed(
         network = plan.teacher()
     except MtkdError as error:
         return [str(error)]
-    one, questions, precision = (
-        cache.open_store(plan.path),
-        plan.inputs(),
-        plan.params.cache.precision,
-    )
+    one = cache.open_store(plan.path)
+    questions = plan.inputs()
+    precision = plan.params.cache.precision
     allowed = TOLERANCES[precision] if tolerance is None else tolerance
     chosen = np.random.default_rng().choice(
         len(questions), min(count, len(questions)), replace=False
@@ -210,7 +246,13 @@ def _recomputed(
 
 
 def _difference(logits: NDArray[np.float32], stored: NDArray[np.float32], rounding: float) -> float:
-    """The largest of a cell, relative to 1 + |logit|, beyond the share of a stored logit that rounding may change."""
+    """The largest of a cell, relative to 1 + |logit|, beyond what rounding may change.
+
+    Args:
+        logits: of a teacher, float32.
+        stored: the same ones of the store.
+        rounding: the share of a stored logit that rounding may change.
+    """
     size = np.abs(stored)
     return float(((np.abs(logits - stored) - rounding * size) / (1 + size)).max())
 
@@ -221,7 +263,10 @@ def _rounding(plan: StorePlan) -> float:
 
 
 def prune(project: Project, dry_run: bool) -> None:
-    """Remove stores and begun stores that no current setting can use; what is being written stays."""
+    """Remove stores and begun stores that no current setting can use.
+
+    What is being written stays.
+    """
     wanted = _wanted(project)
     removed = 0
     for path in [*_stores(project.stores), *_begun(project)]:
@@ -242,7 +287,7 @@ def _prune_one(project: Project, path: Path, wanted: Wanted, dry_run: bool) -> b
     if not reason:
         return False
     if path.suffix != COPY and not cache.is_logit_store(path):
-        say(f"left {path}: it is no logit store")
+        say(f"left {path}: it is not a logit store")
         return False
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     say(f"{'would remove' if dry_run else 'removed'} {path}: {reason}, {readable(size)}")
@@ -255,7 +300,10 @@ def _prune_one(project: Project, path: Path, wanted: Wanted, dry_run: bool) -> b
 
 
 def _useless(project: Project, path: Path, wanted: Wanted) -> str:
-    """Why no run with the current settings could read a store, or go on with it; empty if one could."""
+    """Why no run with the current settings could read a store, or go on with it.
+
+    Empty if one could.
+    """
     anatomy = _writers(project, path).stem
     if path.suffix == ".old":
         return "put aside by a run that was stopped"
@@ -295,7 +343,7 @@ def _stores(folder: Path) -> list[Path]:
 
 
 def _begun(places: Places) -> list[Path]:
-    """What was begun, what was put aside for a store that took its place, and what killed copies left beside stores."""
+    """What was begun, what was put aside for a finished store, and what killed copies left."""
     scratch = places.begun_stores
     return sorted(
         [*_stores(scratch), *scratch.glob("*.zarr.old"), *places.stores.glob(f".*.zarr{COPY}")]

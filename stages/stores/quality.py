@@ -17,10 +17,11 @@ from pipeline.prepared import Frame
 from pipeline.settings import Cache, Params
 
 # One frame in a hundred is asked again, at least and at most:
-FEWEST, MOST = 16, 32
+FEWEST = 16
+MOST = 32
 
 
-def ask(
+def run_inference(
     teacher: Network, questions: Sequence[Question], settings: Cache, machine: Machine
 ) -> NDArray[np.float32]:
     """A teacher's logits (n, 2, h, w) on n questions, in batches of ``cache.batch_size``."""
@@ -52,7 +53,7 @@ def augmentation_gap(
     augmentations = [_moving(params.cache.seed, frame.id, params.data.image_size) for frame in some]
 
     def answer(shown: Sequence[Augmentation]) -> NDArray[np.float32]:
-        return ask(
+        return run_inference(
             teacher,
             [Question(*one) for one in zip(some, shown, strict=True)],
             params.cache,
@@ -61,7 +62,8 @@ def augmentation_gap(
 
     if params.cache.views:
         clean = _as_stored(
-            ask(teacher, clean_questions(some), params.cache, machine), params.cache.keep_bits
+            run_inference(teacher, clean_questions(some), params.cache, machine),
+            params.cache.keep_bits,
         )
     else:
         clean = np.stack([store.read(frame.id) for frame in some]).astype(np.float32)
@@ -90,10 +92,15 @@ def _moving(seed: int, frame: str, size: tuple[int, int]) -> Augmentation:
 def rounding_error(
     teacher: Network, frames: Sequence[Frame], params: Params, machine: Machine
 ) -> dict[str, float]:
-    """What ``cache.keep_bits`` costs: the largest change of a probability, and the mean KL divergence in nats."""
-    exact = ask(teacher, clean_questions(_spread(frames)), params.cache, machine)
+    """What ``cache.keep_bits`` costs.
+
+    Returns:
+        The largest change of a probability, and the mean KL divergence in nats.
+    """
+    exact = run_inference(teacher, clean_questions(_spread(frames)), params.cache, machine)
     stored = _as_stored(exact, params.cache.keep_bits)
-    p, q = _probability(exact), _probability(stored)
+    p = _probability(exact)
+    q = _probability(stored)
     return {
         "rounding_probability": _short(np.abs(p - q).max()),
         "rounding_kl": _short(_divergence(p, q).mean()),
@@ -112,7 +119,8 @@ def _as_stored(logits: NDArray[np.float32], keep_bits: int | None) -> NDArray[np
 def _gap(
     answer: NDArray[np.float32], target: NDArray[np.float32], valid: NDArray[np.bool_]
 ) -> dict[str, float]:
-    p, q = _probability(answer)[valid], _probability(target)[valid]
+    p = _probability(answer)[valid]
+    q = _probability(target)[valid]
     return {
         "kl": _short(_divergence(p, q).mean()),
         "disagreement": _short(100 * ((p > 0.5) != (q > 0.5)).mean()),
@@ -120,9 +128,12 @@ def _gap(
 
 
 def _probability(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of the anatomy, (n, h, w), kept from 0 and 1 by a distance that no divergence here can see."""
-    lead = logits[:, 1].astype(np.float64) - logits[:, 0]
-    return np.exp(-np.logaddexp(0, -lead)).clip(1e-12, 1 - 1e-12)
+    """Of the anatomy, (n, h, w), kept from 0 and 1.
+
+    The distance is one that no divergence here can see.
+    """
+    margin = logits[:, 1].astype(np.float64) - logits[:, 0]
+    return np.exp(-np.logaddexp(0, -margin)).clip(1e-12, 1 - 1e-12)
 
 
 def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:

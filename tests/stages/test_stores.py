@@ -236,7 +236,7 @@ def test_prune_removes_what_no_run_can_use(run):
     output = mtkd("cache", "prune", "--dry-run")
     assert "would remove stores/spleen.zarr: spleen is not in data.anatomies" in output
     assert "stores/colon.zarr: written for another teacher" in output
-    assert "left stores/notes.zarr: it is no logit store" in output
+    assert "left stores/notes.zarr: it is not a logit store" in output
     mtkd("cache", "prune")
     assert sorted(p.name for p in (run / "stores").iterdir()) == ["liver.zarr", "notes.zarr"]
     assert not list((run / "scratch/stores").iterdir())
