@@ -1,9 +1,12 @@
-"""``mtkd benchmark --all``: every architecture in both forms and every runtime, all of one architecture in one run."""
+"""``mtkd benchmark --all``: every architecture in both forms and every runtime.
+
+All of one architecture is measured in one run.
+"""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import groupby
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, groupby
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,64 @@ PLACES = Places(Path())
 CALIBRATED = 32
 
 
+@dataclass(frozen=True)
+class Row:
+    """What one architecture takes in one form and variant: an object of the JSON file.
+
+    Attributes:
+        name, form: of the architecture; ``separate``: a network per anatomy, ``shared``: one.
+        runtime, precision, decoding: the variant.
+        parameters, multiply_adds: of all networks that a frame needs.
+        milliseconds, p95_milliseconds, first_milliseconds, fps, peak_mib: from a frame to its
+            masks; None if it does not fit into memory.
+        network_milliseconds: of the network alone.
+        problem: why figures are missing or worth nothing, or None.
+        logit_difference: largest difference of a logit from PyTorch's in float32.
+        weights: ``trained`` or ``random``.
+        dice: percent on the test surgeries, of trained weights.
+        paper_ms_rtx3090: the paper's time.
+    """
+
+    name: str
+    form: str
+    runtime: str
+    precision: str
+    decoding: str
+    parameters: int
+    multiply_adds: int
+    milliseconds: float | None
+    p95_milliseconds: float | None
+    first_milliseconds: float | None
+    fps: float | None
+    peak_mib: float | None
+    network_milliseconds: float | None
+    problem: str | None
+    logit_difference: float | None
+    weights: str
+    dice: float | None
+    paper_ms_rtx3090: float | None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What is measured of every architecture; see :func:`run`."""
+
+    runtimes: Sequence[str]
+    forms: Sequence[str]
+    decoders: int
+    size: tuple[int, int]
+    repeats: int
+    machine: Machine
+
+    def variants(self, form: str) -> list[Variant]:
+        """What to measure; a network with one decoder has no sequential ones."""
+        return [
+            variant
+            for variant in variants(self.runtimes, self.forms, self.machine.torch_device)
+            if form == "shared" or variant[2] != "looped"
+        ]
+
+
 def run(
     architectures: Sequence[str],
     runtimes: Sequence[str],
@@ -45,7 +106,7 @@ def run(
     output: Path,
     machine: Machine,
 ) -> None:
-    """Measure, print, and write as JSON; of what does not fit into memory, ``problem`` says so, and figures are None.
+    """Measure, print, and write as JSON, a :class:`Row` for each variant.
 
     Args:
         architectures: which.
@@ -61,37 +122,25 @@ def run(
     Raises:
         MtkdError: some could not be measured; what could is written before.
     """
+    settings = _Settings(runtimes, forms, decoders, size, repeats, machine)
     host = machine_record(machine, LIBRARIES)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     failed: list[str] = []
     with progress("architectures measured") as bar, tempfile.TemporaryDirectory() as folder:
         for number, arch in enumerate(architectures, start=1):
             for form in ("separate", "shared"):
                 try:
                     with mendable(REMEDY):
-                        found = _measured(
-                            arch,
-                            form,
-                            runtimes,
-                            forms,
-                            decoders,
-                            size,
-                            repeats,
-                            Path(folder),
-                            machine,
-                        )
+                        measured = _measured(arch, form, settings, Path(folder))
                 except MtkdError as error:
                     failed.append(f"{arch} {form}: {error}")
                     say(failed[-1])
                     continue
-                rows += found
+                rows += measured
                 # After each, since all of them take an hour.
-                write_json(
-                    output,
-                    {"image_size": list(size), "decoders": decoders, "machine": host, "rows": rows},
-                )
-                for row in found:
-                    say(f"{row['name']} {form} {_way(row)}: {_speed(row)}")
+                _write(output, settings, host, rows)
+                for row in measured:
+                    say(f"{row.name} {form} {_variant(row)}: {_speed(row)}")
             bar(number, len(architectures))
     _print(rows, size)
     if rows:
@@ -100,95 +149,105 @@ def run(
         raise MtkdError("\n  ".join([f"{len(failed)} could not be measured:", *failed]))
 
 
-def _way(row: dict[str, Any]) -> str:
-    return f"{row['runtime']} {row['precision']} {row['decoding']}"
-
-
-def _speed(row: dict[str, Any]) -> str:
-    return row["problem"] or f"{_short(row['milliseconds'])} ms, {row['fps']:.2f} frames/s"
-
-
-def _ways(
-    runtimes: Sequence[str], forms: Sequence[str], form: str, machine: Machine
-) -> list[Variant]:
-    """What to measure; a network with one decoder has nothing to join."""
-    return [
-        way
-        for way in variants(runtimes, forms, machine.torch_device)
-        if form == "shared" or way[2] != "looped"
-    ]
-
-
-def _measured(
-    arch: str,
-    form: str,
-    runtimes: Sequence[str],
-    forms: Sequence[str],
-    decoders: int,
-    size: tuple[int, int],
-    repeats: int,
-    folder: Path,
-    machine: Machine,
-) -> list[dict[str, Any]]:
-    """All ways of one architecture and form, in turns: from frame to masks, and then the network alone."""
-    heads, networks = (1, decoders) if form == "separate" else (decoders, 1)
-    trained = _trained(arch, decoders) if form == "shared" else None
-    candidates = [
-        Candidate(arch, heads, size, machine, networks, *way, checkpoint=trained)
-        for way in _ways(runtimes, forms, form, machine)
-    ]
-    wholes = _in_turns(candidates, folder, repeats)
-    networks_alone = _in_turns(
-        [replace(one, part="network") for one in candidates], folder, repeats
-    )
-    count = networks * parameters(create_model(arch, heads))
-    published = paper_table(1).get((arch, form), {}) if decoders == 11 else {}
-    dice = (
-        _dice(trained, runtimes, forms, machine)
-        if trained and (PLACES.prepared_frames / "test").is_dir()
-        else {}
-    )
-    reference = next(
-        (
-            t.output
-            for w, t in zip(candidates, networks_alone, strict=True)
-            if t and w.runtime == "PyTorch"
-        ),
-        None,
-    )
-    return [
+def _write(output: Path, settings: _Settings, host: dict[str, Any], rows: Sequence[Row]) -> None:
+    write_json(
+        output,
         {
-            "name": arch,
-            "form": form,
-            "runtime": way.runtime,
-            "precision": way.precision,
-            "decoding": way.form,
-            "parameters": count,
-            "multiply_adds": networks * multiply_adds(arch, heads, size),
-            **_figures(whole),
-            "network_milliseconds": _figures(network)["milliseconds"],
-            "problem": _problem(whole, network),
-            "logit_difference": _difference(network, reference),
-            "weights": "trained" if trained else "random",
-            "dice": dice.get(f"{way.runtime} {way.precision} {way.form}"),
-            "paper_ms_rtx3090": published.get("time_ms_rtx3090"),
-        }
-        for way, whole, network in zip(candidates, wholes, networks_alone, strict=True)
+            "image_size": list(settings.size),
+            "decoders": settings.decoders,
+            "machine": host,
+            "rows": [asdict(row) for row in rows],
+        },
+    )
+
+
+def _variant(row: Row) -> str:
+    return f"{row.runtime} {row.precision} {row.decoding}"
+
+
+def _speed(row: Row) -> str:
+    return row.problem or f"{_short(row.milliseconds)} ms, {row.fps:.2f} frames/s"
+
+
+def _measured(arch: str, form: str, settings: _Settings, folder: Path) -> list[Row]:
+    """All variants of one architecture and form, in interleaved measurement.
+
+    From frame to masks, and then the network alone.
+    """
+    is_shared = form == "shared"
+    decoders = settings.decoders if is_shared else 1
+    networks = 1 if is_shared else settings.decoders
+    trained = _trained(arch, settings.decoders) if is_shared else None
+    candidates = [
+        Candidate(
+            arch, decoders, settings.size, settings.machine, networks, *variant, checkpoint=trained
+        )
+        for variant in settings.variants(form)
     ]
+    alone = [replace(candidate, part="network") for candidate in candidates]
+    wholes = _interleaved(candidates, folder, settings.repeats)
+    networks_alone = _interleaved(alone, folder, settings.repeats)
+    count = networks * parameters(create_model(arch, decoders))
+    operations = networks * multiply_adds(arch, decoders, settings.size)
+    dice = (
+        _dice(trained, settings) if trained and (PLACES.prepared_frames / "test").is_dir() else {}
+    )
+    reference = _reference(candidates, networks_alone)
+    paper_time = _paper_time(arch, form, settings.decoders)
+    return [
+        Row(
+            name=arch,
+            form=form,
+            runtime=candidate.runtime,
+            precision=candidate.precision,
+            decoding=candidate.form,
+            parameters=count,
+            multiply_adds=operations,
+            **_figures(whole),
+            network_milliseconds=_figures(network)["milliseconds"],
+            problem=_problem(whole, network),
+            logit_difference=_difference(network, reference),
+            weights="trained" if trained else "random",
+            dice=dice.get((candidate.runtime, candidate.precision, candidate.form)),
+            paper_ms_rtx3090=paper_time,
+        )
+        for candidate, whole, network in zip(candidates, wholes, networks_alone, strict=True)
+    ]
+
+
+def _reference(
+    candidates: Sequence[Candidate], timings: Sequence[Timing | None]
+) -> NDArray[np.float32] | None:
+    """The logits of the first variant of PyTorch that fits into memory."""
+    for candidate, timing in zip(candidates, timings, strict=True):
+        if timing and candidate.runtime == "PyTorch":
+            return timing.output
+    return None
+
+
+def _paper_time(arch: str, form: str, decoders: int) -> float | None:
+    """The paper's milliseconds, which are of eleven anatomies."""
+    published = paper_table(1).get((arch, form), {}) if decoders == 11 else {}
+    return published.get("time_ms_rtx3090")
 
 
 def _figures(timing: Timing | None) -> Mapping[str, float | None]:
     return figures(timing) if timing else dict.fromkeys(FIGURES)
 
 
-def _in_turns(candidates: Sequence[Candidate], folder: Path, repeats: int) -> list[Timing | None]:
-    """The ways of one runtime take turns; another runtime's come after, or all of them would not fit into memory."""
-    groups = [list(group) for _, group in groupby(candidates, key=lambda way: way.runtime)]
-    return [
-        t
-        for group in groups
-        for t in try_interleaved([_with_graph(way, folder) for way in group], 1, repeats)
-    ]
+def _interleaved(
+    candidates: Sequence[Candidate], folder: Path, repeats: int
+) -> list[Timing | None]:
+    """The variants of one runtime are interleaved.
+
+    Another runtime's come after, or all of them would not fit into memory.
+    """
+    groups = groupby(candidates, key=lambda candidate: candidate.runtime)
+    timings = []
+    for _, group in groups:
+        with_graphs = [_with_graph(candidate, folder) for candidate in group]
+        timings.append(try_interleaved(with_graphs, 1, repeats))
+    return list(chain.from_iterable(timings))
 
 
 def _trained(arch: str, decoders: int) -> Path | None:
@@ -200,13 +259,16 @@ def _trained(arch: str, decoders: int) -> Path | None:
     return path if (card.architecture, len(card.anatomies)) == (arch, decoders) else None
 
 
-def _with_graph(way: Candidate, folder: Path) -> Candidate:
-    if way.runtime == "PyTorch":
-        return way
-    numeric = "int8" if way.precision == "int8" else "float"  # bfloat16 is the runtime's own choice
-    path = folder / f"{way.architecture}-{way.decoders}-{way.form}-{way.part}-{numeric}"
-    written = path.with_suffix(".xml" if way.precision == "int8" else ".onnx")
-    return replace(way, graph=written if written.is_file() else export_graph(way, path))
+def _with_graph(candidate: Candidate, folder: Path) -> Candidate:
+    """The same with the file that its runtime opens; PyTorch needs none."""
+    if candidate.runtime == "PyTorch":
+        return candidate
+    is_int8 = candidate.precision == "int8"
+    numeric = "int8" if is_int8 else "float"  # bfloat16 is the runtime's own choice
+    network = f"{candidate.architecture}-{candidate.decoders}"
+    path = folder / f"{network}-{candidate.form}-{candidate.part}-{numeric}"
+    file = path.with_suffix(".xml" if is_int8 else ".onnx")
+    return replace(candidate, graph=file if file.is_file() else export_graph(candidate, path))
 
 
 def _problem(whole: Timing | None, network: Timing | None) -> str | None:
@@ -229,26 +291,35 @@ def _difference(timing: Timing | None, reference: Any) -> float | None:
     return largest if isfinite(largest) else None
 
 
-def _dice(
-    student: Path, runtimes: Sequence[str], forms: Sequence[str], machine: Machine
-) -> dict[str, float | None]:
-    """Dice of this run's student on the test surgeries, at the size of its training, each way."""
+def _dice(student: Path, settings: _Settings) -> dict[Variant, float | None]:
+    """Dice of this run's student on the test surgeries by variant, at the size of its training."""
     card = load_card(student, "train_student")
-    size, anatomies = card.image_size, card.anatomies
-    network = Candidate(card.architecture, len(anatomies), size, machine, checkpoint=student)
-    found: dict[str, float | None] = {}
+    anatomies = card.anatomies
+    machine = settings.machine
+    network = Candidate(
+        card.architecture, len(anatomies), card.image_size, machine, checkpoint=student
+    )
+    frames = PLACES.frames_of("test", anatomies)
+    dice: dict[Variant, float | None] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for runtime, precision, form in _ways(runtimes, forms, "shared", machine):
-            way = replace(network, runtime=runtime, precision=precision, form=form)
+        for variant in settings.variants("shared"):
+            runtime, precision, form = variant
+            candidate = replace(network, runtime=runtime, precision=precision, form=form)
             if runtime != "PyTorch":
-                graph = trace(way.module(), example(size, "whole"), Path(folder) / f"{form}.onnx")
-                if precision == "int8":
-                    graph = write_int8(graph, graph.with_suffix(".xml"), _calibration(anatomies))
-                way = replace(way, graph=graph)
-            found[f"{runtime} {precision} {form}"] = runtime_dice(
-                _one_by_one(way.function()), PLACES.frames_of("test", anatomies), anatomies, size
-            )
-    return found
+                graph = _whole_graph(candidate, Path(folder), anatomies)
+                candidate = replace(candidate, graph=graph)
+            function = _one_by_one(candidate.function())
+            dice[variant] = runtime_dice(function, frames, anatomies, card.image_size)
+    return dice
+
+
+def _whole_graph(candidate: Candidate, folder: Path, anatomies: Sequence[str]) -> Path:
+    """From a frame to masks as a file; int8 is calibrated on training frames."""
+    frame = example(candidate.size, "whole")
+    graph = trace(candidate.module(), frame, folder / f"{candidate.form}.onnx")
+    if candidate.precision != "int8":
+        return graph
+    return write_int8(graph, graph.with_suffix(".xml"), _calibration(anatomies))
 
 
 def _calibration(anatomies: Sequence[str]) -> list[NDArray[np.uint8]]:
@@ -262,7 +333,7 @@ def _one_by_one(function: Callable[[NDArray[Any]], NDArray[Any]]) -> Run:
     return lambda frame: function(as_batch(frame))[0].astype(bool)
 
 
-def _print(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
+def _print(rows: Sequence[Row], size: tuple[int, int]) -> None:
     height, width = size
     table = Table(title=f"One {width}x{height} frame to all its masks, batch 1")
     for column in ("network", "form", "runtime", "precision", "decoders"):
@@ -281,14 +352,20 @@ def _print(rows: list[dict[str, Any]], size: tuple[int, int]) -> None:
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
-            *(str(row[key]) for key in ("name", "form", "runtime", "precision", "decoding")),
-            row["problem"] or _short(row["milliseconds"]),
-            *(_short(row[f"{name}_milliseconds"]) for name in ("p95", "first", "network")),
-            _cell(row["fps"], ".2f"),
-            _cell(row["peak_mib"], ".0f"),
-            _cell(row["logit_difference"], ".1e"),
-            _cell(row["dice"], ".2f"),
-            f"{row['paper_ms_rtx3090']:.0f} ms" if row["paper_ms_rtx3090"] else "-",
+            row.name,
+            row.form,
+            row.runtime,
+            row.precision,
+            row.decoding,
+            row.problem or _short(row.milliseconds),
+            _short(row.p95_milliseconds),
+            _short(row.first_milliseconds),
+            _short(row.network_milliseconds),
+            _cell(row.fps, ".2f"),
+            _cell(row.peak_mib, ".0f"),
+            _cell(row.logit_difference, ".1e"),
+            _cell(row.dice, ".2f"),
+            f"{row.paper_ms_rtx3090:.0f} ms" if row.paper_ms_rtx3090 else "-",
         )
     console.print(table)
     say("The last column is the paper's, on an RTX 3090; all others are this machine's.")

@@ -41,7 +41,7 @@ def test_every_runtime_in_both_forms_and_they_agree(run):
         assert row["network_milliseconds"] > 0
         assert row["multiply_adds"] > 0
         assert row["paper_ms_rtx3090"] is None  # published for eleven anatomies
-    expected = read(Path("metrics/evaluate.json"), "evaluate")["mtkd"]["dice"]["mean"]
+    expected = read(Path("metrics/evaluate.json"))["mtkd"]["dice"]["mean"]
     for row in rows:
         if row["precision"] == "float32":
             assert row["logit_difference"] < 1e-3
