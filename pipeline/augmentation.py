@@ -18,8 +18,12 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 
-SHIFT, SCALE, ROTATE = 0.1, 0.1, 5.0  # fraction of the frame, fraction, degrees
-RGB_SHIFT, BRIGHTNESS, CONTRAST = 20, 0.2, 0.2
+SHIFT = 0.1
+SCALE = 0.1
+ROTATE = 5.0  # fraction of the frame, fraction, degrees
+RGB_SHIFT = 20
+BRIGHTNESS = 0.2
+CONTRAST = 0.2
 PROBABILITY = 0.5
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 

@@ -54,5 +54,7 @@ def _ratio(part: int, whole: int) -> float:
 
 def count_masks(mask: NDArray[np.bool_], label: NDArray[np.bool_]) -> Counts:
     """Counts of one frame; mask and label (H, W) bool."""
-    tp, claimed, there = int((mask & label).sum()), int(mask.sum()), int(label.sum())
+    tp = int((mask & label).sum())
+    claimed = int(mask.sum())
+    there = int(label.sum())
     return Counts(tp, claimed - tp, there - tp, mask.size - claimed - there + tp)

@@ -81,8 +81,10 @@ class FrameDataset(Dataset[Sample]):
         augment: int | None = None,
         soft_targets: SoftTargets | None = None,
     ) -> None:
-        self.frames, self.anatomies = list(frames), list(anatomies)
-        self.augment, self.soft_targets = augment, soft_targets
+        self.frames = list(frames)
+        self.anatomies = list(anatomies)
+        self.augment = augment
+        self.soft_targets = soft_targets
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -175,12 +177,10 @@ class EpochBatches(Sampler[list[Key]]):
     """
 
     def __init__(self, frames: int, batch_size: int, seed: int, share: Share | None = None) -> None:
-        self.frames, self.batch_size, self.seed, self.share = (
-            frames,
-            batch_size,
-            seed,
-            share or Share(),
-        )
+        self.frames = frames
+        self.batch_size = batch_size
+        self.seed = seed
+        self.share = share or Share()
         self.epoch = 0
 
     @property

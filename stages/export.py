@@ -28,7 +28,9 @@ from stages.shared.console import say
 from stages.shared.given_checkpoint import load_given
 from stages.shared.project import Places, require_folder
 
-COMPARED, CALIBRATED, TESTED = 8, 64, 200
+COMPARED = 8
+CALIBRATED = 64
+TESTED = 200
 
 
 def run(

@@ -110,7 +110,9 @@ def dsad_counts(splits: Splits, anatomies: Sequence[str]) -> Counts:
 
 def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> Rates:
     """Each in the batches of its stage; loading on one core."""
-    teacher, student, asked = params.teacher, params.student, params.cache
+    teacher = params.teacher
+    student = params.student
+    asked = params.cache
 
     def measured(arch: str, n: int, task: Task, batch: int, precision: str) -> dict[str, Any]:
         """In a process of its own: memory of another measurement would hide its peak."""
@@ -189,10 +191,8 @@ def disk(params: Params, counts: Counts, rates: Rates) -> dict[str, float]:
     stride = create_model(params.teacher.arch, 1).output_stride
     answer = 2 * -(-height // stride) * -(-width // stride) * HALF
     every = sum(sum(each.values()) for each in counts.values())
-    teachers, frames = (
-        len(counts["train"]),
-        sum(counts["train"].values()) * max(1, params.cache.views),
-    )
+    teachers = len(counts["train"])
+    frames = sum(counts["train"].values()) * max(1, params.cache.views)
     found = {"prepared": every * rates.frame_bytes, "stores": teachers * frames * answer}
     return {name: round(size / 2**30, 2) for name, size in found.items()}
 

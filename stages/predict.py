@@ -236,7 +236,8 @@ def _planned(
 
 def _check_outputs(planned: Sequence[tuple[Path, Path]]) -> None:
     """Refuse what would destroy an input, or a frame's result by that of another."""
-    inputs, made_from = {source.resolve() for source, _ in planned}, dict[Path, Path]()
+    inputs = {source.resolve() for source, _ in planned}
+    made_from = dict[Path, Path]()
     for source, file in planned:
         target = file.resolve()
         if target in inputs:
@@ -331,15 +332,19 @@ class _OneSize:
     """Masks of frames (1, 3, H, W); sizes may change, and of one that stays all kernels are launched at once."""
 
     def __init__(self, frozen: Frozen, device: torch.device, network_size: tuple[int, int]) -> None:
-        self.frozen, self.device, self.network_size = frozen, device, network_size
-        self.size, self.launched = (0, 0), False
+        self.frozen = frozen
+        self.device = device
+        self.network_size = network_size
+        self.size = (0, 0)
+        self.launched = False
         self.run: Runner | None = None
         self.graphs = device.type == "cuda"
 
     def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         size = (frame.shape[2], frame.shape[3])
         if size != self.size:
-            self.run, self.launched = None, False  # its memory is the next one's
+            self.run = None
+            self.launched = False  # its memory is the next one's
             self.run = self._runner(size, "eager")
         elif self.graphs and not self.launched:
             self._launch(size)
@@ -348,7 +353,8 @@ class _OneSize:
 
     def _launch(self, size: tuple[int, int]) -> None:
         try:
-            self.run, self.launched = self._runner(size, "graph"), True
+            self.run = self._runner(size, "graph")
+            self.launched = True
         except LaunchError as error:
             say(f"warning: {error}: its kernels are launched one by one, which takes longer")
             self.graphs = False

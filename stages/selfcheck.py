@@ -120,7 +120,8 @@ class Trial:
     """A small project in a folder of its own, whose verbs run as a user's do."""
 
     def __init__(self, folder: Path, machine: Machine) -> None:
-        self.folder, self.machine = folder, machine
+        self.folder = folder
+        self.machine = machine
         self.device = machine.torch_device
 
     @property
@@ -263,7 +264,8 @@ def _frames(number: int) -> Tensor:
 
 def _pass(network: Network, device: torch.device, precision: str) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, loss and gradients of one batch, on the CPU, in float32."""
-    network, frames = deepcopy(network).to(device).train(), _frames(4).to(device)
+    network = deepcopy(network).to(device).train()
+    frames = _frames(4).to(device)
     anatomy = torch.arange(4, device=device) % len(ANATOMIES)
     label = (frames[:, 0] > 127).to(torch.int16)
     objective = supervised(len(ANATOMIES), None)
@@ -288,7 +290,8 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 @torch.inference_mode()
 def _frozen_check(network: Network, architecture: str, device: torch.device) -> Check:
     """The form that predicts: pixels of its masks that differ where the network's own margin is not close to 0."""
-    frames, network = _frames(1), network.eval()
+    frames = _frames(1)
+    network = network.eval()
     expected = network.margins(frames)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     found = Frozen(network, device, dtype).margins(frames.to(device)).float().cpu()
@@ -304,7 +307,8 @@ def _frozen_check(network: Network, architecture: str, device: torch.device) -> 
 
 def _graph_check(network: Network, architecture: str, device: torch.device) -> Check:
     """The same as one graph, while other tensors come and go: the graph must own all that it reads."""
-    frames, name = _frames(1), f"{architecture} graph"
+    frames = _frames(1)
+    name = f"{architecture} graph"
 
     def segmenter() -> Segmenter:
         return Segmenter(Frozen(network, device, torch.float16), FRAME, FRAME).eval()
@@ -342,10 +346,8 @@ def _resumed(trial: Trial) -> Iterator[Check]:
     kept = trial.folder / "kept"
     copytree(trial.folder / "checkpoints", kept)
     (trial.folder / "checkpoints" / "teachers" / "liver.safetensors").unlink()
-    state, limit = (
-        trial.folder / "scratch" / "training" / "teachers" / "liver.pt",
-        monotonic() + 120,
-    )
+    state = trial.folder / "scratch" / "training" / "teachers" / "liver.pt"
+    limit = monotonic() + 120
     process = trial.start("train-teacher", "liver")
     while not state.is_file() and process.poll() is None and monotonic() < limit:
         sleep(0.02)

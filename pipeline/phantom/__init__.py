@@ -29,9 +29,11 @@ LEAST = {
     "ureter": 0.005,
     "vesicular_glands": 0.012,
 }
-LEAST_OTHER, ATTEMPTS = 0.03, 8
+LEAST_OTHER = 0.03
+ATTEMPTS = 8
 # Zoom; what is small is looked at from closer by.
-CLOSE, WIDE = (1.15, 1.6), (1.0, 1.45)
+CLOSE = (1.15, 1.6)
+WIDE = (1.0, 1.45)
 # Runs only: noise compresses no better with more effort.
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
@@ -84,7 +86,8 @@ def _draw(
     zoom = rng.uniform(*(CLOSE if anatomy in LEAST else WIDE))
     scene = Scene(rng, who, look(rng, (u, v), who, zoom, size), region, tiles, difficulty)
     canvas = scene.paint()
-    picture, labels = light(canvas, rng, who, scene.grain, scene.clouds), canvas.labels
+    picture = light(canvas, rng, who, scene.grain, scene.clouds)
+    labels = canvas.labels
     for _ in range(rng.binomial(2, 0.15 + 0.35 * difficulty)):
         instrument(rng, picture, labels)
     return scope(rng, picture, labels, who, tiles["sensor"], difficulty), labels

@@ -29,7 +29,8 @@ def light(canvas: Canvas, rng: Rng, who: Patient, grain: Plane, wet: Plane) -> P
     # Tissue scatters red light furthest: what is turned away or in shadow goes red, not grey.
     dark = 1 - cosine * canvas.shade
     ripple = slopes(grain * np.float32(0.4 * height / 256))
-    gx, gy = np.float32(0.8) * gx + ripple[0], np.float32(0.8) * gy + ripple[1]
+    gx = np.float32(0.8) * gx + ripple[0]
+    gy = np.float32(0.8) * gy + ripple[1]
     length = cv2.sqrt((1 + gx * gx + gy * gy) * (1 + np.float32(0.3) * away))
     mirror = np.clip((1 - np.float32(0.55) * (gx * lx + gy * ly)) / length, 0, 1)
     glint = np.clip((mirror - np.float32(0.990)) * 150, 0, 1) * np.clip(
@@ -52,14 +53,13 @@ def instrument(rng: Rng, picture: Plane, labels: NDArray[np.uint8]) -> None:
     tip = np.array([width, height]) * (0.5 + 0.3 * rng.uniform(-1, 1, 2) - 0.12 * axis)
     radius = height * rng.uniform(0.026, 0.042)
     y, x = np.ogrid[:height, :width]
-    right, down = (
-        ((x - tip[0]) / radius).astype(np.float32),
-        ((y - tip[1]) / radius).astype(np.float32),
-    )
+    right = ((x - tip[0]) / radius).astype(np.float32)
+    down = ((y - tip[1]) / radius).astype(np.float32)
     along = right * axis[0] + down * axis[1]
     # The shaft comes towards the scope and widens on the way.
     side = (down * axis[0] - right * axis[1]) / (1 - np.float32(0.025) * np.minimum(along, 0))
-    opening, reach = np.float32(rng.uniform(0.05, 0.32)), np.float32(rng.uniform(3.5, 5.5))
+    opening = np.float32(rng.uniform(0.05, 0.32))
+    reach = np.float32(rng.uniform(3.5, 5.5))
     taper = cv2.sqrt(np.clip(np.float32(1.05) - along / reach, 0, 1))
     jaws = (along > -0.2) & (
         np.abs(np.abs(side) - np.float32(0.28) - opening * along) < np.float32(0.42) * taper

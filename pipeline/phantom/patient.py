@@ -100,11 +100,14 @@ def look(
 ) -> View:
     """Turn the scope so that a point of the plane falls near the middle of the picture."""
     height, width = size
-    span, tilt = 0.62 * width * zoom, who.tilt
+    span = 0.62 * width * zoom
+    tilt = who.tilt
     horizon = -0.34 * height * zoom
     matrix = np.array([[span, 0, 0], [0, horizon * tilt, 1.12 * height * zoom], [0, tilt, 1]])
-    c, s = np.cos(who.roll + rng.normal(0, 0.1)), np.sin(who.roll + rng.normal(0, 0.1))
+    c = np.cos(who.roll + rng.normal(0, 0.1))
+    s = np.sin(who.roll + rng.normal(0, 0.1))
     matrix = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ matrix
     x, y = View(matrix, size).pixels(np.array([target]))[0]
-    to_x, to_y = width * rng.uniform(0.36, 0.64), height * rng.uniform(0.38, 0.62)
+    to_x = width * rng.uniform(0.36, 0.64)
+    to_y = height * rng.uniform(0.38, 0.62)
     return View(np.array([[1, 0, to_x - x], [0, 1, to_y - y], [0, 0, 1]]) @ matrix, size)

@@ -31,7 +31,9 @@ TISSUE = {
     "ureter": ((0.82, 0.55, 0.42), 0.7),
     "vesicular_glands": ((0.68, 0.34, 0.20), 0.6),
 }
-FAT, SEROSA, BLOOD = (0.80, 0.45, 0.12), (0.58, 0.21, 0.14), (0.36, 0.02, 0.015)
+FAT = (0.80, 0.45, 0.12)
+SEROSA = (0.58, 0.21, 0.14)
+BLOOD = (0.36, 0.02, 0.015)
 
 
 class Canvas:
@@ -47,7 +49,8 @@ class Canvas:
     """
 
     def __init__(self, albedo: Plane, height: Plane, gloss: float, near: Plane) -> None:
-        self.albedo, self.near = albedo, near
+        self.albedo = albedo
+        self.near = near
         self.slope = slopes(height)
         self.gloss = np.full(near.shape, gloss, np.float32)
         self.shade = np.ones(near.shape, np.float32)
@@ -96,11 +99,16 @@ class Scene:
         tiles: dict[str, Plane],
         difficulty: float,
     ):
-        self.rng, self.who, self.view, self.region = rng, who, view, region
-        self.tiles, self.difficulty = tiles, difficulty
+        self.rng = rng
+        self.who = who
+        self.view = view
+        self.region = region
+        self.tiles = tiles
+        self.difficulty = difficulty
         self.unit = view.size[0] / 256
         self.whole = slice(0, view.size[0]), slice(0, view.size[1])
-        self.clouds, self.grain = self._texture("clouds", 1.2), self._texture("grain", 1.6)
+        self.clouds = self._texture("clouds", 1.2)
+        self.grain = self._texture("grain", 1.6)
         self.canvas = self._background()
 
     def paint(self) -> Canvas:
@@ -179,22 +187,24 @@ class Scene:
     def _texture(self, kind: str, density: float, box: Box | None = None) -> Plane:
         """A window of a tile, at ``density`` tile pixels per pixel of a 256-line picture."""
         rows, columns = box or self.whole
-        width, height = columns.stop - columns.start, rows.stop - rows.start
+        width = columns.stop - columns.start
+        height = rows.stop - rows.start
         density = min(density / self.unit, TILE / max(width, height))
-        w, h = max(1, int(width * density)), max(1, int(height * density))
-        x, y = self.rng.integers(0, TILE - w + 1), self.rng.integers(0, TILE - h + 1)
+        w = max(1, int(width * density))
+        h = max(1, int(height * density))
+        x = self.rng.integers(0, TILE - w + 1)
+        y = self.rng.integers(0, TILE - h + 1)
         window = cv2.resize(self.tiles[kind][y : y + h, x : x + w], (width, height))
         return cv2.flip(window, int(self.rng.integers(-1, 2)))
 
     def _fibres(self, box: Box, turn: float) -> Plane:
         """Muscle fibres in a direction."""
         rows, columns = box
-        c, s = np.cos(turn) / self.unit, np.sin(turn) / self.unit
+        c = np.cos(turn) / self.unit
+        s = np.sin(turn) / self.unit
         x, y = self.rng.uniform(0, TILE, 2)
-        size, flags = (
-            (columns.stop - columns.start, rows.stop - rows.start),
-            cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        )
+        size = (columns.stop - columns.start, rows.stop - rows.start)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         matrix = np.array([[c, -s, x], [s, c, y]])
         return cv2.warpAffine(
             self.tiles["fibres"], matrix, size, flags=flags, borderMode=cv2.BORDER_REFLECT
@@ -203,7 +213,8 @@ class Scene:
     def _lobules(self, cushion: float, box: Box | None = None) -> Plane:
         """Lobules of a size in units of u, foreshortened with the plane that they lie on."""
         rows, columns = box or self.whole
-        width, height = columns.stop - columns.start, rows.stop - rows.start
+        width = columns.stop - columns.start
+        height = rows.stop - rows.start
         density = 46 / cushion
         x, y = self.rng.uniform(0, TILE, 2)
         # Warped at half the resolution: they are smooth, and a warp is dear.
@@ -213,7 +224,8 @@ class Scene:
             @ np.linalg.inv(self.view.matrix)
             @ window
         )
-        half, flags = (width // 2 + 1, height // 2 + 1), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        half = (width // 2 + 1, height // 2 + 1)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         small = cv2.warpPerspective(
             self.tiles["lobules"], matrix, half, flags=flags, borderMode=cv2.BORDER_REFLECT
         )
@@ -286,7 +298,8 @@ class Scene:
                 shape.normal(0, 0.05 / k, 2) * np.cos(k * turns + shape.uniform(0, 6.3))
             ).astype(np.float32)
         angle = self.who.roll + 0.08 * shape.standard_normal()
-        c, s = np.cos(angle) * scale, np.sin(angle) * scale
+        c = np.cos(angle) * scale
+        s = np.sin(angle) * scale
         points = self.view.pixels(foot) + ring @ np.array([[c, s], [s, -c]])
         return blob(
             self.view,
@@ -299,7 +312,8 @@ class Scene:
 
     def _wall(self) -> None:
         """The dome over everything: muscle fibres under a fascia, nearer again towards the top."""
-        shape, name = self._shape("abdominal_wall"), "abdominal_wall"
+        shape = self._shape("abdominal_wall")
+        name = "abdominal_wall"
         us = np.linspace(-3.2, 3.2, 15)
         vs = 1.5 - 0.10 * us**2 + shape.normal(0, 0.045, 15) + 2 * self.who.moved[name][1]
         edge = self.view.pixels(
@@ -334,7 +348,8 @@ class Scene:
         """An upright organ with a smooth capsule."""
         if patch is None:
             return
-        clouds, grain = self.clouds[patch.box], self.grain[patch.box]
+        clouds = self.clouds[patch.box]
+        grain = self.grain[patch.box]
         albedo = self._tissue(name, np.float32(mottle) * clouds + np.float32(0.09) * grain)
         if veins:
             albedo = self._veined(albedo, 1.5, veins, patch.box)
@@ -417,7 +432,8 @@ class Scene:
         patch = tube(self.view, [(path, 0.135 * self.who.sized[name])])
         if patch is None:
             return
-        lobules, clouds = self._lobules(0.10, patch.box), self.clouds[patch.box]
+        lobules = self._lobules(0.10, patch.box)
+        clouds = self.clouds[patch.box]
         patch.inside += np.float32(self.unit) * (
             9 * (lobules - np.float32(0.6)) + np.float32(1.5) * clouds
         )
@@ -435,11 +451,9 @@ class Scene:
         )
         if patch is None:
             return
-        clouds, grain, lobules = (
-            self.clouds[patch.box],
-            self.grain[patch.box],
-            self._lobules(0.13, patch.box),
-        )
+        clouds = self.clouds[patch.box]
+        grain = self.grain[patch.box]
+        lobules = self._lobules(0.13, patch.box)
         folds = cv2.pow(np.abs(np.cos(patch.along * np.float32(1.35))), 8)
         albedo = self._tissue(name, 0.10 * clouds + 0.06 * grain - 0.25 * folds)
         albedo = self._veined(albedo, 1.7, 1.0, patch.box)
@@ -459,14 +473,16 @@ class Scene:
     def _small_intestine(self, centre: tuple[float, float], radii: tuple[float, float]) -> None:
         """One long tube laid in loops that touch."""
         name = "small_intestine"
-        shape, radius = self._shape(name), 0.105 * self.who.sized[name]
+        shape = self._shape(name)
+        radius = 0.105 * self.who.sized[name]
         rows = max(3, round(2 * radii[1] / (1.6 * radius)))
         turn = shape.normal(0.6, 0.8)
         points = []
         for i, y in enumerate(np.linspace(-radii[1], radii[1], rows)):
             reach = radii[0] * np.sqrt(1.1 - (y / radii[1]) ** 2 * 0.7) * shape.uniform(0.75, 1.1)
             points += [(x, y) for x in np.linspace(-reach, reach, 5) * (1 if i % 2 else -1)]
-        c, s = np.cos(turn), np.sin(turn)
+        c = np.cos(turn)
+        s = np.sin(turn)
         path = np.array(points) @ np.array([[c, s], [-s, c]]) + shape.normal(
             0, 0.055, (len(points), 2)
         )
@@ -505,7 +521,8 @@ class Scene:
 
     def _veins(self) -> None:
         """A trunk in the mesentery that divides towards the gut."""
-        name, shape = "intestinal_veins", self._shape("intestinal_veins")
+        name = "intestinal_veins"
+        shape = self._shape("intestinal_veins")
         trunk = self._path(
             name, [(0.22, 1.15), (0.08, 0.9), (-0.08, 0.64), (-0.12, 0.36), (-0.1, 0.0)], 0.03
         )
@@ -522,7 +539,8 @@ class Scene:
     def _artery(
         self, path: list[tuple[float, float]], branches: list[tuple[int, float, float]]
     ) -> None:
-        name, shape = "inferior_mesenteric_artery", self._shape("inferior_mesenteric_artery")
+        name = "inferior_mesenteric_artery"
+        shape = self._shape("inferior_mesenteric_artery")
         trunk = self._path(name, path, 0.03)
         paths = [(trunk, 0.030)]
         for i, u, v in branches:
@@ -539,8 +557,10 @@ class Scene:
 
     def _glands(self) -> None:
         """A pair of small convoluted tubes."""
-        name, shape = "vesicular_glands", self._shape("vesicular_glands")
-        steps, paths = np.arange(9), []
+        name = "vesicular_glands"
+        shape = self._shape("vesicular_glands")
+        steps = np.arange(9)
+        paths = []
         for side in (-1, 1):
             u = 0.1 + side * (0.055 + 0.052 * steps)
             v = (
@@ -610,11 +630,9 @@ class Scene:
             return
         height, width = self.view.size
         y, x = np.ogrid[:height, :width]
-        cx, cy, reach = (
-            width * self.rng.uniform(0.2, 0.8),
-            height * self.rng.uniform(0.3, 0.9),
-            height * 0.3,
-        )
+        cx = width * self.rng.uniform(0.2, 0.8)
+        cy = height * self.rng.uniform(0.3, 0.9)
+        reach = height * 0.3
         away = (np.hypot(x - cx, 1.5 * (y - cy)) / reach).astype(np.float32)
         pool = np.clip(
             1.6 * (self._texture("clouds", 0.9) + np.float32(0.9) - 2 * away), 0, 0.8

@@ -140,7 +140,8 @@ def _axis(
 ) -> NDArray[np.floating]:
     """Rows of x, y, radius, length in radii, step along x and y, and nearness, in pixels, down the axis of a tube."""
     line = spline(path)
-    spots, widths = view.pixels(line), np.maximum(view.scale(line) * radius, least)
+    spots = view.pixels(line)
+    widths = np.maximum(view.scale(line) * radius, least)
     step = np.gradient(spots, axis=0)
     length = np.cumsum(np.hypot(step[:, 0], step[:, 1]) / widths)
     if haustra:

@@ -96,7 +96,8 @@ def textures(seed: int) -> dict[str, Plane]:
     size = (TILE, TILE)
     clouds = fractal(rng, size, [(c, c) for c in (128, 64, 32, 16, 8)])
     fibres = fractal(rng, size, [(5, 90), (9, 140), (3, 40), (24, 200)])
-    coarse, fine = _lobules(rng, 46, clouds), _lobules(rng, 20, clouds)
+    coarse = _lobules(rng, 46, clouds)
+    fine = _lobules(rng, 20, clouds)
     return {
         "clouds": clouds,
         "grain": fractal(rng, size, [(c, c) for c in (12, 6, 3)]),

@@ -29,7 +29,8 @@ FRAMES = 32
 class _Answers:
     """Stored answers without the cost of reading them, which ``mtkd benchmark store`` measures."""
 
-    views, view_seed = 0, 0
+    views = 0
+    view_seed = 0
 
     def __init__(self, teachers: int, size: tuple[int, int]) -> None:
         shape = (teachers, 2, -(-size[0] // 4), -(-size[1] // 4))
@@ -79,7 +80,8 @@ def measure(size: tuple[int, int], teachers: int, rounds: int) -> dict[str, Any]
 
 
 def _frames(places: Places) -> list[Frame]:
-    frames, labels = places.prepared_frames, places.prepared_labels
+    frames = places.prepared_frames
+    labels = places.prepared_labels
     images = sorted((frames / "train" / ANATOMY / "01").glob("*.png"))
     masks = [labels / image.relative_to(frames) for image in images]
     return [
@@ -93,7 +95,8 @@ def _measured(
 ) -> dict[str, Any]:
     plain = FrameDataset(frames, [ANATOMY], 1)
     taught = FrameDataset(frames, [ANATOMY], 1, _Answers(teachers, size))
-    pixels, label = load_frame(frames[0].image), load_label(frames[0].label)
+    pixels = load_frame(frames[0].image)
+    label = load_label(frames[0].label)
     moves = [sample(1, 0, frame.id, size) for frame in frames]
 
     def fastest(call: Callable[[int], object]) -> float:

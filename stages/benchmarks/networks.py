@@ -64,7 +64,8 @@ def run(
 
 
 def _compared(forms: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    looped, joined = forms["looped"], forms["joined"]
+    looped = forms["looped"]
+    joined = forms["joined"]
     return {
         **forms,
         "speedup": round(looped["milliseconds"] / joined["milliseconds"], 2),
@@ -73,7 +74,8 @@ def _compared(forms: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]], decoders: int) -> None:
-    (train, (height, width)), (_, (h, w)) = SHAPES["train"], SHAPES["infer"]
+    (train, (height, width)) = SHAPES["train"]
+    (_, (h, w)) = SHAPES["infer"]
     table = Table(
         title=f"{decoders} decoders; train: {train} frames of {width}x{height}; infer: one of {w}x{h}"
     )
@@ -82,7 +84,8 @@ def _print(rows: list[dict[str, Any]], decoders: int) -> None:
     for column in ("looped ms", "joined ms", "times as fast", "looped MiB", "joined MiB"):
         table.add_column(column, justify="right")
     for row in rows:
-        looped, joined = row["looped"], row["joined"]
+        looped = row["looped"]
+        joined = row["joined"]
         table.add_row(
             row["architecture"],
             row["task"],

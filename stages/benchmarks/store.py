@@ -42,7 +42,8 @@ from stages.stores.reader import TeacherLogits
 
 OUTPUT = Path("results/benchmark_store.json")
 TEACHERS = 11
-FULL, SMALL = (512, 640), (128, 160)  # rows, columns of frames
+FULL = (512, 640)
+SMALL = (128, 160)  # rows, columns of frames
 
 
 @mendable("choose another --device, such as cpu")

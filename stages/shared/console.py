@@ -92,7 +92,8 @@ def _pace(speed: float) -> str:
 
 
 def _lines(what: str) -> Step:
-    last, rate = monotonic(), _Rate()
+    last = monotonic()
+    rate = _Rate()
 
     def step(done: int, total: int, note: str = "") -> None:
         nonlocal last

@@ -34,7 +34,8 @@ def say_handover(machine: Machine, batch: Callable[[], int]) -> None:
         machine: devices and loader workers.
         batch: bytes of what a loader process loads at once.
     """
-    processes, free = machine.workers * machine.devices, shared_memory()
+    processes = machine.workers * machine.devices
+    free = shared_memory()
     if not processes or free is None:
         return
     wanted = needed(batch(), processes)

@@ -127,7 +127,8 @@ def _room(project: Project) -> list[str]:
     params = project.params
     stride = create_model(params.teacher.arch, 1).output_stride
     height, width = (-(-n // stride) for n in params.data.image_size)
-    frames, anatomies = len(project.distillation_frames()), len(params.data.anatomies)
+    frames = len(project.distillation_frames())
+    anatomies = len(params.data.anatomies)
     try:
         require_space(
             project, anatomies * cache.estimate(frames, max(1, params.cache.views), (height, width))
