@@ -189,7 +189,7 @@ def _without_partner(
 
 
 def _pairs(folder: Path, images: Mapping[str, Path], masks: Mapping[str, Path]) -> list[Source]:
-    """The frames of a surgery's folder that have a mask, in order; links to nothing are left out."""
+    """Frames with a mask of a surgery's folder, in order; links to nothing are left out."""
     numbers = sorted(images.keys() & masks.keys(), key=lambda number: (int(number), number))
     return [
         Source(folder.parent.name, folder.name, f"image{n}", images[n], masks[n])
@@ -337,7 +337,7 @@ def _files(sources: Iterable[Source]) -> Iterator[Path]:
 def _candidates(
     roots: Iterable[Path], groups: Iterable[Path], surgeries: Iterable[Path]
 ) -> Iterator[Path]:
-    """Pictures and archives in the roots, files of groups of surgeries, and all in the surgeries."""
+    """Pictures and archives in the roots, files of groups of surgeries, all in surgeries."""
     for root in roots:
         yield from (path for path in entries(root) if _is_picture(path) or _is_archive(path))
     for group in groups:
@@ -381,7 +381,7 @@ def linked_folders(sources: Sequence[Source]) -> list[Path]:
 
 
 def scan_unlabelled(root: Path, splits: Splits) -> tuple[list[Source], list[str]]:
-    """All frames of a folder ``<root>/<surgery>/*.png``, in order, and what is wrong with the folders.
+    """All frames ``<root>/<surgery>/*.png``, in order, and what is wrong with the folders.
 
     Masks beside them are passed over.
 

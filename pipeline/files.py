@@ -1,4 +1,7 @@
-"""Folders read by one rule; files written so that a reader sees the old one or the whole new one, never a part."""
+"""Folders read by one rule, and files written whole.
+
+A reader sees the old file or the whole new one, never a part.
+"""
 
 import errno
 import json
@@ -17,13 +20,15 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 # What macOS, Windows and network storage put into folders, beside hidden files; in lower case.
 _OF_SYSTEMS = {
-    "@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini",
-    "$recycle.bin", "system volume information", "lost+found", "network trash folder", "temporary items", "icon\r",
+    "@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "thumbs.db", "ehthumbs.db",
+    "desktop.ini",
+    "$recycle.bin", "system volume information", "lost+found", "network trash folder",
+    "temporary items", "icon\r",
 }  # fmt: skip
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a file or folder is not the user's: hidden, or made by macOS, Windows or network storage."""
+    """Whether a file is not the user's: hidden, or made by macOS, Windows or network storage."""
     return path.name.startswith((".", "~$")) or path.name.lower() in _OF_SYSTEMS
 
 
@@ -38,7 +43,9 @@ def folders(folder: Path) -> list[Path]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, in order, without hidden ones; linked folders are entered, each folder once.
+    """All files below a folder, in order, without hidden ones.
+
+    Linked folders are entered, each folder once.
 
     A folder that was entered before under another name stands for its files.
     """
@@ -56,7 +63,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def kinds(files: Iterable[Path]) -> str:
-    """Files counted by kind with the first of each, such as ``2 .txt (a/b.txt, a/d.txt), 1 folder (a/c)``."""
+    """Files counted by kind with the first of each: ``2 .txt (a/b.txt, a/d.txt), 1 folder (a/c)``."""
     by_kind: dict[str, list[Path]] = {}
     for file in files:
         by_kind.setdefault(_kind(file), []).append(file)
@@ -129,7 +136,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def emptied(folder: Path) -> Path:
-    """An empty folder; it is created if need be, and stays the link or the mount point that it may be.
+    """An empty folder, created if need be; a link or a mount point stays one.
 
     Raises:
         OSError: something in it cannot be removed.

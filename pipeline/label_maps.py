@@ -92,7 +92,7 @@ def _without_label(data: Path) -> list[str]:
 
 
 def _names(data: Path, anatomies: Sequence[str]) -> tuple[Sequence[str], str]:
-    """What the values 1, 2, ... mean, and who says so. Names are spelt as those of the anatomies."""
+    """What the values 1, 2, ... mean, spelt as the anatomies are, and who says so."""
     file = anatomies_file(data)
     if file is None:
         return anatomies, "the checkpoint (there is no anatomies.txt)"
@@ -126,7 +126,8 @@ def _read_map(path: Path, number: str, highest: int, source: str) -> NDArray[np.
     if colour != _GREY or bits < 8 or values.ndim != 2:
         raise DataError(
             [
-                f"{path}: is a colour, palette or {bits}-bit image; expected one channel of 8 or 16 bits"
+                f"{path}: is a colour, palette or {bits}-bit image; "
+                "expected one channel of 8 or 16 bits"
             ]
         )
     height, width = read_frame(image).shape[:2]

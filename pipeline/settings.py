@@ -125,7 +125,7 @@ class Phantom(Settings):
 
 
 def _can_name_an_anatomy(name: str) -> bool:
-    """Whether a name can be a folder, an item of a DVC stage, and a word of a shell's command in double quotes."""
+    """Whether a name can be a folder, a DVC stage's item, and a shell's word in double quotes."""
     return bool(re.fullmatch(r"(?![.\- ])[^/@:$`\\'\"\x00-\x1f\x7f]{1,100}(?<! )", name))
 
 
@@ -206,7 +206,10 @@ class Cache(Settings):
 
 
 class Distill(Settings):
-    """Section ``distill``: L = L_CE + weight * L_KL, at this temperature, softmax over pixels or classes."""
+    """Section ``distill``: L = L_CE + weight * L_KL.
+
+    The softmax is over pixels or classes, at this temperature.
+    """
 
     temperature: Annotated[Number, Field(ge=0.01)]
     weight: Annotated[Number, Field(ge=0)]

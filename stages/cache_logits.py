@@ -1,4 +1,4 @@
-"""Stage ``cache_logits``: the logits of teachers on every training frame of all anatomies, each in its store."""
+"""Stage ``cache_logits``: each teacher's logits on all training frames, in its store."""
 
 from collections.abc import Sequence
 from time import perf_counter

@@ -39,7 +39,7 @@ Masks = dict[str, NDArray[np.bool_]]  # by a frame's id
 
 @mendable("lower evaluate.batch_size, or choose another --device")
 def run(project: Project, machine: Machine) -> None:
-    """Write metrics/evaluate.json, its summary, tables, what plots and report need, and pictures."""
+    """Write metrics, their summary, tables, pictures, and what plots and the report need."""
     params = project.params
     anatomies = project.anatomies
     frames = project.frames_of("test")

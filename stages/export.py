@@ -1,4 +1,4 @@
-"""``mtkd export``: a checkpoint as ONNX and OpenVINO files, compared with it before they are delivered."""
+"""``mtkd export``: a checkpoint as ONNX and OpenVINO files, each compared with it first."""
 
 import shutil
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""``mtkd import-teacher``: what was trained elsewhere takes the place of a teacher that would be trained here.
+"""``mtkd import-teacher``: what was trained elsewhere, in place of a teacher trained here.
 
 Either a checkpoint of this project, or the answers of any other model as a store.
 """
@@ -96,7 +96,7 @@ def _import_checkpoint(project: Project, anatomy: str, source: Path) -> None:
 
 
 def _import_store(project: Project, anatomy: str, source: Path) -> None:
-    """Copy the logits, each checked, into a store that belongs to this project's frames and settings."""
+    """Copy the logits, each checked, into a store of this project's frames and settings."""
     (plan,) = make_plans(project, [anatomy])
     given = cache.open_store(source)
     _require_fit(given, plan)
@@ -131,7 +131,7 @@ class _Copied:
 
 
 def _require_fit(given: cache.Store, plan: StorePlan) -> None:
-    """Refuse answers of another teacher, to other frames than the student will see, or on a grid of their own.
+    """Refuse logits of another teacher, of other frames, or on another grid.
 
     Raises:
         MtkdError: says what differs.

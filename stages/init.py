@@ -25,7 +25,7 @@ def run(preset: str, data_root: Path | None, force: bool) -> None:
     text = (folder / f"{preset}.yaml").read_text()
     if data_root is not None:
         if not data_root.is_dir():
-            raise MtkdError(f"--data-root {data_root} is no folder")
+            raise MtkdError(f"--data-root {data_root} is not a folder")
         # Absolute: an experiment in a temporary copy of the project must find it, too.
         text = re.sub(
             r"(?m)^  root: .*$", lambda _: f"  root: {data_root.resolve()}", text, count=1

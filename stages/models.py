@@ -25,7 +25,7 @@ LICENCES = {
 
 
 def run(decoders: int, as_json: bool) -> None:
-    """Print one row for N networks with one decoder each, and one for one network with N decoders."""
+    """Print a row for N networks with one decoder each, and one for N decoders."""
     rows = [_row(name, form, decoders) for name in ARCHITECTURES for form in ("separate", "shared")]
     if as_json:
         print(json.dumps(rows, indent=2))

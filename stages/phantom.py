@@ -1,4 +1,4 @@
-"""Stage ``phantom``: write the embedded data set, a procedural laparoscopic phantom in DSAD's layout."""
+"""Stage ``phantom``: the embedded data set, a procedural phantom in DSAD's layout."""
 
 from pipeline.files import emptied
 from pipeline.phantom import write_phantom

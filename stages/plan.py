@@ -178,7 +178,7 @@ def _steps(frames: int, settings: Training) -> int:
 
 
 def makespan(seconds: Sequence[float], devices: int) -> float:
-    """Time until the last of several jobs ends, if each free device takes the longest one that is left."""
+    """Time until the last job ends, if each free device takes the longest that is left."""
     ends = [0.0] * devices
     for one in sorted(seconds, reverse=True):
         heapq.heapreplace(ends, ends[0] + one)

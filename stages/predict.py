@@ -316,7 +316,10 @@ def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
 def _frozen(
     network: Network, device: torch.device, frame: NDArray[np.uint8], size: tuple[int, int]
 ) -> Frozen:
-    """The network as it is asked: on CUDA in half precision, unless it decides otherwise so on a frame."""
+    """The network for inference.
+
+    On CUDA it is in half precision, unless that gives other masks on a frame.
+    """
     if device.type == "cuda":
         half = Frozen(network, device, torch.float16)
         shown = torch.from_numpy(as_batch(frame)).to(device).float()
@@ -329,7 +332,10 @@ def _frozen(
 
 
 class _OneSize:
-    """Masks of frames (1, 3, H, W); sizes may change, and of one that stays all kernels are launched at once."""
+    """Masks of frames (1, 3, H, W).
+
+    Sizes may change; of one that stays, all kernels are launched at once.
+    """
 
     def __init__(self, frozen: Frozen, device: torch.device, network_size: tuple[int, int]) -> None:
         self.frozen = frozen
@@ -366,7 +372,7 @@ class _OneSize:
 
 @contextmanager
 def _stopped_as_by_hand() -> Iterator[None]:
-    """What ends a program from outside, or closes its terminal, ends it as Ctrl-C does: what was written stays."""
+    """Signals that end a program act as Ctrl-C does: what was written stays."""
     before = {number: signal(number, default_int_handler) for number in (SIGTERM, SIGHUP)}
     try:
         yield
@@ -390,7 +396,7 @@ def _writer(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
 
 @contextmanager
 def _one_video(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
-    """A video of overlays; what stops it leaves what was written until then in place, and says so."""
+    """A video of overlays; what stops it keeps what was written, and says so."""
     if output.suffix.lower() != ".mp4" or output.is_dir():
         raise MtkdError(
             f"--output {output}: overlays of a video are a file, expected a name that ends in .mp4"
@@ -441,7 +447,7 @@ def _numbered_frames(source: Path, output: Path, drawing: Drawing) -> Iterator[W
 
 
 def _place(source: Path, name: str, output: Path) -> Path:
-    """Where a frame's files go, without a suffix: as the folder of frames is, or numbered as in the video."""
+    """Where a frame's files go, without a suffix: as in its folder, or by its number."""
     if is_video(source):
         return output / f"frame{int(name.rsplit(' ', 1)[1]):06d}"
     path = Path(name)

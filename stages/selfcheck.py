@@ -1,4 +1,6 @@
-"""``mtkd selfcheck``: whether this machine's device computes what a CPU does, from a forward pass to a whole run.
+"""``mtkd selfcheck``: whether this machine's device computes what a CPU does.
+
+From a forward pass to a whole run.
 
 Everything is small and made up; it happens in a temporary folder, and no file of the project is
 read or written.
@@ -50,12 +52,15 @@ LIMITS = {
 # Dice, in percent, by which the same student's test frames may differ from one device to another.
 DICE = 0.1
 REMEDIES = {
-    "device": "install a torch that fits the driver (https://pytorch.org/get-started), or go on with --device cpu",
-    "network": "update torch and the driver; until then use --device cpu, and tell us: this must not happen",
+    "device": "install a torch that fits the driver (https://pytorch.org/get-started), "
+    "or go on with --device cpu",
+    "network": "update torch and the driver; until then use --device cpu, and tell us: "
+    "this must not happen",
     "precision": "use precision: 32-true in params.yaml",
     "training": "use precision: 32-true, and see whether the networks above agree",
     "resume": "look at what the training says with `mtkd --debug`; runs start anew until then",
-    "store": "use cache.precision: 32-true; `mtkd cache verify --recompute` tells by how much logits differ",
+    "store": "use cache.precision: 32-true; `mtkd cache verify --recompute` tells by how much "
+    "logits differ",
     "export": "pip install 'mtkd[deploy]' again; run `mtkd export` on another machine",
 }
 
@@ -215,7 +220,8 @@ def _device(trial: Trial) -> Iterator[Check]:
         yield Check("device", True, where, "device")
         return
     free, total = (size / 2**30 for size in torch.cuda.mem_get_info(trial.device))
-    driver = f"{torch.cuda.device_count()} devices, {free:.0f} of {total:.0f} GiB free, CUDA {torch.version.cuda}"
+    count = torch.cuda.device_count()
+    driver = f"{count} devices, {free:.0f} of {total:.0f} GiB free, CUDA {torch.version.cuda}"
     yield Check("device", free > 2, f"{where}, {driver}", "device")
 
 
@@ -289,7 +295,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 @torch.inference_mode()
 def _frozen_check(network: Network, architecture: str, device: torch.device) -> Check:
-    """The form that predicts: pixels of its masks that differ where the network's own margin is not close to 0."""
+    """The frozen form: pixels of its masks that differ where the margin is not close to 0."""
     frames = _frames(1)
     network = network.eval()
     expected = network.margins(frames)
@@ -306,7 +312,7 @@ def _frozen_check(network: Network, architecture: str, device: torch.device) -> 
 
 
 def _graph_check(network: Network, architecture: str, device: torch.device) -> Check:
-    """The same as one graph, while other tensors come and go: the graph must own all that it reads."""
+    """The same as a graph, while other tensors come and go: it must own all that it reads."""
     frames = _frames(1)
     name = f"{architecture} graph"
 

@@ -1,4 +1,4 @@
-"""Stage ``train_teacher``: one network with one decoder, on one anatomy's frames (paper, stage 1)."""
+"""Stage ``train_teacher``: a network with one decoder, on one anatomy (paper, stage 1)."""
 
 from pipeline.machine import Machine
 from pipeline.training import supervised

@@ -69,7 +69,7 @@ def run(project: Project, anatomies: Sequence[str], jobs: int | None, machine: M
 
 
 def _repro(project: Project, what: list[str], environment: dict[str, str]) -> bool:
-    """Run DVC and pass on what it says, a line at a time, so that lines of several processes stay whole."""
+    """Run DVC, and pass on what it says line by line: lines of several processes stay whole."""
     with subprocess.Popen(
         [*DVC, *what],
         cwd=project.root,

@@ -1,4 +1,4 @@
-"""``mtkd benchmark loading``: how fast one core brings training frames from the disk to augmented tensors."""
+"""``mtkd benchmark loading``: training frames from the disk to augmented tensors, on one core."""
 
 import tempfile
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""``mtkd benchmark networks``: decoders computed together against decoders one after another, in the same run."""
+"""``mtkd benchmark networks``: batched against sequential decoders, in the same run."""
 
 from itertools import product
 from pathlib import Path
@@ -77,7 +77,8 @@ def _print(rows: list[dict[str, Any]], decoders: int) -> None:
     (train, (height, width)) = SHAPES["train"]
     (_, (h, w)) = SHAPES["infer"]
     table = Table(
-        title=f"{decoders} decoders; train: {train} frames of {width}x{height}; infer: one of {w}x{h}"
+        title=f"{decoders} decoders; train: {train} frames of {width}x{height}; "
+        f"infer: one of {w}x{h}"
     )
     for column in ("network", "task", "precision"):
         table.add_column(column)

@@ -1,4 +1,4 @@
-"""``mtkd benchmark store``: what writing costs beside the teacher, and reading beside asking it, all in one run."""
+"""``mtkd benchmark store``: writing and reading logits against the teachers' inference."""
 
 import shutil
 import tempfile
@@ -75,7 +75,7 @@ def run(frames: int, output: Path, machine: Machine) -> None:
 
 @contextmanager
 def _example_project(size: tuple[int, int], frames: int, anatomies: int) -> Iterator[Project]:
-    """A project in a temporary folder: prepared frames, and SegFormer-B0 teachers with random weights."""
+    """A temporary project: prepared frames, and SegFormer-B0 teachers with random weights."""
     names = [f"organ{i}" for i in range(anatomies)]
     with tempfile.TemporaryDirectory() as folder:
         _write_params(Path(folder), names, size)
@@ -98,7 +98,7 @@ def _write_params(folder: Path, anatomies: list[str], size: tuple[int, int]) -> 
 
 
 def _write_frames(project: Project, frames: int, size: tuple[int, int]) -> None:
-    """Frames of one surgery, in turn of each anatomy, and the lists of them that ``prepare`` writes."""
+    """Frames of one surgery, in turn of each anatomy, and their lists as of ``prepare``."""
     names = project.anatomies
     for i in range(frames):
         write_example(project, names[i % len(names)], i, size)
@@ -143,7 +143,10 @@ def _writing(project: Project, machine: Machine) -> dict[str, float]:
 
 
 def _reading(frames: int, machine: Machine) -> dict[str, float]:
-    """One frame's logits of eleven teachers at 128x160: read, check, decode and warp; or ask the teachers instead."""
+    """One frame's logits of eleven teachers at 128x160: from the stores, or from the teachers.
+
+    From the stores they are read, checked, decoded and warped.
+    """
     grid = (FULL[0] // 4, FULL[1] // 4)
     ids = [f"organ/01/image{i:02d}" for i in range(frames)]
     with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +199,7 @@ def _read_and_warp(reader: TeacherLogits, frame: str, pixels: int) -> NDArray[np
 
 
 def _training(project: Project, machine: Machine) -> dict[str, float]:
-    """An epoch of a SegFormer-B0 student at 160x128 from the stores, against one without distillation."""
+    """An epoch of a SegFormer-B0 student at 160x128, with the stores and without."""
     params = project.params
     write_local_stores(make_plans(project, []), machine)
     frames = project.frames_of("train")

@@ -1,1 +1,1 @@
-"""What all verbs share: settings, paths, the screen, results of earlier stages, one training run."""
+"""What all verbs share: project, settings, the screen, earlier results, a training run."""

@@ -1,4 +1,4 @@
-"""What the machine and a cluster's variables mean for the work ahead: a line for each finding, before it begins."""
+"""What the machine and a cluster's variables mean for the work ahead, said before it begins."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from stages.shared.console import readable, say
 
 
 def say_environment(machine: Machine) -> None:
-    """Say where temporary files go instead, and whether others leave the cores that this work takes.
+    """Say where temporary files go instead, and whether the cores are free.
 
     Args:
         machine: devices and loader workers.

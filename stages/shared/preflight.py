@@ -1,4 +1,7 @@
-"""What later stages need on this machine, tried once before the first training: it may be days until they run."""
+"""What later stages need on this machine, tried before the first training.
+
+It may be days until they run.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -20,13 +23,14 @@ from stages.shared.project import Project
 
 # The stages to come, and the libraries that they import only when they need them.
 NEEDED = (
-    "stages.cache_logits", "stages.train_student", "stages.evaluate", "stages.benchmark", "stages.report",
+    "stages.cache_logits", "stages.train_student", "stages.evaluate", "stages.benchmark",
+    "stages.report",
     "monai.metrics", "scipy.stats", "albumentations",
 )  # fmt: skip
 
 
 def preflight(project: Project) -> None:
-    """Import what later stages import, build the student, export it at the configured size, look at the disk.
+    """Import what later stages import, build and export the student, look at the disk.
 
     Once for the same libraries and settings. A student that `mtkd export` would refuse, and a disk
     that may be too small, are warnings.
@@ -69,11 +73,12 @@ def _imports() -> Iterator[str]:
         try:
             import_module(module)
         except Exception as error:  # whatever a broken library raises
-            yield f"{module} cannot be imported ({type(error).__name__}: {error}): install its package again"
+            reason = f"{type(error).__name__}: {error}"
+            yield f"{module} cannot be imported ({reason}): install its package again"
 
 
 def _student(params: Params, problems: list[str]) -> Network | None:
-    """The student, whose weights may have to come from somewhere; None if they are those of a network to be trained."""
+    """The student with its initial weights; None if these are still to be trained."""
     settings = params.student
     start = Path(settings.pretrained)
     if start.suffix == ".safetensors" and not start.exists():

@@ -1,4 +1,4 @@
-"""A project: its folder, its settings, and where everything lies in it. dvc.yaml names the same paths."""
+"""A project: its folder, its settings, and where everything lies, as dvc.yaml names it."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -142,7 +142,7 @@ class Project(Places):
         return super().frames_of(split, self.anatomies if anatomies is None else anatomies)
 
     def distillation_frames(self) -> list[Frame]:
-        """What the teachers' logits are stored of: all training frames, then those without a mask."""
+        """The frames of the stores: all training frames, then those without a mask."""
         return self.frames_of("train") + list_unlabelled(self.prepared_frames)
 
 

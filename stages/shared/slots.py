@@ -35,7 +35,7 @@ def slots(jobs: int | None, kind: str) -> list[Slot]:
 
 @contextmanager
 def environment(slot: Slot) -> Iterator[None]:
-    """Variables of the environment for processes that are started meanwhile: CUDA reads them once, at its start."""
+    """Variables for processes that are started meanwhile: CUDA reads them at its start."""
     before = dict(os.environ)
     os.environ.update(slot)
     try:

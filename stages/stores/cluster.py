@@ -1,4 +1,4 @@
-"""``cache-logits --scheduler``: the workers of a dask.distributed cluster run inference, this process writes.
+"""``cache-logits --scheduler``: workers of a dask.distributed cluster infer, this process writes.
 
 A task is one teacher on one shard of frames. A worker keeps its teacher from task to task and holds
 one at a time. The logits come back here, where each store has its one writer: the same bytes as
@@ -185,10 +185,10 @@ def _teacher(checkpoint: tuple[str, str]) -> Network:
 
 @cache
 def _machine() -> Machine:
-    """The GPU of this worker, by its place among the workers of its host, and its share of the cores; else the CPU.
+    """This worker's GPU and its share of the cores; else the CPU.
 
-    Found at the first task and kept: when another worker dies, the places of those that live
-    change.
+    By its place among the workers of its host. Found at the first task and kept: when another
+    worker dies, the places of those that live change.
     """
     if not torch.cuda.is_available():
         return Machine("auto", 0)

@@ -65,4 +65,5 @@ def misfit_line(one: Store, anatomy: str, expected: Mapping[str, object]) -> str
     found = misfits(one.attributes, anatomy, expected)
     if not found:
         return ""
-    return f"{one.path} does not fit: {', '.join(found.values())}; run `dvc repro cache_logits@{anatomy}`"
+    problems = ", ".join(found.values())
+    return f"{one.path} does not fit: {problems}; run `dvc repro cache_logits@{anatomy}`"

@@ -1,4 +1,4 @@
-"""A teacher that is not here: only its answers were imported. A file without weights stands for its checkpoint."""
+"""Teachers whose logits alone were imported: a file without weights stands for the checkpoint."""
 
 from pathlib import Path
 

@@ -146,7 +146,7 @@ def make_plans(project: Project, anatomies: list[str]) -> list[StorePlan]:
 
 
 def was_imported(plan: StorePlan) -> bool:
-    """Whether the teacher's logits came from elsewhere, so that nothing can be computed; said then."""
+    """Whether the logits came from elsewhere, so that nothing can be computed; said then."""
     imported = is_imported(plan.checkpoint)
     if imported:
         say(f"{plan.anatomy}: its teacher's logits were imported, {plan.path} is left as it is")

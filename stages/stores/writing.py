@@ -20,7 +20,7 @@ Prediction = tuple[NDArray[np.float32], list[int]]
 
 
 class Predictions(Protocol):
-    """Where the logits of a store come from: a teacher in this process, a cluster, another store."""
+    """Where a store's logits come from: a teacher here, a cluster, another store."""
 
     @property
     def grid(self) -> tuple[int, int]:

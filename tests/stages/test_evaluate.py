@@ -259,7 +259,7 @@ def test_what_evaluate_refuses(run, tmp_path):
     assert "go together" in mtkd("evaluate", "--checkpoint", checkpoint, code=2)
     assert "holds none of the checkpoint's anatomies" in measured(tmp_path, "out", code=1)
     assert "nosuch does not exist" in measured("nosuch", "out", code=1)
-    assert "params.yaml is no folder" in measured("params.yaml", "out", code=1)
+    assert "params.yaml is not a folder" in measured("params.yaml", "out", code=1)
     assert "--output params.yaml: params.yaml is a file" in measured(
         tmp_path, "params.yaml", code=1
     )
