@@ -163,7 +163,7 @@ def test_init_puts_a_preset_in_place(tmp_path, monkeypatch):
     mtkd("init", "--preset", "demo", "--force")
     assert (tmp_path / "params.yaml.bak").read_text() == text
     assert "demo, paper" in mtkd("init", "--preset", "none", "--force", code=1)
-    assert "is no folder" in mtkd(
+    assert "is not a folder" in mtkd(
         "init", "--preset", "paper", "--data-root", "nowhere", "--force", code=1
     )
 
