@@ -1,7 +1,7 @@
-"""The objective of the distilled student: L = sum over anatomies of L_CE + weight * L_KL (paper, Equation 3).
+"""The objective of the distilled student (paper, Equation 3).
 
-The paper prints a product of the two losses. This is the sum, as in Shu et al. (2021), on whose
-implementation the paper says it builds.
+L = sum over anatomies of L_CE + weight * L_KL. The paper prints a product of the two losses. This
+is the sum, as in Shu et al. (2021), on whose implementation the paper says it builds.
 """
 
 from typing import Literal
@@ -48,16 +48,22 @@ def distilled(supervised: Objective, settings: Distill) -> Objective:
 def on_one_grid(
     student: Tensor, teachers: Tensor, valid: Tensor, grid: Literal["stores", "student"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Student (B, N, 2, h, w), teachers (B, N, 2, H, W) and valid (B, H, W) bool, all on the grid that is asked for.
+    """Logits of student and teachers, and the valid cells, all on one grid.
 
     On the stores' grid the student's logits are averaged over a cell, so what lies within one is
     left to the labels. On the student's, if that is finer, stored logits are interpolated, and what
     lies between valid cells alone is valid.
+
+    Args:
+        student: (B, N, 2, h, w).
+        teachers: (B, N, 2, H, W).
+        valid: (B, H, W) bool, cells of ``teachers``.
+        grid: whose grid.
     """
-    stored, own = (teachers.shape[-2], teachers.shape[-1]), (student.shape[-2], student.shape[-1])
-    if grid == "stores" or own[0] <= stored[0] or own[1] <= stored[1]:
+    stored = (teachers.shape[-2], teachers.shape[-1])
+    native = (student.shape[-2], student.shape[-1])
+    if grid == "stores" or native[0] <= stored[0] or native[1] <= stored[1]:
         return resize(student, stored), teachers, valid
-    unknown = F.interpolate(
-        (~valid)[:, None].float(), size=own, mode="bilinear", align_corners=False
-    )[:, 0]
-    return student, resize(teachers.float(), own), unknown == 0
+    invalid = (~valid)[:, None].float()
+    invalid = F.interpolate(invalid, size=native, mode="bilinear", align_corners=False)[:, 0]
+    return student, resize(teachers.float(), native), invalid == 0

@@ -1,4 +1,4 @@
-"""What the machine grants this process: cores, temporary files, shared memory, and what other programs leave of them.
+"""What the machine grants this process: cores, temporary files and shared memory.
 
 Nothing here prints: a function returns a line for the screen, or raises.
 """
@@ -17,22 +17,30 @@ from pipeline.errors import MtkdError
 
 SHARED_MEMORY = Path("/dev/shm")
 SOCKET_PATH = 103  # bytes that the path of a socket may have: 107 on Linux, 103 on macOS
-SOCKET_FOLDER, SOCKET_NAME = "/pymp-xxxxxxxx", "/listener-xxxxxxxx"  # what multiprocessing appends
+# What multiprocessing appends.
+SOCKET_FOLDER = "/pymp-xxxxxxxx"
+SOCKET_NAME = "/listener-xxxxxxxx"
 SHORT_FOLDERS = ("/tmp", "/var/tmp")
 MOST_LOADERS = 8  # more than one GPU takes frames from
 WINDOW = 0.3  # seconds in which the load of other programs is measured
 
 
 def cores() -> int:
-    """Processor cores that this process may use, by its affinity (taskset, SLURM) and its container's quota."""
-    allowed = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Processor cores that this process may use.
+
+    By its affinity (taskset, SLURM) and its container's quota.
+    """
+    allowed = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
     return max(1, math.ceil(min(allowed, _quota())))
 
 
 def loaders(processes: int) -> int:
-    """Loader processes for each of so many processes that compute on GPUs side by side: its cores, at most 8."""
+    """Loader processes for each of so many processes that compute on GPUs side by side.
+
+    As many as each has cores, at most 8.
+    """
     return max(1, min(MOST_LOADERS, cores() // processes))
 
 
@@ -52,10 +60,10 @@ def _quota() -> float:
 
 
 def busy_cores() -> float | None:
-    """How many of the cores that this process may use are busy with other programs; None where the system hides it.
+    """How many of this process's cores are busy with other programs.
 
-    The load average is no measure of that: it holds what this run itself did in the last minute, in
-    an earlier stage.
+    None where the system hides it. The load average is no measure of that: it holds what this run
+    itself did in the last minute, in an earlier stage.
     """
     before = _processor_seconds()
     time.sleep(WINDOW)
@@ -67,50 +75,54 @@ def busy_cores() -> float | None:
 
 
 def _processor_seconds() -> tuple[float, float] | None:
-    """Seconds that other programs computed on the cores of this process, and the time of the clock."""
+    """Seconds that other programs computed on this process's cores, and the time of the clock."""
     if not hasattr(os, "sched_getaffinity"):
         return None
-    allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     try:
-        rows = [
-            line.split()
-            for line in Path("/proc/stat").read_text().splitlines()
-            if line.startswith("cpu")
-        ]
+        lines = Path("/proc/stat").read_text().splitlines()
     except OSError:
         return None
-    # user, nice, system, idle, iowait, irq, softirq
-    ticks = [sum(int(row[i]) for i in (1, 2, 3, 6, 7)) for row in rows if row[0] in allowed]
-    own = os.times()
-    return sum(ticks) / os.sysconf("SC_CLK_TCK") - own.user - own.system, time.monotonic()
+    allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    ticks = sum(_busy_ticks(line) for line in lines if line.partition(" ")[0] in allowed)
+    this_process = os.times()
+    others = ticks / os.sysconf("SC_CLK_TCK") - this_process.user - this_process.system
+    return others, time.monotonic()
+
+
+def _busy_ticks(line: str) -> int:
+    """Of a core, in its line of /proc/stat: user, nice, system, idle, iowait, irq, softirq, ..."""
+    fields = line.split()
+    return sum(int(fields[i]) for i in (1, 2, 3, 6, 7))
 
 
 def load_warning(threads: int, workers: int = 0, jobs: int = 1) -> str | None:
-    """A line if other programs and the limits of this process leave fewer cores than it computes on.
+    """A line if fewer cores are free than this process computes on.
+
+    Its limits leave some, and of these other programs leave some.
 
     Args:
         threads: that compute, in each job.
         workers: loader processes, of all jobs.
         jobs: that run at the same time.
     """
-    available, computing = cores(), threads * jobs
+    available = cores()
+    computing = threads * jobs
     if computing > available and threads > 1:
         return (
             f"{computing} threads compute on {_cores(available)}, which may take many times as "
-            "long: "
-            f"set OMP_NUM_THREADS={max(1, available // jobs)}"
+            f"long: set OMP_NUM_THREADS={max(1, available // jobs)}"
         )
-    busy, needed = busy_cores(), computing + workers
+    busy = busy_cores()
+    needed = computing + workers
     if busy is None or busy <= max(0.5, 0.1 * available) or busy + needed <= available + 0.5:
         return None
     left = max(1, int(available - busy - workers + 0.5) // jobs)
-    remedy = (
-        f"set OMP_NUM_THREADS={left}, or wait" if left < threads else "wait for them, or stop them"
-    )
+    fix = "wait for them, or stop them"
+    if left < threads:
+        fix = f"set OMP_NUM_THREADS={left}, or wait"
     return (
         f"the machine is busy: other programs use {busy:.1f} of {_cores(available)}, and this one "
-        f"would use {needed}; "
-        f"it may take many times as long: {remedy}"
+        f"would use {needed}; it may take many times as long: {fix}"
     )
 
 
@@ -144,7 +156,9 @@ def temporary_warning() -> str | None:
 
 
 def name_user() -> None:
-    """Give a name and a home to a user without an entry in /etc/passwd (``docker run --user``); libraries ask for both.
+    """Give a name and a home to a user without an entry in /etc/passwd.
+
+    As of ``docker run --user``; libraries ask for both.
 
     Raises:
         FileNotFoundError: no folder for temporary files is writable, to be the home.
@@ -160,9 +174,9 @@ def name_user() -> None:
 
 
 def use_short_sockets() -> bool:
-    """Give multiprocessing a folder whose path leaves room for the names of its sockets, whatever TMPDIR says.
+    """Give multiprocessing a folder whose path leaves room for the names of its sockets.
 
-    Python 3.14 does so by itself.
+    It does so whatever TMPDIR says. Python 3.14 does so by itself.
 
     Returns:
         Whether there is such a folder.
@@ -172,7 +186,8 @@ def use_short_sockets() -> bool:
             break
     else:
         return False
-    before, tempfile.tempdir = tempfile.tempdir, folder
+    before = tempfile.tempdir
+    tempfile.tempdir = folder
     try:
         # It makes its folder once, keeps it, and hands it on to the processes that it starts.
         return _leaves_room(multiprocessing.util.get_temp_dir())
@@ -209,9 +224,8 @@ def require_semaphores(workers: int) -> None:
     except OSError as error:
         raise MtkdError(
             f"{workers} loader processes need {count} semaphores in {SHARED_MEMORY}, which can't "
-            "be created "
-            f"({error.strerror}): make room there, start Docker with --shm-size=1g, or use "
-            "--workers 0"
+            f"be created ({error.strerror}): make room there, start Docker with --shm-size=1g, or "
+            "use --workers 0"
         ) from error
     del held
 

@@ -1,5 +1,6 @@
-"""Who starts the processes of a training: itself or torchrun. No other variable of a cluster decides anything.
+"""Who starts the processes of a training: itself or torchrun.
 
+No other variable of a cluster decides anything.
 Lightning would look for SLURM, LSF and MPI, and take LOCAL_RANK for the sign that somebody else
 starts the processes: one training on one device would end in a traceback or wait forever for
 others, because of where it runs.
@@ -79,11 +80,11 @@ def _of_torchrun(variables: Mapping[str, str]) -> Launch:
     if missing:
         raise MtkdError(
             "TORCHELASTIC_RUN_ID says that torchrun started this process, but "
-            f"{', '.join(missing)} is not set: "
-            "unset TORCHELASTIC_RUN_ID, or start with torchrun"
+            f"{', '.join(missing)} is not set: unset TORCHELASTIC_RUN_ID, or start with torchrun"
         )
-    local, world = int(variables["LOCAL_WORLD_SIZE"]), int(variables["WORLD_SIZE"])
-    return Launch(local, world // local, by_torchrun=True, is_first=variables["RANK"] == "0")
+    local = int(variables["LOCAL_WORLD_SIZE"])
+    nodes = int(variables["WORLD_SIZE"]) // local
+    return Launch(local, nodes, by_torchrun=True, is_first=variables["RANK"] == "0")
 
 
 def _note(devices: int, variables: Mapping[str, str]) -> str:
@@ -91,22 +92,26 @@ def _note(devices: int, variables: Mapping[str, str]) -> str:
         started = variables.get(name, "")
         if not started.isdecimal() or int(started) < 2:
             continue
-        found = f"{launcher} started {started} processes ({name}={started})"
+        processes = f"{launcher} started {started} processes ({name}={started})"
         if devices > 1:
             raise MtkdError(
-                f"{found}, and each would start --devices {devices} of its own: start one process "
-                "on each machine, "
-                "by itself or by torchrun (docs/scale.md, On a SLURM cluster)"
+                f"{processes}, and each would start --devices {devices} of its own: start one "
+                "process on each machine, by itself or by torchrun (docs/scale.md, On a SLURM "
+                "cluster)"
             )
-        return f"{found}; this one trains alone, they share no batch (docs/scale.md, On a SLURM cluster)"
+        return (
+            f"{processes}; this one trains alone, they share no batch (docs/scale.md, On a SLURM "
+            "cluster)"
+        )
     tasks = variables.get("SLURM_NTASKS", "1")
     if tasks != "1":
-        share = (
-            f"starts {devices} processes for --devices {devices}"
-            if devices > 1
-            else "is one process"
+        share = "is one process"
+        if devices > 1:
+            share = f"starts {devices} processes for --devices {devices}"
+        return (
+            f"the SLURM job has {tasks} tasks (SLURM_NTASKS={tasks}), which are not used: this "
+            f"training {share}"
         )
-        return f"the SLURM job has {tasks} tasks (SLURM_NTASKS={tasks}), which are not used: this training {share}"
     stray = [f"{name}={variables[name]}" for name in _ignored(variables)]
     return f"{', '.join(stray)}: ignored, as torchrun did not start this process" if stray else ""
 
@@ -138,7 +143,10 @@ def cluster_environment(launch: Launch) -> LightningEnvironment | TorchElasticEn
 
 
 class Processes(DDPStrategy):
-    """DDP whose first process waits in Python for those that it started: Ctrl-C ends it, and so does its patience."""
+    """DDP whose first process waits in Python for those that it started.
+
+    Ctrl-C ends it, and so does its patience.
+    """
 
     _store: TCPStore | None = None
 
@@ -174,7 +182,9 @@ def meet(
     started: Sequence[Popen[Any]] = (),
     patience: float = PATIENCE,
 ) -> TCPStore:
-    """Wait until all processes of a training are there; the first one waits, the others say that they have come.
+    """Wait until all processes of a training are there.
+
+    The first one waits, the others say that they have come.
 
     Args:
         rank: of this process.
@@ -207,9 +217,8 @@ def meet(
             if time.monotonic() - begin > patience:
                 raise MtkdError(
                     f"only {come} of {processes} processes came to {address}:{port} within "
-                    f"{patience:.0f} s: their "
-                    "lines above may say why; is the machine busy? Start again, with fewer "
-                    "--devices"
+                    f"{patience:.0f} s: their lines above may say why; is the machine busy? Start "
+                    "again, with fewer --devices"
                 )
             time.sleep(0.05)
             come = store.add("mtkd/come", 0)
@@ -226,6 +235,5 @@ def _require_running(started: Sequence[Popen[Any]]) -> None:
         if process.poll() is not None:
             raise MtkdError(
                 f"a process of this training ended (exit status {process.returncode}) before it "
-                "began: its own lines "
-                "above say why, if it was not killed"
+                "began: its own lines above say why, if it was not killed"
             )

@@ -1,4 +1,4 @@
-"""Work that goes on while the caller works on what came before: items fetched by threads, in order."""
+"""Items fetched by threads, in order, while the caller works on what came before."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -51,7 +51,7 @@ def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
 
 
 def delayed(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The items, each when ``depth`` more have been asked for: what they began goes on in the meantime."""
+    """The items, each when ``depth`` more have been begun: that work goes on in the meantime."""
     begun: deque[T] = deque()
     for item in items:
         begun.append(item)
@@ -61,7 +61,10 @@ def delayed(items: Iterable[T], depth: int) -> Iterator[T]:
 
 
 def by_threads(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
-    """What a function makes of each item, in order; ``threads`` of them work on those that come next."""
+    """What a function makes of each item, in order.
+
+    So many threads work on the items that come next.
+    """
     with ThreadPoolExecutor(threads) as pool:
         try:
             for result in delayed((pool.submit(function, item) for item in items), 2 * threads):

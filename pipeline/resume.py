@@ -1,4 +1,4 @@
-"""Where a training run stands, kept at the end of epochs, so that a run that was killed goes on from there."""
+"""Where a training run stands, kept at the end of epochs: a run that was killed resumes there."""
 
 import json
 import pickle
@@ -16,7 +16,8 @@ from pipeline.files import write_atomically
 
 State = dict[str, Any]
 DIGEST = 32  # bytes of the sha256 in front of the state
-PAUSE = 20  # times as long as saving took passes before it is due again: at most 5 % of the time go into it
+# Times as long as saving took pass before it is due again: at most 5 % of the time go into it.
+PAUSE = 20
 
 
 class Resume:
@@ -28,11 +29,17 @@ class Resume:
     """
 
     def __init__(self, path: Path, identity: str) -> None:
-        self.path, self.identity = path, identity
+        self.path = path
+        self.identity = identity
         self._due = 0.0
 
     def load(self) -> tuple[State | None, str]:
-        """What :meth:`save` was given last, tensors on the CPU; or None, and why it can't be used (or nothing)."""
+        """What :meth:`save` was given last.
+
+        Returns:
+            That with tensors on the CPU, and an empty string; or None, and why it can't be used,
+            empty if there is nothing.
+        """
         if not self.path.is_file():
             return None, ""
         content = self.path.read_bytes()
@@ -41,7 +48,7 @@ class Resume:
         try:
             # weights_only: tensors and plain values, no code.
             state = torch.load(BytesIO(content[DIGEST:]), map_location="cpu", weights_only=True)
-            known = state.pop("identity")
+            identity = state.pop("identity")
         except (
             OSError,
             RuntimeError,
@@ -53,7 +60,7 @@ class Resume:
             pickle.PickleError,
         ):
             return None, f"{self.path} is damaged"
-        if known != self.identity:
+        if identity != self.identity:
             return None, f"{self.path} is of other settings, frames or code"
         return state, ""
 
@@ -81,7 +88,8 @@ def run_identity(parts: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str
 
     Args:
         parts: anything that JSON can hold.
-        weights: the network's state before the first step: seed, architecture and pretrained start.
+        weights: the network's state before the first step: it depends on seed, architecture and
+            pretrained weights.
     """
     digest = sha256(json.dumps(parts, sort_keys=True).encode())
     for name, tensor in weights.items():

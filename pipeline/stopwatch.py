@@ -9,9 +9,8 @@ from typing import TypeVar, cast
 import torch
 
 T = TypeVar("T")
-Mark = (
-    float | torch.cuda.Event
-)  # a moment on the host's clock in seconds, or in what a GPU has to do
+# A moment on the host's clock in seconds, or in what a GPU has to do.
+Mark = float | torch.cuda.Event
 
 
 class Stopwatch:

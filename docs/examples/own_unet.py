@@ -35,9 +35,9 @@ class UNet(Network):
         """The encoder's feature maps, finest first."""
         return cast(Sequence[Tensor], self.encoder(frames))
 
-    def decode(self, features: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
+    def decode(self, features: Sequence[Tensor], selected: Sequence[int]) -> Tensor:
         """As :meth:`Network.decode`."""
-        return torch.stack([self.heads[i](features) for i in chosen], dim=1)
+        return torch.stack([self.heads[i](features) for i in selected], dim=1)
 
 
 class _Head(nn.Module):

@@ -1,4 +1,7 @@
-"""Cross-entropy for binary sub-data sets with mutual exclusivity (Kolbinger et al. 2023; paper, section 2, stage 2)."""
+"""Cross-entropy for binary sub-data sets with mutual exclusivity.
+
+Kolbinger et al. 2023; paper, section 2, stage 2.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +26,9 @@ def partial_targets(label: Tensor, anatomy: Tensor, decoders: int) -> Tensor:
     Returns:
         (B, N, H, W) int64 with 0 = background, 1 = anatomy, -1 = ignore.
     """
-    own = F.one_hot(anatomy, decoders).bool()[:, :, None, None]
-    elsewhere = torch.where(label == 1, 0, IGNORE)
-    return torch.where(own, label[:, None], elsewhere[:, None])
+    is_labelled = F.one_hot(anatomy, decoders).bool()[:, :, None, None]
+    others = torch.where(label == 1, 0, IGNORE)
+    return torch.where(is_labelled, label[:, None], others[:, None])
 
 
 def partial_label_cross_entropy(
@@ -47,9 +50,9 @@ def partial_label_cross_entropy(
         (N,) float32, the loss of each decoder; 0 where a decoder has no valid pixel.
     """
     batch, decoders, _, height, width = logits.shape
-    # Two classes: the cross-entropy is softplus of the other logit's lead.
-    lead = logits[:, :, 1].float() - logits[:, :, 0].float()
-    loss = F.softplus(torch.where(target == 1, -lead, lead))
+    # Two classes: the cross-entropy is softplus of the other logit's margin.
+    margin = logits[:, :, 1].float() - logits[:, :, 0].float()
+    loss = F.softplus(torch.where(target == 1, -margin, margin))
     if class_weights is not None:
         background, anatomy = class_weights.to(loss)[None, :, :, None, None].unbind(2)
         loss = loss * torch.where(target == 1, anatomy, background)

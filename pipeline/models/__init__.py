@@ -1,4 +1,4 @@
-"""The networks of the paper's Table 1: one encoder with one decoder (its square) or with N decoders (its star).
+"""The networks of the paper's Table 1: one encoder with one decoder (square) or with N (star).
 
 One module per architecture name declares it; the families (``segformer``, ``deeplabv3``,
 ``mininetv2``) implement it. One of one's own is a module ``own_<name>`` here with a function
@@ -12,9 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
+from torch import Tensor
+
 from pipeline.errors import MtkdError
-from pipeline.models.card import read_file
-from pipeline.models.initial_weights import copy_weights, started
+from pipeline.models.card import Card, read_file
+from pipeline.models.initial_weights import InitialWeights, copy_weights
 from pipeline.models.network import Network
 from pipeline.settings import is_own
 
@@ -44,7 +46,8 @@ def create_model(name: str, decoders: int, pretrained: str | None = None) -> Net
 
     Returns:
         A module that maps normalised frames (B, 3, H, W) to logits (B, decoders, 2, h, w) at its
-        native resolution. ``start`` tells what was loaded; input statistics follow the weights.
+        native resolution. ``initial_weights`` says what was loaded; input statistics follow the
+        weights.
 
     Raises:
         MtkdError: the name is unknown, an own module makes no network, ``decoders`` < 1, or the
@@ -53,17 +56,17 @@ def create_model(name: str, decoders: int, pretrained: str | None = None) -> Net
     build = _builder(name)
     if decoders < 1:
         raise MtkdError(f"a network needs at least one decoder, not {decoders}")
-    own = pretrained is not None and pretrained.endswith(".safetensors")
-    weights = None if own or pretrained in (None, "none") else pretrained
+    from_checkpoint = pretrained is not None and pretrained.endswith(".safetensors")
+    weights = None if from_checkpoint or pretrained in (None, "none") else pretrained
     network = build(decoders, weights)
     if not isinstance(network, Network):
         raise MtkdError(
-            f"build of pipeline/models/{name}.py gives a {type(network).__name__}, which is no "
-            "Network"
+            f"build of pipeline/models/{name}.py gives a {type(network).__name__}, which is not "
+            "a Network"
         )
     network.architecture = name
-    if own and pretrained is not None:
-        _start_from(network, pretrained)
+    if from_checkpoint and pretrained is not None:
+        _load_checkpoint(network, pretrained)
     return network
 
 
@@ -76,10 +79,9 @@ def _builder(name: str) -> Callable[[int, str | None], object]:
     module = f"{__name__}.{name}"
     if name not in ARCHITECTURES:
         if not is_own(name):
-            known = ", ".join(ARCHITECTURES)
             raise MtkdError(
-                f"unknown architecture '{name}': choose one of {known}, or add your own as "
-                "own_<name>"
+                f"unknown architecture '{name}': choose one of {', '.join(ARCHITECTURES)}, or add "
+                "your own as own_<name>"
             )
         if find_spec(module) is None:
             raise MtkdError(
@@ -92,8 +94,8 @@ def _builder(name: str) -> Callable[[int, str | None], object]:
         raise MtkdError(f"pipeline/models/{name}.py gives no function build: {error}") from error
 
 
-def _start_from(network: Network, source: str) -> None:
-    """Start a network from a checkpoint of the same architecture, with as many decoders or with one.
+def _load_checkpoint(network: Network, source: str) -> None:
+    """Take the weights of a checkpoint of the same architecture, with as many decoders or with one.
 
     One decoder goes to each of the network's, whose classifiers stay new: it was trained for
     another anatomy.
@@ -101,33 +103,38 @@ def _start_from(network: Network, source: str) -> None:
     Raises:
         MtkdError: no such file, not a checkpoint, or one of another network.
     """
-    path, what = Path(source), f"pretrained: '{source}'"
+    what = f"pretrained: '{source}'"
+    card, tensors = _read_checkpoint(network, Path(source), what)
+    loaded = set(tensors)
+    if len(card.anatomies) != network.decoders:
+        state = network.state_dict()
+        classifiers = {name: state[name] for name in state if ".classifier." in name}
+        repeated = network.repeated(tensors)
+        loaded = repeated.keys() - classifiers.keys()
+        tensors = repeated | classifiers
+    copy_weights(network, tensors, what)
+    network.mean = card.mean
+    network.std = card.std
+    network.initial_weights = InitialWeights.of(network, source, loaded)
+
+
+def _read_checkpoint(network: Network, path: Path, what: str) -> tuple[Card, dict[str, Tensor]]:
+    """Metadata and weights of a checkpoint that fits a network."""
     expected = f"{network.architecture} with {network.decoders} decoders or one"
     if not path.is_file():
-        raise MtkdError(f"{what} is no file: expected a checkpoint of {expected}")
+        raise MtkdError(f"{what} is not a file: expected a checkpoint of {expected}")
     try:
         card, tensors = read_file(path)
     except MtkdError as error:
         raise MtkdError(
-            f"{what} is no checkpoint of this project ({error}): expected one of {expected}"
+            f"{what} is not a checkpoint of this project ({error}): expected one of {expected}"
         ) from error
-    if card.architecture != network.architecture or len(card.anatomies) not in (
-        1,
-        network.decoders,
-    ):
+    decoders = len(card.anatomies)
+    if card.architecture != network.architecture or decoders not in (1, network.decoders):
         raise MtkdError(
-            f"{what} holds {card.architecture} with {len(card.anatomies)} decoders, expected "
-            f"{expected}"
+            f"{what} holds {card.architecture} with {decoders} decoders, expected {expected}"
         )
-    loaded = set(tensors)
-    if len(card.anatomies) != network.decoders:
-        own = {k: v for k, v in network.state_dict().items() if ".classifier." in k}
-        repeated = network.repeated(tensors)
-        loaded = repeated.keys() - own.keys()
-        tensors = repeated | own
-    copy_weights(network, tensors, what)
-    network.mean, network.std = card.mean, card.std
-    network.start = started(network, source, loaded)
+    return card, tensors
 
 
 __all__ = ["ARCHITECTURES", "Network", "create_model"]

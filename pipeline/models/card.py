@@ -41,7 +41,7 @@ class Card:
 
 
 def read_file(path: Path) -> tuple[Card, dict[str, Tensor]]:
-    """The card and the weights of a whole checkpoint.
+    """The metadata and the weights of a complete checkpoint.
 
     Raises:
         MtkdError: says what is wrong with the file, without its name.
@@ -53,16 +53,17 @@ def read_file(path: Path) -> tuple[Card, dict[str, Tensor]]:
                 raise ValueError("it was not written by this project")
             fields = json.loads(metadata["mtkd"])
             if not isinstance(fields, dict):
-                raise ValueError("its card is no mapping")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                raise ValueError("its metadata is not a mapping")
+            keys = file.keys()
+            tensors = {key: file.get_tensor(key) for key in keys}
         if digest_weights(tensors) != fields.pop("sha256"):
-            raise ValueError("its weights are damaged: their checksum does not match")
+            raise ValueError("the checksum of its weights does not match")
         return TypeAdapter(Card).validate_python(fields), tensors
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise MtkdError(
-            f"its card's {key}: {problem['msg']}, found {problem['input']!r}"
+            f"its metadata's {key}: {problem['msg']}, found {problem['input']!r}"
         ) from error
     except (RecursionError, SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise MtkdError(
@@ -71,7 +72,10 @@ def read_file(path: Path) -> tuple[Card, dict[str, Tensor]]:
 
 
 def digest_weights(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names and values, whatever their order: a flipped bit leaves a file that can still be read."""
+    """sha256 over names and values, whatever their order.
+
+    A flipped bit leaves a file that can still be read.
+    """
     digest = sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode() + b"\0" + tensor.numpy().tobytes())

@@ -1,4 +1,4 @@
-"""DeepLabv3 with N decoders: the encoder and decoder of segmentation-models-pytorch at output stride 8."""
+"""DeepLabv3 with N decoders: parts of segmentation-models-pytorch at output stride 8."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -12,22 +12,29 @@ from segmentation_models_pytorch.encoders import get_encoder, get_preprocessing_
 from torch import Tensor, nn
 
 from pipeline.errors import MtkdError
-from pipeline.models.initial_weights import copy_weights, require_architecture, started, unavailable
+from pipeline.models.initial_weights import (
+    InitialWeights,
+    copy_weights,
+    require_architecture,
+    unavailable,
+)
 from pipeline.models.network import Network
 
-WIDTH, ATROUS_RATES = 256, (12, 24, 36)
-# What the shapes of smp's weights do not tell.
+WIDTH = 256
+ATROUS_RATES = (12, 24, 36)
+# What the shapes of smp's weights do not show.
 ARCHITECTURE = {"encoder_output_stride": 8, "decoder_atrous_rates": ATROUS_RATES}
 
 
 class DeepLabV3(Network):
-    """Encoder at output stride 8; each decoder is an ASPP, a 3x3 convolution and a 1x1 classifier (Chen et al. 2017).
+    """Encoder at output stride 8, and N decoders (Chen et al. 2017).
 
-    The logits are smp's before its upsampling, which aligns corners and would not fit the other
-    networks.
+    Each decoder is an ASPP, a 3x3 convolution and a 1x1 classifier. The logits are smp's before its
+    upsampling, which aligns corners and would not fit the other networks.
     """
 
-    stride, output_stride = 8, 8
+    stride = 8
+    output_stride = 8
 
     def __init__(self, decoders: int, pretrained: str | None, *, encoder: str) -> None:
         super().__init__(decoders)
@@ -37,8 +44,9 @@ class DeepLabV3(Network):
         self.heads = nn.ModuleList(_head(features) for _ in range(decoders))
         if pretrained == "imagenet":
             statistics = get_preprocessing_params(encoder, "imagenet")
-            self.mean, self.std = tuple(statistics["mean"]), tuple(statistics["std"])
-            self.start = started(
+            self.mean = tuple(statistics["mean"])
+            self.std = tuple(statistics["std"])
+            self.initial_weights = InitialWeights.of(
                 self, "imagenet", {f"encoder.{name}" for name in self.encoder.state_dict()}
             )
         elif pretrained is not None:
@@ -48,9 +56,9 @@ class DeepLabV3(Network):
         """The encoder's feature maps, finest first; the decoders read the last one."""
         return cast(Sequence[Tensor], self.encoder(frames))
 
-    def decode(self, features: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
+    def decode(self, features: Sequence[Tensor], selected: Sequence[int]) -> Tensor:
         """As :meth:`Network.decode`."""
-        return torch.stack([self.heads[i](features) for i in chosen], dim=1)
+        return torch.stack([self.heads[i](features) for i in selected], dim=1)
 
     def reference_heads(self) -> list[Callable[[Sequence[Tensor]], Tensor]]:
         """As :meth:`Network.reference_heads`: decoders of smp."""
@@ -106,17 +114,17 @@ def _encoder(name: str, weights: str | None) -> Any:
         if weights is None:
             raise
         raise unavailable(weights, f"an ImageNet encoder {name}", error) from error
-    for unused in (
-        "_conv_head",
-        "_bn1",
-    ):  # of smp's EfficientNet; DDP would wait for their gradients
+    # Of smp's EfficientNet; DDP would wait for their gradients.
+    for unused in ("_conv_head", "_bn1"):
         if hasattr(encoder, unused):
             getattr(encoder, unused).requires_grad_(False)
     return encoder
 
 
 def _load(network: DeepLabV3, source: str) -> None:
-    """Start from an ``smp.DeepLabV3`` on the hub or in a folder: its encoder and decoder; new classifiers.
+    """Take encoder and decoder of an ``smp.DeepLabV3`` on the hub or in a folder.
+
+    Classifiers stay new.
 
     Raises:
         MtkdError: there is no such checkpoint, or one of another network.
@@ -137,11 +145,14 @@ def _load(network: DeepLabV3, source: str) -> None:
             f"pretrained: '{source}', decoder",
         )
     loaded = {name for name in network.state_dict() if ".classifier." not in name}
-    network.start = started(network, source, loaded)
+    network.initial_weights = InitialWeights.of(network, source, loaded)
 
 
 def to_smp(network: DeepLabV3, decoder: int = 0) -> Any:
-    """Encoder and one decoder as smp knows them; its logits (B, 2, h, w) before upsampling are equal to ours."""
+    """Encoder and one decoder as smp knows them.
+
+    Its logits (B, 2, h, w) before upsampling are equal to ours.
+    """
     model = smp.DeepLabV3(
         network.encoder_name,
         encoder_weights=None,

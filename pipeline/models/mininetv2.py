@@ -1,8 +1,8 @@
-"""MiniNetv2 (Alonso et al. 2020; Tomasini et al. 2022) with N decoders, the paper's smallest student.
+"""MiniNetv2 (Alonso et al. 2020; Tomasini et al. 2022) with N decoders.
 
-Blocks as in the authors' code (github.com/Shathe/MiniNet-v2). Decoders run one after another, so
-that the maps of one stay in the processor's cache; as N groups of wide convolutions they measured
-slower. Inference multiplies batch norm into the convolutions.
+The paper's smallest student. Blocks as in the authors' code (github.com/Shathe/MiniNet-v2).
+Decoders run one after another, so that the maps of one stay in the processor's cache; as N groups
+of wide convolutions they measured slower. Inference multiplies batch norm into the convolutions.
 
 The paper counts 1.1 M parameters for eleven decoders and published no code; this network has 1.45
 M. The branch that refines from the raw image belongs to the encoder here: one for all decoders.
@@ -34,8 +34,8 @@ def build(decoders: int, pretrained: str | None) -> "MiniNetV2":
     """
     if pretrained:
         raise MtkdError(
-            "mininetv2 has no published weights: set pretrained: none, or an own checkpoint, not "
-            f"'{pretrained}'"
+            "mininetv2 has no published weights: set pretrained: none, or a checkpoint of your "
+            f"own, not '{pretrained}'"
         )
     return MiniNetV2(decoders)
 
@@ -43,7 +43,8 @@ def build(decoders: int, pretrained: str | None) -> "MiniNetV2":
 class MiniNetV2(Network):
     """Stride-8 encoder, a refinement branch at stride 4, and N decoders that end at stride 2."""
 
-    stride, output_stride = 8, 2
+    stride = 8
+    output_stride = 2
 
     def __init__(self, decoders: int) -> None:
         super().__init__(decoders)
@@ -61,12 +62,12 @@ class MiniNetV2(Network):
         """The encoder's map (B, 128, H / 8, W / 8) and the refinement (B, 64, H / 4, W / 4)."""
         return self.encoder(frames), self.refinement(frames)
 
-    def decode(self, features: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
+    def decode(self, features: Sequence[Tensor], selected: Sequence[int]) -> Tensor:
         """As :meth:`Network.decode`."""
         inference = (
             not (self.training or torch.is_grad_enabled()) and features[0].device.type == "cpu"
         )
-        heads = [cast(Head, self.heads[decoder]) for decoder in chosen]
+        heads = [cast(Head, self.heads[decoder]) for decoder in selected]
         return torch.stack(
             [(FrozenHead(head) if inference else head)(features) for head in heads], dim=1
         )
@@ -133,7 +134,8 @@ class MultiDilationResidual(nn.Module):
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        self.plain, self.dilated = _depthwise(channels), _depthwise(channels, dilation)
+        self.plain = _depthwise(channels)
+        self.dilated = _depthwise(channels, dilation)
         self.pointwise = _pointwise(channels)
         self.dropout = Dropout(0.25)
 
@@ -165,21 +167,18 @@ class FrozenHead(nn.Module):
 
     def __init__(self, head: Head, *, margin: bool = False) -> None:
         super().__init__()
-        up, norm = (
-            cast(nn.ConvTranspose2d, head.upsample[0]),
-            cast(nn.BatchNorm2d, head.upsample[1]),
-        )
-        scale, shift = _scale_and_shift(norm)
+        up = cast(nn.ConvTranspose2d, head.upsample[0])
+        scale, shift = _scale_and_shift(cast(nn.BatchNorm2d, head.upsample[1]))
         self.upsample = _Weights(up.weight * scale[:, None, None], shift)
         blocks = cast(Sequence[SeparableResidual], head.refine)
         self.depthwise = _Several(_Weights(*_folded(block.depthwise)) for block in blocks)
         self.pointwise = _Several(_Weights(*_folded(block.pointwise)) for block in blocks)
-        weight, bias = head.classifier.weight, cast(Tensor, head.classifier.bias)
-        self.classifier = (
-            _Weights(weight[:, 1:] - weight[:, :1], bias[1:] - bias[:1])
-            if margin
-            else _Weights(weight, bias)
-        )
+        weight = head.classifier.weight
+        bias = cast(Tensor, head.classifier.bias)
+        if margin:
+            weight = weight[:, 1:] - weight[:, :1]
+            bias = bias[1:] - bias[:1]
+        self.classifier = _Weights(weight, bias)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """(B, 128, h, w) and (B, 64, 2 h, 2 w) -> (B, 2 or 1, 4 h, 4 w)."""
@@ -201,16 +200,10 @@ class WideHead(nn.Module):
     def __init__(self, heads: Sequence[FrozenHead]) -> None:
         super().__init__()
         self.decoders = len(heads)
-
-        def joined(parts: Sequence[_Weights], dim: int = 0) -> _Weights:
-            weights, biases = zip(*(part() for part in parts), strict=True)
-            return _Weights(torch.cat(weights, dim), torch.cat(biases))
-
-        self.upsample = joined([head.upsample for head in heads], dim=1)
-        blocks = range(len(heads[0].depthwise))
-        self.depthwise = _Several(joined([head.depthwise[i] for head in heads]) for i in blocks)
-        self.pointwise = _Several(joined([head.pointwise[i] for head in heads]) for i in blocks)
-        self.classifier = joined([head.classifier for head in heads])
+        self.upsample = _batched([head.upsample for head in heads], dim=1)
+        self.depthwise = _batched_blocks([head.depthwise for head in heads])
+        self.pointwise = _batched_blocks([head.pointwise for head in heads])
+        self.classifier = _batched([head.classifier for head in heads])
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """(B, 128, h, w) and (B, 64, 2 h, 2 w) -> margins (B, N, 4 h, 4 w)."""
@@ -220,16 +213,17 @@ class WideHead(nn.Module):
         for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
             inner = F.relu(F.conv2d(x, *depthwise(), padding=1, groups=x.shape[1]))
             weight, bias = pointwise()
-            weight, bias = (
-                weight.view(self.decoders, WIDTH, WIDTH),
-                bias.view(self.decoders, WIDTH, 1),
-            )
+            weight = weight.view(self.decoders, WIDTH, WIDTH)
+            bias = bias.view(self.decoders, WIDTH, 1)
             mixed = weight @ inner.reshape(len(x), self.decoders, WIDTH, -1) + bias
             x = F.relu(mixed.view_as(x) + x)
         return self._classify(x)
 
     def _classify(self, x: Tensor) -> Tensor:
-        """The transposed convolution of each decoder to its one map, as products and shifts of the nine taps."""
+        """The transposed convolution of each decoder to its one map.
+
+        As products and shifts of the nine taps.
+        """
         weight, bias = self.classifier()
         b, _, h, w = x.shape
         taps = weight.view(self.decoders, WIDTH, 9).transpose(1, 2) @ x.reshape(
@@ -254,7 +248,8 @@ class FrozenMiniNetV2(nn.Module):
         self, encoder: nn.Module, refinement: nn.Module, heads: WideHead | Sequence[FrozenHead]
     ) -> None:
         super().__init__()
-        self.encoder, self.refinement = encoder, refinement
+        self.encoder = encoder
+        self.refinement = refinement
         self.heads = heads if isinstance(heads, WideHead) else nn.ModuleList(heads)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -288,6 +283,17 @@ class _Several(nn.ModuleList):
         return cast(_Weights, super().__getitem__(index))
 
 
+def _batched(parts: Sequence[_Weights], dim: int = 0) -> _Weights:
+    """Weights of the same layer of all decoders, one behind another along a dimension."""
+    weights, biases = zip(*(part() for part in parts), strict=True)
+    return _Weights(torch.cat(weights, dim), torch.cat(biases))
+
+
+def _batched_blocks(decoders: Sequence[_Several]) -> _Several:
+    """Layer by layer, the weights of all decoders."""
+    return _Several(map(_batched, zip(*decoders, strict=True)))
+
+
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Batch norm in inference as x * scale + shift."""
     scale = norm.weight * torch.rsqrt(cast(Tensor, norm.running_var) + norm.eps)
@@ -296,8 +302,8 @@ def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def _folded(part: nn.Sequential) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution and the batch norm behind it."""
-    conv, norm = cast(nn.Conv2d, part[0]), cast(nn.BatchNorm2d, part[1])
-    scale, shift = _scale_and_shift(norm)
+    conv = cast(nn.Conv2d, part[0])
+    scale, shift = _scale_and_shift(cast(nn.BatchNorm2d, part[1]))
     return conv.weight * scale[:, None, None, None], shift
 
 

@@ -1,17 +1,19 @@
-"""What all networks have in common: input statistics, sizes that don't divide, and the shape of their logits."""
+"""What all networks have in common: input statistics, padding, and the shape of their logits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import MtkdError
-from pipeline.models.initial_weights import Start
+from pipeline.models.initial_weights import InitialWeights
 
 Statistics = tuple[float, float, float]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Network(nn.Module):
@@ -27,7 +29,7 @@ class Network(nn.Module):
         smallest: and to at least this height and width.
         output_stride: pixels of the frame per cell of the logits.
         mean, std: statistics of the frames that the weights expect, RGB in 0..1.
-        start: where the initial weights came from.
+        initial_weights: where the initial weights came from.
     """
 
     architecture: str
@@ -37,7 +39,7 @@ class Network(nn.Module):
     output_stride: int
     mean: Statistics = IMAGENET_MEAN
     std: Statistics = IMAGENET_STD
-    start: Start = Start()
+    initial_weights: InitialWeights = InitialWeights()
 
     def __init__(self, decoders: int) -> None:
         super().__init__()
@@ -47,25 +49,33 @@ class Network(nn.Module):
         """What all decoders read, from frames (B, 3, H, W) with H and W multiples of ``stride``."""
         raise NotImplementedError
 
-    def decode(self, features: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
-        """Logits (B, len(chosen), 2, H / output_stride, W / output_stride) of some decoders, computed together."""
+    def decode(self, features: Sequence[Tensor], selected: Sequence[int]) -> Tensor:
+        """Logits of some decoders, computed together.
+
+        Args:
+            features: what :meth:`features` gave.
+            selected: positions of the decoders.
+
+        Returns:
+            (B, len(selected), 2, H / output_stride, W / output_stride).
+        """
         raise NotImplementedError
 
     def reference_heads(self) -> list[Callable[[Sequence[Tensor]], Tensor]]:
-        """The decoders one by one as their library (or authors) wrote them, with copies of this network's weights.
+        """The decoders one by one as their library (or authors) wrote them.
 
-        Each maps :meth:`features` to logits (B, 2, h, w). What :meth:`decode` computes together is
-        tested and measured against these.
+        They have copies of this network's weights. Each maps :meth:`features` to logits (B, 2, h,
+        w). What :meth:`decode` computes together is tested and measured against these.
         """
         raise NotImplementedError
 
     def repeated(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of a network with one decoder, its decoder repeated for each of this network's."""
-        heads = [name for name in weights if name.startswith("heads.0.")]
-        others = {name: tensor for name, tensor in weights.items() if name not in heads}
-        copies = {
-            f"heads.{i}{name[7:]}": weights[name] for i in range(self.decoders) for name in heads
-        }
+        """The weights of a network with one decoder, repeated for each decoder of this network."""
+        first = [name for name in weights if name.startswith("heads.0.")]
+        others = {name: tensor for name, tensor in weights.items() if name not in first}
+        copies = {}
+        for decoder, name in product(range(self.decoders), first):
+            copies[f"heads.{decoder}{name.removeprefix('heads.0')}"] = weights[name]
         return others | copies
 
     def forward(self, frames: Tensor, anatomies: Sequence[str | int] | None = None) -> Tensor:
@@ -86,15 +96,22 @@ class Network(nn.Module):
         return self.decode(features, self.indices(anatomies))[..., :h, :w]
 
     def margins(self, frames: Tensor) -> Tensor:
-        """By how much each anatomy's logit exceeds the background's, (B, N, h, w), in frames (B, 3, H, W) of 0..255."""
+        """Logit margins: by how much each anatomy's logit exceeds the background's.
+
+        Args:
+            frames: (B, 3, H, W) of 0..255.
+
+        Returns:
+            (B, N, h, w).
+        """
         logits = self(normalise(frames, self))
         return logits[:, :, 1] - logits[:, :, 0]
 
     def frozen(self, *, wide: bool) -> nn.Module | None:
-        """A copy for inference alone: padded and normalised frames (B, 3, H, W) -> margins (B, N, h, w).
+        """A copy for inference alone, from padded and normalised frames to logit margins.
 
-        None where a family has no form of its own: :class:`pipeline.models.frozen.Margins` does it
-        for any network.
+        It maps (B, 3, H, W) to (B, N, h, w). None where a family has no form of its own:
+        :class:`pipeline.models.frozen.Margins` does it for any network.
 
         Args:
             wide: all decoders at once, as suits a GPU; not all families know such a form.
@@ -105,26 +122,28 @@ class Network(nn.Module):
         """Positions of decoders that are given by name or position; all for None."""
         if anatomies is None:
             return list(range(self.decoders))
-        known = {name: i for i, name in enumerate(self.anatomies)} | {
-            i: i for i in range(self.decoders)
-        }
-        unknown = [str(a) for a in anatomies if a not in known]
+        positions: dict[str | int, int] = {i: i for i in range(self.decoders)}
+        positions |= {name: i for i, name in enumerate(self.anatomies)}
+        unknown = [str(anatomy) for anatomy in anatomies if anatomy not in positions]
         if unknown or not anatomies:
-            there = ", ".join(self.anatomies) or f"0 to {self.decoders - 1}"
+            decoders = ", ".join(self.anatomies) or f"0 to {self.decoders - 1}"
             raise MtkdError(
-                f"no decoder for {', '.join(unknown) or 'an empty list'}; there: {there}"
+                f"no decoder for {', '.join(unknown) or 'an empty list'}; there: {decoders}"
             )
-        return [known[a] for a in anatomies]
+        return [positions[anatomy] for anatomy in anatomies]
 
 
 def padded(frames: Tensor, stride: int, smallest: int) -> Tensor:
-    """Frames (B, 3, H, W), their last row and column repeated up to a multiple of ``stride``, and to ``smallest``."""
+    """Frames (B, 3, H, W) with their last row and column repeated.
+
+    Height and width become multiples of ``stride``, and at least ``smallest``.
+    """
     bottom, right = (max(-n % stride, smallest - n) for n in frames.shape[-2:])
     return F.pad(frames, (0, right, 0, bottom), mode="replicate") if bottom or right else frames
 
 
 def normalise(frames: Tensor, network: Network) -> Tensor:
-    """Frames (B, 3, H, W) uint8 -> float32 with the statistics that the network's weights expect."""
+    """Frames (B, 3, H, W) uint8 -> float32 with the statistics that the weights expect."""
     mean, std = (_on(frames.device, tuple(x)) for x in (network.mean, network.std))
     return ((frames.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
@@ -137,7 +156,9 @@ def _on(device: torch.device, values: Statistics) -> Tensor:
 
 
 def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (B, N, 2, h, w) on another grid: area averaging when shrinking, bilinear (corners apart) when growing.
+    """Logits (B, N, 2, h, w) on another grid.
+
+    Area averaging when shrinking, bilinear (corners not aligned) when growing.
 
     Returns:
         (B, N, 2, *size) in the dtype of ``logits``.

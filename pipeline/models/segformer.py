@@ -1,10 +1,11 @@
-"""SegFormer (Xie et al. 2021): N all-MLP decoders on one mix transformer of the Transformers library.
+"""SegFormer (Xie et al. 2021): N all-MLP decoders on one mix transformer.
 
-The decoders are in ``segformer_head``.
+The encoder is the Transformers library's; the decoders are in ``segformer_head``.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,18 +23,18 @@ from transformers.utils.hub import cached_file
 
 from pipeline.errors import MtkdError
 from pipeline.models.initial_weights import (
-    REMEDY,
+    SAME_ARCHITECTURE,
+    InitialWeights,
     copy_weights,
     read_json,
     read_statistics,
     require_architecture,
-    started,
     unavailable,
 )
 from pipeline.models.network import Network
 from pipeline.models.segformer_head import FrozenHead, Head, WideHead, decode_in_strips
 
-# What the shapes of the weights do not tell.
+# What the shapes of the weights do not show.
 ARCHITECTURE = (
     "depths",
     "num_attention_heads",
@@ -47,7 +48,8 @@ ARCHITECTURE = (
 class SegFormer(Network):
     """Mix transformer encoder; N decoders, each with its own projections, fusion and classifier."""
 
-    stride, output_stride = 4, 4
+    stride = 4
+    output_stride = 4
     smallest = 32  # the attention of the first stage reduces its quarter of the frame by 8
 
     def __init__(
@@ -76,9 +78,9 @@ class SegFormer(Network):
         """The four stages [(B, C_i, h_i, w_i)], finest first."""
         return cast(Sequence[Tensor], self.encoder(frames, output_hidden_states=True).hidden_states)
 
-    def decode(self, features: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
+    def decode(self, features: Sequence[Tensor], selected: Sequence[int]) -> Tensor:
         """As :meth:`Network.decode`."""
-        heads = [cast(Head, self.heads[i]) for i in chosen]
+        heads = [cast(Head, self.heads[i]) for i in selected]
         if self.training or torch.is_grad_enabled() or features[0].device.type != "cpu":
             stages = [stage.contiguous(memory_format=torch.channels_last) for stage in features]
             return torch.stack([head(stages) for head in heads], dim=1)
@@ -111,51 +113,95 @@ class FrozenSegFormer(nn.Module):
 
 
 def _load(network: SegFormer, source: str, checkpoint: str) -> None:
-    """Start from a Transformers checkpoint: its encoder; its decoder, if it has one, in each of ours; new classifiers.
+    """Take encoder and, if there is one, decoder of a Transformers checkpoint.
+
+    The decoder goes to each of ours; classifiers stay new.
 
     Raises:
         MtkdError: there is no such checkpoint, one of another architecture, or one that lacks
             weights.
     """
+    what = f"pretrained: '{source}'"
+    reference = _read(network, source, checkpoint)
+    expected = {name: getattr(network.config, name) for name in ARCHITECTURE}
+    require_architecture(reference.config.to_dict(), expected, what)
+    # What a file lacks, Transformers fills with random numbers.
+    if missing := sorted(name for name in reference.missing if ".classifier." not in name):
+        raise MtkdError(
+            f"{what}: lacks {len(missing)} tensors, {missing[0]} first; {SAME_ARCHITECTURE}"
+        )
+    copy_weights(network.encoder, reference.encoder.state_dict(), what)
+    loaded = {f"encoder.{name}" for name in network.encoder.state_dict()}
+    if reference.decoder is not None:
+        loaded |= _copy_decoder(network, reference.decoder, source)
+    preprocessing = read_json(reference.statistics) if reference.statistics else {}
+    network.mean = read_statistics(preprocessing, "image_mean", network.mean, what)
+    network.std = read_statistics(preprocessing, "image_std", network.std, what)
+    network.initial_weights = InitialWeights.of(network, source, loaded)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A checkpoint of the Transformers library.
+
+    Attributes:
+        config: its architecture.
+        encoder: its mix transformer.
+        decoder: its decode head, if it has one.
+        missing: names of tensors that its file lacks.
+        statistics: the JSON file of its preprocessing, if it has one.
+    """
+
+    config: SegformerConfig
+    encoder: nn.Module
+    decoder: nn.Module | None
+    missing: Collection[str]
+    statistics: Path | None
+
+
+def _read(network: SegFormer, source: str, checkpoint: str) -> _Reference:
+    """Read a checkpoint from the hub or a folder.
+
+    Raises:
+        MtkdError: there is none, or it is not a SegFormer.
+    """
     expected = (
         f"a SegFormer with depths {network.config.depths} and widths {network.config.hidden_sizes}"
     )
-    what = f"pretrained: '{source}'"
     try:
         config = AutoConfig.from_pretrained(checkpoint)
         if not isinstance(config, SegformerConfig):
             raise ValueError(f"it is a {config.model_type}")
-        kind = "SegformerForSemanticSegmentation" in (config.architectures or [])
-        form: Any = SegformerForSemanticSegmentation if kind else SegformerModel
-        model, told = form.from_pretrained(checkpoint, output_loading_info=True)
+        has_decoder = "SegformerForSemanticSegmentation" in (config.architectures or [])
+        kind: Any = SegformerForSemanticSegmentation if has_decoder else SegformerModel
+        model, loading = kind.from_pretrained(checkpoint, output_loading_info=True)
         statistics = cached_file(
             checkpoint, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise unavailable(source, expected, error) from error
-    require_architecture(
-        config.to_dict(), {name: getattr(network.config, name) for name in ARCHITECTURE}, what
+    return _Reference(
+        config,
+        model.segformer if has_decoder else model,
+        model.decode_head if has_decoder else None,
+        loading["missing_keys"],
+        Path(statistics) if statistics else None,
     )
-    # What a file lacks, Transformers fills with random numbers.
-    if missing := sorted(name for name in told["missing_keys"] if ".classifier." not in name):
-        raise MtkdError(f"{what}: lacks {len(missing)} tensors, {missing[0]} first; {REMEDY}")
-    copy_weights(network.encoder, (model.segformer if kind else model).state_dict(), what)
-    loaded = {f"encoder.{name}" for name in network.encoder.state_dict()}
-    if kind:
-        loaded |= _copy_decoder(network, model.decode_head, source)
-    preprocessing = read_json(Path(statistics)) if statistics else {}
-    network.mean = read_statistics(preprocessing, "image_mean", network.mean, what)
-    network.std = read_statistics(preprocessing, "image_std", network.std, what)
-    network.start = started(network, source, loaded)
 
 
 def _copy_decoder(network: SegFormer, reference: nn.Module, source: str) -> set[str]:
-    """Copy the reference's decoder, without its classifier, to each of ours; the names of what was loaded."""
+    """Copy the reference's decoder, without its classifier, to each of ours.
+
+    Returns:
+        The names of what was loaded.
+    """
     weights = {k: v for k, v in head_weights(reference).items() if not k.startswith("classifier.")}
-    for head in network.heads:
-        own = {k: v for k, v in head.state_dict().items() if k.startswith("classifier.")}
-        copy_weights(head, weights | own, f"pretrained: '{source}', decoder")
-    return {f"heads.{i}.{name}" for i in range(network.decoders) for name in weights}
+    loaded = set()
+    for decoder, head in enumerate(network.heads):
+        classifier = {k: v for k, v in head.state_dict().items() if k.startswith("classifier.")}
+        copy_weights(head, weights | classifier, f"pretrained: '{source}', decoder")
+        loaded |= {f"heads.{decoder}.{name}" for name in weights}
+    return loaded
 
 
 def head_weights(reference: Any) -> dict[str, Tensor]:
@@ -167,15 +213,18 @@ def head_weights(reference: Any) -> dict[str, Tensor]:
         "norm": reference.batch_norm,
         "classifier": reference.classifier,
     }
-    return {
-        f"{name}.{key}": value
-        for name, part in parts.items()
-        for key, value in part.state_dict().items()
-    }
+    weights = {}
+    for name, part in parts.items():
+        for key, value in part.state_dict().items():
+            weights[f"{name}.{key}"] = value
+    return weights
 
 
 def to_transformers(network: SegFormer, decoder: int = 0) -> SegformerForSemanticSegmentation:
-    """Encoder and one decoder as the Transformers library knows them, with equal logits (B, 2, h, w)."""
+    """Encoder and one decoder as the Transformers library knows them.
+
+    Their logits (B, 2, h, w) are equal to ours.
+    """
     model = SegformerForSemanticSegmentation(network.config)
     model.segformer.load_state_dict(network.encoder.state_dict())
     model.decode_head = _reference_head(network.config, cast(Head, network.heads[decoder]))
@@ -184,7 +233,7 @@ def to_transformers(network: SegFormer, decoder: int = 0) -> SegformerForSemanti
 
 def _reference_head(config: SegformerConfig, head: Head) -> Any:
     reference = SegformerDecodeHead(config)
-    own = head.state_dict()
+    weights = head.state_dict()
     for name, tensor in head_weights(reference).items():
-        tensor.copy_(own[name])  # a state dict's tensors share the module's memory
+        tensor.copy_(weights[name])  # a state dict's tensors share the module's memory
     return reference

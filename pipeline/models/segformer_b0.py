@@ -1,4 +1,4 @@
-"""SegFormer-B0 (Xie et al. 2021), the smallest mix transformer, with the all-MLP decoder of width 256."""
+"""SegFormer-B0 (Xie et al. 2021): smallest mix transformer, all-MLP decoder of width 256."""
 
 from functools import partial
 

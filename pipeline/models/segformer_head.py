@@ -52,18 +52,27 @@ class Head(nn.Module):
             return self.classifier(self.dropout(F.relu(normed)))
         rows = normed.permute(0, 2, 3, 1)
         dropped, scale = draw(rows.shape, self.dropout.p if self.training else 0.0)
-        weight, bias = self.classifier.weight.flatten(1), self.classifier.bias
-        return _Classify.apply(rows, dropped, scale * weight, bias).permute(0, 3, 1, 2)
+        weight = self.classifier.weight.flatten(1)
+        logits = _Classify.apply(rows, dropped, scale * weight, self.classifier.bias)
+        return logits.permute(0, 3, 1, 2)
 
     def folded(self) -> list[tuple[Tensor, Tensor]]:
-        """Per stage, finest first: (width, C_i) and (width,), projection and slice of the fusion in one."""
+        """Projection and slice of the fusion in one.
+
+        Returns:
+            Per stage, finest first, weight (width, C_i) and bias (width,).
+        """
         # The reference concatenates the coarsest stage first.
         slices = self.fuse.weight.flatten(1).chunk(len(self.projections), dim=1)[::-1]
         linears = [cast(nn.Linear, projection) for projection in self.projections]
         return [(fuse @ p.weight, fuse @ p.bias) for fuse, p in zip(slices, linears, strict=True)]
 
     def folded_with_norm(self) -> tuple[list[Tensor], Tensor]:
-        """Weights per stage, finest first, (C_i, width), and one bias (width,), batch norm's statistics included."""
+        """As :meth:`folded`, batch norm's statistics included.
+
+        Returns:
+            Weights per stage, finest first, (C_i, width), and one bias (width,).
+        """
         norm = self.norm
         scale = norm.weight * torch.rsqrt(cast(Tensor, norm.running_var) + norm.eps)
         folded = self.folded()
@@ -72,10 +81,10 @@ class Head(nn.Module):
 
 
 class _Classify(torch.autograd.Function):
-    """ReLU, dropout and a 1x1 convolution in one: a value that is 0 behind the first two passes no gradient on.
+    """ReLU, dropout and a 1x1 convolution in one.
 
-    So their one result is all that the backward pass needs, instead of the masks and results of
-    each.
+    A value that is 0 behind the first two passes no gradient on. So their one result is all that
+    the backward pass needs, instead of the masks and results of each.
     """
 
     @staticmethod
@@ -113,9 +122,11 @@ class FrozenHead(nn.Module):
     def __init__(self, head: Head, *, margin: bool = False) -> None:
         super().__init__()
         weights, bias = head.folded_with_norm()
-        rows, offsets = head.classifier.weight.flatten(1), cast(Tensor, head.classifier.bias)
+        rows = head.classifier.weight.flatten(1)
+        offsets = cast(Tensor, head.classifier.bias)
         if margin:
-            rows, offsets = rows[1:] - rows[:1], offsets[1:] - offsets[:1]
+            rows = rows[1:] - rows[:1]
+            offsets = offsets[1:] - offsets[:1]
         self.stages = len(weights)
         for number, weight in enumerate(weights):
             self.register_buffer(f"weight{number}", weight.detach())
@@ -129,7 +140,14 @@ class FrozenHead(nn.Module):
         return [self.get_buffer(f"weight{number}") for number in range(self.stages)]
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        """One frame's stages [(h_i, w_i, C_i)], finest first -> (h_0, w_0, 2 or 1), some rows at a time."""
+        """One frame's logits or margins, some rows at a time.
+
+        Args:
+            stages: [(h_i, w_i, C_i)], finest first.
+
+        Returns:
+            (h_0, w_0, 2 or 1).
+        """
         height, width, _ = stages[0].shape
         weights = [weight.to(stages[0]) for weight in self.weights]
         bias, classifier, classifier_bias = (
@@ -142,7 +160,7 @@ class FrozenHead(nn.Module):
             for s, w in zip(stages[1:], weights[1:], strict=True)
         ]
         down = [_interpolation(s.shape[0], height, s) for s in wide]
-        answer = stages[0].new_empty(height, width, classifier.shape[1])
+        output = stages[0].new_empty(height, width, classifier.shape[1])
         for start in range(0, height, STRIP_ROWS):
             part = slice(start, min(start + STRIP_ROWS, height))
             fused = torch.addmm(bias, stages[0][part].flatten(0, 1), weights[0])
@@ -150,10 +168,9 @@ class FrozenHead(nn.Module):
                 # ... then the rows, of the few that this strip lies between.
                 used = _used(part, stage.shape[0], height)
                 fused.view(part.stop - start, -1).addmm_(matrix[part, used], stage[used].flatten(1))
-            answer[part] = torch.addmm(classifier_bias, fused.relu_(), classifier).unflatten(
-                0, (-1, width)
-            )
-        return answer
+            classified = torch.addmm(classifier_bias, fused.relu_(), classifier)
+            output[part] = classified.unflatten(0, (-1, width))
+        return output
 
 
 class WideHead(nn.Module):
@@ -169,7 +186,8 @@ class WideHead(nn.Module):
 
     def __init__(self, heads: Sequence[FrozenHead]) -> None:
         super().__init__()
-        self.decoders, self.stages = len(heads), heads[0].stages
+        self.decoders = len(heads)
+        self.stages = heads[0].stages
         for number in range(self.stages):
             weights = torch.cat([head.weights[number].T for head in heads])
             self.register_buffer(f"weight{number}", weights[:, :, None, None])
@@ -192,7 +210,9 @@ class WideHead(nn.Module):
 
 
 def decode_in_strips(heads: Sequence[FrozenHead], stages: Sequence[Tensor]) -> Tensor:
-    """What the heads answer, some rows at a time: memory stays bounded, and in the processor's cache.
+    """Logits or margins of all heads, some rows at a time.
+
+    Memory stays bounded, and in the processor's cache.
 
     Args:
         heads: all with logits, or all with margins.
@@ -209,10 +229,11 @@ def decode_in_strips(heads: Sequence[FrozenHead], stages: Sequence[Tensor]) -> T
     )
     with torch.autocast(device.type, enabled=False):
         rows = [stage.permute(0, 2, 3, 1).to(dtype).contiguous() for stage in stages]
-        answers = [
-            torch.stack([head([r[b] for r in rows]) for head in heads]) for b in range(len(rows[0]))
-        ]
-    return torch.stack(answers).permute(0, 1, 4, 2, 3)
+        outputs = []
+        for number in range(len(rows[0])):
+            frame = [stage[number] for stage in rows]
+            outputs.append(torch.stack([head(frame) for head in heads]))
+    return torch.stack(outputs).permute(0, 1, 4, 2, 3)
 
 
 def _interpolation(size: int, larger: int, like: Tensor) -> Tensor:
@@ -231,5 +252,6 @@ def _matrix(size: int, larger: int) -> Tensor:
 
 def _used(part: slice, size: int, larger: int) -> slice:
     """Rows of a stage that the rows ``part`` of its upsampled form are interpolated from."""
-    first, last = ((row + 0.5) * size / larger - 0.5 for row in (part.start, part.stop - 1))
+    ends = (part.start, part.stop - 1)
+    first, last = ((row + 0.5) * size / larger - 0.5 for row in ends)
     return slice(max(0, int(first)), min(size, int(max(0.0, last)) + 2))

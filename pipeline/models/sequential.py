@@ -1,4 +1,4 @@
-"""Decoders one after another: what the joined ones are measured against."""
+"""Sequential decoders: what the batched ones are measured against."""
 
 import torch
 from torch import Tensor, nn
@@ -6,12 +6,14 @@ from torch import Tensor, nn
 from pipeline.models.network import Network
 
 
-class Looped(nn.Module):
+class SequentialDecoders(nn.Module):
     """A network whose decoders run one after another, as their library wrote them."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.network, self.mean, self.std = network, network.mean, network.std
+        self.network = network
+        self.mean = network.mean
+        self.std = network.std
         self.heads = nn.ModuleList(
             head for head in network.reference_heads() if isinstance(head, nn.Module)
         )

@@ -12,7 +12,7 @@ from pipeline.losses.partial_labels import partial_label_cross_entropy, partial_
 from pipeline.machine import Machine, computing, float32_products, require_trainable, weights_format
 from pipeline.models import create_model
 from pipeline.models.network import resize
-from pipeline.models.sequential import Looped
+from pipeline.models.sequential import SequentialDecoders
 from pipeline.timing.interleaved import interleave
 
 DecoderForm = Literal["looped", "joined"]  # sequential, or batched
@@ -52,7 +52,7 @@ class DecoderCase:
         """One training step, or one forward pass."""
         network: nn.Module = create_model(self.architecture, self.decoders)
         if self.form == "looped":
-            network = Looped(network)  # type: ignore[arg-type]
+            network = SequentialDecoders(network)  # type: ignore[arg-type]
         layout = torch.channels_last
         if self.task == "train":
             layout = weights_format(self.device, self.precision)

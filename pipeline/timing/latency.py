@@ -23,7 +23,7 @@ from pipeline.deployment.runner import LaunchMode, Runner
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.models.frozen import Frozen
-from pipeline.models.sequential import Looped
+from pipeline.models.sequential import SequentialDecoders
 
 Part = Literal["whole", "network"]
 Runtime = Literal["PyTorch", "ONNX Runtime", "OpenVINO"]
@@ -132,12 +132,12 @@ class Candidate:
         """From a frame to masks, or from a normalised frame to logits."""
         torch.manual_seed(0)
         network: Any = (
-            load_checkpoint(self.checkpoint, "train_student")[0]
+            load_checkpoint(self.checkpoint)[0]
             if self.checkpoint
             else create_model(self.architecture, self.decoders)
         )
         if self.form == "looped":
-            network = Looped(network)
+            network = SequentialDecoders(network)
         network = network.eval()
         if self.form not in ("looped", "joined"):
             network = Frozen(network, self.device, getattr(torch, self.precision))

@@ -318,7 +318,7 @@ def offline(monkeypatch, tmp_path):
 
 
 def test_random_weights_say_so():
-    assert str(create_model("mininetv2", 2).start) == "all weights random"
+    assert str(create_model("mininetv2", 2).initial_weights) == "all weights random"
 
 
 def test_a_transformers_decoder_goes_to_every_decoder_and_classifiers_are_new(tmp_path):
@@ -335,10 +335,10 @@ def test_a_transformers_decoder_goes_to_every_decoder_and_classifiers_are_new(tm
         assert torch.equal(head.fuse.weight, reference.decode_head.linear_fuse.weight)
     assert not torch.equal(network.heads[0].classifier.weight, network.heads[1].classifier.weight)
     assert network.mean == (0.1, 0.2, 0.3)
-    assert set(network.start.random) == {
+    assert set(network.initial_weights.random) == {
         f"heads.{i}.classifier.{part}" for i in range(3) for part in ("weight", "bias")
     }
-    assert "random: heads.classifier (6 tensors)" in str(network.start)
+    assert "random: heads.classifier (6 tensors)" in str(network.initial_weights)
 
 
 def test_an_encoder_alone_leaves_decoders_random_and_says_so(tmp_path):
@@ -351,8 +351,8 @@ def test_an_encoder_alone_leaves_decoders_random_and_says_so(tmp_path):
     assert torch.equal(
         first, reference.segformer.state_dict()["stages.0.patch_embeddings.proj.weight"]
     )
-    assert all(name.startswith("heads.") for name in network.start.random)
-    assert "heads.0.fuse.weight" in network.start.random
+    assert all(name.startswith("heads.") for name in network.initial_weights.random)
+    assert "heads.0.fuse.weight" in network.initial_weights.random
 
 
 def test_an_own_teacher_starts_every_decoder_of_a_student(tmp_path):
@@ -363,9 +363,9 @@ def test_an_own_teacher_starts_every_decoder_of_a_student(tmp_path):
         save_checkpoint(path, teacher, (64, 80))
         student = create_model(name, 3, str(path)).eval()
         assert student.mean == teacher.mean
-        assert student.start.random
-        assert all(".classifier." in tensor for tensor in student.start.random)
-        again = load_checkpoint(path, "train_teacher@liver")[0]
+        assert student.initial_weights.random
+        assert all(".classifier." in tensor for tensor in student.initial_weights.random)
+        again = load_checkpoint(path)[0]
         copies = student.reference_heads()
         for own, first in zip(
             copies[2].named_parameters(),
@@ -435,8 +435,8 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, offline):
             "mininetv2",
             "mini.safetensors",
         ): r"mininetv2 with 2 decoders, expected mininetv2 with 3 decoders or one",
-        ("mininetv2", "junk.safetensors"): r"no checkpoint of this project",
-        ("mininetv2", "missing.safetensors"): r"is no file",
+        ("mininetv2", "junk.safetensors"): r"not a checkpoint of this project",
+        ("mininetv2", "missing.safetensors"): r"is not a file",
         ("segformer_b0", "bert"): r"expected a SegFormer.*it is a bert",
         ("segformer_b0", "deep"): r"depths \[3, 4, 18, 3\], expected",
         ("segformer_b0", "thin"): r"has shape .* expected",
@@ -447,7 +447,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, offline):
         ("segformer_b0", "cut"): r"gave no weights, expected a SegFormer",
         ("segformer_b0", "headless"): r"lacks \d+ tensors, decode_head",
         ("segformer_b0", "renamed"): r"lacks \d+ tensors",
-        ("segformer_b0", "no_json"): r"preprocessor_config.json is no JSON object",
+        ("segformer_b0", "no_json"): r"preprocessor_config.json is not a JSON object",
         ("segformer_b0", "no_numbers"): r"image_mean is None, expected three numbers",
         (
             "deeplabv3_resnet18",
@@ -500,7 +500,7 @@ def test_lite0_loads_its_imagenet_weights_and_statistics():
         )
     torch.testing.assert_close(ours, theirs)
     assert network.mean == (127 / 255,) * 3
-    assert all(name.startswith("heads.") for name in network.start.random)
+    assert all(name.startswith("heads.") for name in network.initial_weights.random)
 
 
 @pytest.fixture
@@ -526,12 +526,10 @@ def test_a_network_of_ones_own_is_built_and_kept_like_the_others(own_networks, t
         logits = network(frames)
         assert logits.shape == (2, 3, 2, 25, 35)
         torch.testing.assert_close(network(frames, ["ureter"]), logits[:, 2:])
-    assert all(name.startswith("heads.") for name in network.start.random)
+    assert all(name.startswith("heads.") for name in network.initial_weights.random)
     save_checkpoint(tmp_path / "own.safetensors", network, (50, 70))
     with torch.no_grad():
-        torch.testing.assert_close(
-            load_checkpoint(tmp_path / "own.safetensors", "train_student")[0](frames), logits
-        )
+        torch.testing.assert_close(load_checkpoint(tmp_path / "own.safetensors")[0](frames), logits)
 
 
 def test_own_networks_are_told_from_misspelt_ones(own_networks):
@@ -565,7 +563,10 @@ def test_own_networks_are_told_from_misspelt_ones(own_networks):
         ("x = 1", "no function build.*has no attribute 'build'"),
         ("def build(", r"no function build.*own_broken\.py, line 1"),
         ("import a_library_that_is_not_there", "no function build.*a_library_that_is_not_there"),
-        ("def build(decoders, pretrained): return [decoders]", "gives a list, which is no Network"),
+        (
+            "def build(decoders, pretrained): return [decoders]",
+            "gives a list, which is not a Network",
+        ),
     ],
 )
 def test_own_modules_that_make_no_network_are_told_in_one_line(text, told, own_networks):

@@ -5,7 +5,7 @@ import json
 from typer.testing import CliRunner
 
 from pipeline.models import ARCHITECTURES
-from pipeline.models.sequential import Looped
+from pipeline.models.sequential import SequentialDecoders
 from stages.cli import app
 from stages.reporting.paper_tables import table
 
@@ -75,7 +75,7 @@ def test_a_looped_network_has_the_same_parameters():
 
     network = create_model("segformer_b0", 3)
     count = sum(p.numel() for p in network.parameters())
-    assert sum(p.numel() for p in Looped(network).parameters()) == count
+    assert sum(p.numel() for p in SequentialDecoders(network).parameters()) == count
 
 
 def test_wrong_usage_is_told():
