@@ -1,4 +1,4 @@
-"""Checkpoints: weights and what they are, in one safetensors file that runs no code when it is loaded."""
+"""Checkpoints: weights and metadata in one safetensors file, which runs no code when loaded."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,10 +11,12 @@ from typing import Any
 from safetensors.torch import save
 from torch import channels_last
 
-from pipeline.errors import MtkdError
+from pipeline.errors import DamagedFileError, MissingFileError, MtkdError
 from pipeline.files import write_atomically
 from pipeline.models import Network, create_model
 from pipeline.models.card import Card, digest_weights, read_file
+
+SUFFIX = ".safetensors"
 
 
 def save_checkpoint(
@@ -23,17 +25,23 @@ def save_checkpoint(
     image_size: tuple[int, int],
     trained_on: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write weights and card; equal weights give equal bytes, and a crash leaves no half-written file.
+    """Write weights and metadata.
+
+    Equal weights give equal bytes, and a crash leaves no half-written file.
 
     Args:
         path: the file.
         network: its decoders have names.
         image_size: (H, W) of the frames of its training.
-        trained_on: what determined the weights, for the card.
+        trained_on: what determined the weights, for the metadata.
     """
-    known = dict(trained_on or {})
     card = Card(
-        network.architecture, network.anatomies, image_size, network.mean, network.std, known
+        network.architecture,
+        network.anatomies,
+        image_size,
+        network.mean,
+        network.std,
+        dict(trained_on or {}),
     )
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     # One entry: safetensors writes several in any order.
@@ -41,43 +49,51 @@ def save_checkpoint(
     write_atomically(path, save(tensors, metadata={"mtkd": metadata}))
 
 
-def load_checkpoint(path: Path, made_by: str) -> tuple[Network, Card]:
-    """The network in eval mode, and its card.
+def load_checkpoint(path: Path) -> tuple[Network, Card]:
+    """The network in eval mode, and its metadata.
 
     Args:
         path: the file.
-        made_by: the stage that makes it, named when it is missing or broken.
 
     Raises:
-        MtkdError: no such file, or not a whole checkpoint of this project.
+        MissingFileError: no such file.
+        DamagedFileError: its content is not what this project wrote.
+        MtkdError: its name does not end in ``.safetensors``.
     """
-    with _named(path, made_by):
+    with _named(path):
         card, tensors = read_file(path)
         network = create_model(card.architecture, len(card.anatomies))
         network.load_state_dict(tensors)
-    network.anatomies, network.mean, network.std = card.anatomies, card.mean, card.std
+    network.anatomies = card.anatomies
+    network.mean = card.mean
+    network.std = card.std
     return network.eval().to(memory_format=channels_last), card
 
 
-def load_card(path: Path, made_by: str) -> Card:
-    """The card of a whole checkpoint, without building its network.
+def load_card(path: Path) -> Card:
+    """The metadata of a complete checkpoint, without building its network.
 
     Raises:
         MtkdError: as :func:`load_checkpoint`.
     """
-    with _named(path, made_by):
+    with _named(path):
         return read_file(path)[0]
 
 
 @contextmanager
-def _named(path: Path, made_by: str) -> Iterator[None]:
-    """What is wrong with a checkpoint, with its name and the stage that makes it."""
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in what is wrong with it."""
     if not path.is_file():
-        raise MtkdError(f"{path} is missing: run `dvc repro {made_by}`")
+        raise MissingFileError(path)
+    if path.suffix != SUFFIX:
+        raise MtkdError(
+            f"{path} is not a {SUFFIX} file, and only checkpoints of this project are read. "
+            "For weights of one of its networks (pipeline.models.ARCHITECTURES) write one with "
+            "pipeline.checkpoint.save_checkpoint. Any other model can teach with its logits: see "
+            "'Any teacher' in docs/store.md"
+        )
     try:
         yield
     except (MtkdError, RuntimeError) as error:
         reason = shorten(str(error), 160, placeholder=" ...")
-        raise MtkdError(
-            f"{path} is no whole checkpoint ({reason}): run `dvc repro -s -f {made_by}`"
-        ) from error
+        raise DamagedFileError(path, reason) from error

@@ -1,4 +1,4 @@
-"""Asking trained networks: native logits on frames, clean or as a stored view shows them."""
+"""Running inference: native logits of trained networks on frames, clean or as a stored view."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,147 +21,161 @@ from pipeline.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
-class Question:
-    """One frame as it is shown to a teacher.
+class InferenceInput:
+    """One frame as it is given to a teacher.
 
     Attributes:
         frame: which frame.
-        augmentation: how it is changed before it is shown.
+        augmentation: how it is changed before.
     """
 
     frame: Frame
     augmentation: Augmentation
 
 
-def clean_questions(frames: Sequence[Frame]) -> list[Question]:
+def clean_inputs(frames: Sequence[Frame]) -> list[InferenceInput]:
     """Every frame as it is."""
-    return [Question(frame, Augmentation()) for frame in frames]
+    return [InferenceInput(frame, Augmentation()) for frame in frames]
 
 
-def view_questions(
+def view_inputs(
     frames: Sequence[Frame], seed: int, view: int, size: tuple[int, int]
-) -> list[Question]:
-    """Every frame under one fixed augmented view, the same that the student's data set will replay."""
-    return [Question(frame, sample(seed, view, frame.id, size)) for frame in frames]
+) -> list[InferenceInput]:
+    """Every frame under one fixed augmented view, which the student's data set will replay."""
+    return [InferenceInput(frame, sample(seed, view, frame.id, size)) for frame in frames]
 
 
-Shown = tuple[NDArray[np.uint8], int]
+Pixels = tuple[NDArray[np.uint8], int]  # of one frame (3, H, W), and their fingerprint
 Batch = tuple[Tensor, list[int]]  # frames (b, 3, H, W) uint8, and their fingerprints
 
 
-class _Shown(Dataset[Shown]):
-    """The pixels (3, H, W) uint8 of each question, and their fingerprint."""
+class _InputPixels(Dataset[Pixels]):
+    """The pixels (3, H, W) uint8 of each input, and their fingerprint."""
 
-    def __init__(self, questions: Sequence[Question]) -> None:
-        self.questions = questions
+    def __init__(self, inputs: Sequence[InferenceInput]) -> None:
+        self.inputs = inputs
 
     def __len__(self) -> int:
-        return len(self.questions)
+        return len(self.inputs)
 
-    def __getitem__(self, index: int) -> Shown:
-        question = self.questions[index]
-        shown = augment_frame(load_frame(question.frame.image), question.augmentation)
-        return shown.transpose(2, 0, 1), fingerprint(shown)
-
-
-def fingerprints(questions: Sequence[Question]) -> Iterator[int]:
-    """The fingerprint of the pixels of each question, as :func:`answers` gives it, without asking anybody."""
-    shown = _Shown(questions)
-    return (shown[i][1] for i in range(len(shown)))
+    def __getitem__(self, index: int) -> Pixels:
+        item = self.inputs[index]
+        pixels = augment_frame(load_frame(item.frame.image), item.augmentation)
+        return pixels.transpose(2, 0, 1), fingerprint(pixels)
 
 
-def _batch(shown: Sequence[Shown]) -> Batch:
-    """By NumPy: in a thread of its own torch would start a second team of threads, to fight with the network's."""
-    return torch.from_numpy(np.stack([pixels for pixels, _ in shown])), [
-        fingerprint for _, fingerprint in shown
-    ]
+def fingerprints(inputs: Sequence[InferenceInput]) -> Iterator[int]:
+    """Fingerprints of each input's pixels, as of :func:`predictions`, without inference."""
+    pixels = _InputPixels(inputs)
+    return (pixels[i][1] for i in range(len(pixels)))
 
 
 @torch.inference_mode()
-def answers(
+def predictions(
     network: Network,
-    questions: Sequence[Question],
+    inputs: Sequence[InferenceInput],
     batches: Sequence[range],
     precision: str,
     machine: Machine,
     stopwatch: Stopwatch | None = None,
 ) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
-    """The network's native logits on each batch of questions.
+    """The network's native logits on each batch of inputs.
 
     A GPU computes the next batch while the caller works on this one.
 
     Args:
         network: in eval mode.
-        questions: what to ask, in order.
-        batches: which questions go together; the caller decides, so that no batch crosses a shard.
+        inputs: frames and how they are augmented, in order.
+        batches: which inputs go together; the caller decides, so that no batch crosses a shard.
         precision: 32-true, tf32, bf16-mixed or 16-mixed.
         machine: device and loader workers.
         stopwatch: counts the time that frames and the network took.
 
     Yields:
-        Logits (b, N, 2, h, w) float32 and the fingerprints of the b frames as they were shown.
+        Logits (b, N, 2, h, w) float32 and the fingerprints of the b frames' input pixels.
     """
     stopwatch = stopwatch or Stopwatch()
     network = network.to(machine.torch_device)
 
-    def ask(frames: Tensor) -> Tensor:
+    def compute(frames: Tensor) -> Tensor:
         return network(normalise(frames, network))
 
-    outputs = on_device(ask, questions, batches, precision, machine, stopwatch)
+    outputs = on_device(compute, inputs, batches, precision, machine, stopwatch)
     copies = ((to_host(logits), fingerprints) for logits, fingerprints in outputs)
     for arrived, fingerprints in delayed(copies, in_flight(machine.torch_device)):
         with stopwatch.step("network"):
-            answer = arrived()
-        yield answer, fingerprints
+            logits = arrived()
+        yield logits, fingerprints
 
 
 @torch.inference_mode()
 def on_device(
-    ask: Callable[[Tensor], Tensor],
-    questions: Sequence[Question],
+    compute: Callable[[Tensor], Tensor],
+    inputs: Sequence[InferenceInput],
     batches: Sequence[range],
     precision: str,
     machine: Machine,
     stopwatch: Stopwatch,
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """As :func:`answers`, of any function of frames (b, 3, H, W) uint8; on the device, which may still compute it."""
+    """As :func:`predictions`, of any function of frames (b, 3, H, W) uint8.
+
+    Yields:
+        Its results in float32, on the device, which may still compute them; and the fingerprints.
+    """
     device = machine.torch_device
-    loaded = _loaded(_Shown(questions), [list(batch) for batch in batches], machine.workers, device)
+    order = [list(batch) for batch in batches]
+    loaded = _loaded(_InputPixels(inputs), order, machine.workers, device)
     for frames, fingerprints in stopwatch.waiting("frames", ahead(_on(device, loaded))):
         with stopwatch.step("network"):
             with computing(device, precision):
-                answer = ask(frames.to(device, non_blocking=True))
-            answer = answer.float()
-        yield answer, fingerprints
+                output = compute(frames.to(device, non_blocking=True))
+            output = output.float()
+        yield output, fingerprints
 
 
 def in_flight(device: torch.device) -> int:
-    """Batches that the device computes while the caller works on the one before: a CPU is the caller's own."""
+    """Batches that the device computes while the caller works on the one before.
+
+    A CPU is the caller's own.
+    """
     return 1 if device.type == "cuda" else 0
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """An array as a tensor on the device, which it may not have reached yet."""
     tensor = torch.from_numpy(array)
-    return (
-        tensor.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda"
-        else tensor.to(device)
-    )
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _loaded(
-    shown: _Shown, order: list[list[int]], workers: int, device: torch.device
+    pixels: _InputPixels, order: list[list[int]], workers: int, device: torch.device
 ) -> Iterable[Batch]:
-    """The batches, loaded by processes; by threads where there may be none, as in dask's daemonic workers."""
+    """The batches, loaded by processes.
+
+    By threads where there may be no processes, as in dask's daemonic workers.
+    """
     if workers and current_process().daemon:
         cv2.setNumThreads(1)  # as loaders do
-        return by_threads(lambda batch: _batch([shown[i] for i in batch]), order, workers)
-    return make_loader(shown, order, workers, _batch, pin=device.type == "cuda")
+        return by_threads(lambda batch: _batch([pixels[i] for i in batch]), order, workers)
+    return make_loader(pixels, order, workers, _batch, pin=device.type == "cuda")
+
+
+def _batch(items: Sequence[Pixels]) -> Batch:
+    """Stacked by NumPy: in a thread of its own torch would start a second team of threads.
+
+    These would fight with the network's.
+    """
+    frames = np.stack([pixels for pixels, _ in items])
+    return torch.from_numpy(frames), [fingerprint for _, fingerprint in items]
 
 
 def _on(device: torch.device, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, for a GPU with a number: memory would be pinned by the first GPU, and so take some of its own."""
+    """The batches, for a GPU with a number.
+
+    Memory would be pinned by the first GPU, and so take some of its own.
+    """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # of the thread that loads
     yield from batches

@@ -21,12 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.environment import require_semaphores
 from pipeline.errors import MtkdError
-from pipeline.handover import HandOver
+from pipeline.handover import HandedOver, HandOver, Loader
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 T = TypeVar("T")
+M_TRIM_THRESHOLD = -1  # of malloc.h
+M_MMAP_MAX = -4
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -61,12 +63,12 @@ class Machine:
         if name == "auto":
             mps = "mps" if torch.backends.mps.is_available() else "cpu"
             name = "cuda" if torch.cuda.is_available() else mps
-        there = {
+        available = {
             "cpu": True,
             "cuda": torch.cuda.is_available(),
             "mps": torch.backends.mps.is_available(),
         }
-        if not there[name.partition(":")[0]]:
+        if not available[name.partition(":")[0]]:
             raise MtkdError(
                 f"--device {name}: torch {torch.__version__} sees none here; choose cpu or auto"
             )
@@ -75,8 +77,9 @@ class Machine:
 
 @contextmanager
 def float32_products(device: torch.device, precision: str) -> Iterator[None]:
-    """Convolutions and products of matrices in float32 meanwhile: as IEEE 754 has it, or with TF32 if asked for.
+    """Compute float32 products meanwhile as IEEE 754 has it, or with TF32 if asked for.
 
+    These are convolutions and products of matrices.
     TF32 keeps ten of the 23 bits of each factor. Left to itself PyTorch uses it on CUDA in
     convolutions and nowhere else: logits then differ from the CPU's by 1e-2, and by 1e-5 without it
     (relative, on an H100).
@@ -89,20 +92,22 @@ def float32_products(device: torch.device, precision: str) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    places: tuple[Any, Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [place.allow_tf32 for place in places]
+    backends: tuple[Any, Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
     try:
-        for place in places:
-            place.allow_tf32 = precision == "tf32"
+        for backend in backends:
+            backend.allow_tf32 = precision == "tf32"
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.allow_tf32 = value
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
 
 
 @contextmanager
 def computing(device: torch.device, precision: str) -> Iterator[None]:
-    """For a network's forward pass: what ``precision`` says of products and casts. In training Fabric casts.
+    """For a network's forward pass: what ``precision`` says of products and casts.
+
+    In training Fabric casts.
 
     Args:
         device: where it is computed.
@@ -114,7 +119,11 @@ def computing(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def to_host(tensor: Tensor) -> Callable[[], NDArray[Any]]:
-    """Begin to copy a tensor from the device; the function waits for its end and returns the array."""
+    """Begin to copy a tensor from the device.
+
+    Returns:
+        A function that waits for the end of the copy, and returns the array.
+    """
     if tensor.device.type != "cuda":
         return tensor.cpu().numpy
     host = tensor.to("cpu", non_blocking=True)  # into pinned memory
@@ -128,7 +137,9 @@ def to_host(tensor: Tensor) -> Callable[[], NDArray[Any]]:
 
 
 def weights_format(device: torch.device, precision: str) -> torch.memory_format:
-    """How the weights of a network that is trained lie in memory; frames are channels last everywhere.
+    """How the weights of a network that is trained lie in memory.
+
+    Frames are channels last everywhere.
 
     Milliseconds of a training step under bf16-mixed on an H100, eight frames of 640x512, channels
     last and contiguous: SegFormer-B3 154 and 127, MiniNetv2 with eleven decoders 86 and 72,
@@ -153,7 +164,9 @@ def require_trainable(device: torch.device, precision: str) -> None:
 
 
 def make_fabric(machine: Machine, precision: str) -> "Fabric":
-    """Devices and precision of a training run; with several devices, from here on this code runs once on each.
+    """Devices and precision of a training run.
+
+    With several devices, this code runs once on each from here on.
 
     Under torchrun the processes are there already and their number holds. No other launcher is
     asked (:mod:`pipeline.launch`).
@@ -171,15 +184,13 @@ def make_fabric(machine: Machine, precision: str) -> "Fabric":
 
     launch = plan_launch(machine.devices, os.environ)
     kind = machine.torch_device.type
-    most = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, launch.devices)
-    if launch.devices > most:
-        raise MtkdError(f"--devices {launch.devices}: torch sees only {most} of type {kind}")
+    _require_devices(launch.devices, kind)
     if launch.is_first and not launch.by_torchrun:
         forget(os.environ)
-    own = Processes() if launch.devices > 1 else "auto"
+    strategy = Processes() if launch.devices > 1 else "auto"
     fabric = Fabric(
         accelerator=kind,
-        strategy="ddp" if launch.by_torchrun and launch.devices * launch.nodes > 1 else own,
+        strategy="ddp" if launch.by_torchrun and launch.devices * launch.nodes > 1 else strategy,
         devices=launch.devices,
         num_nodes=launch.nodes,
         precision="32-true" if precision == "tf32" else precision,  # type: ignore[arg-type]
@@ -190,6 +201,12 @@ def make_fabric(machine: Machine, precision: str) -> "Fabric":
     return fabric
 
 
+def _require_devices(devices: int, kind: str) -> None:
+    most = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, devices)
+    if devices > most:
+        raise MtkdError(f"--devices {devices}: torch sees only {most} of type {kind}")
+
+
 def make_loader(
     dataset: Dataset[T],
     batch_sampler: Iterable[list[Any]],
@@ -198,9 +215,14 @@ def make_loader(
     *,
     pin: bool = False,
 ) -> DataLoader[T]:
-    """A loader whose worker processes, if any, live as long as it does; ``collate`` as torch has it.
+    """A loader whose worker processes, if any, live as long as it does.
 
-    ``pin`` for batches that go to a CUDA device: a run on the CPU must not need the GPU's driver.
+    Args:
+        dataset: with items by key.
+        batch_sampler: keys of each batch.
+        workers: loader processes.
+        collate: from items to a batch, as torch has it.
+        pin: for batches that go to a CUDA device; a run on the CPU must not need the GPU's driver.
 
     Raises:
         MtkdError: processes can't work together on this machine.
@@ -213,8 +235,8 @@ def make_loader(
     # OpenCV's pool of threads would compete with the computation, and a forked worker waits forever
     # for the threads that its parent had.
     cv2.setNumThreads(1)
-    return DataLoader(
-        dataset,
+    return Loader(
+        HandedOver(dataset),
         batch_sampler=batch_sampler,
         num_workers=workers,
         collate_fn=HandOver(collate, processes),
@@ -232,8 +254,7 @@ def keep_freed_memory() -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in musl
     if mallopt is not None:
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

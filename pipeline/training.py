@@ -1,4 +1,4 @@
-"""The training loop of both stages: a teacher is a network with one decoder, a student one with N.
+"""The training loop of both stages: a teacher is a network with one decoder, a student with N.
 
 An ``Objective`` says what the loss of a batch is; :func:`fit` does the rest: Adam with an
 exponential schedule, validation after each epoch, and the weights of the epoch with the best mean
@@ -30,7 +30,7 @@ from pipeline.models.network import Network, normalise, resize
 from pipeline.resume import Resume
 from pipeline.settings import Training
 from pipeline.stopwatch import Stopwatch
-from pipeline.training_errors import FiniteTerms, mendable
+from pipeline.training_errors import FiniteTerms, translated_errors
 
 Terms = dict[str, Tensor]
 
@@ -80,7 +80,14 @@ class Epoch:
 
 
 def supervised(decoders: int, class_weights: Tensor | None) -> Objective:
-    """The objective of teachers and of the student without distillation: L_CE (Equation 1, partial labels)."""
+    """The objective of teachers and of the student without distillation.
+
+    L_CE (Equation 1, partial labels).
+
+    Args:
+        decoders: number of anatomies N.
+        class_weights: (N, 2) weights of background and anatomy, or None.
+    """
     weights_on = None if class_weights is None else placed(class_weights)
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
@@ -96,7 +103,10 @@ def supervised(decoders: int, class_weights: Tensor | None) -> Objective:
 
 
 def placed(constant: Tensor) -> Callable[[torch.device], Tensor]:
-    """A tensor on each device that asks for it, copied once: a GPU would end all its work before each copy."""
+    """A tensor on each device that needs it, copied once.
+
+    A GPU would end all its work before each copy.
+    """
     return cache(lambda device: constant.to(device))
 
 
@@ -106,37 +116,60 @@ def learning_rate(settings: Training, epoch: int) -> float:
     return float(settings.learning_rate * ratio ** (epoch / settings.epochs))
 
 
+@dataclass(frozen=True)
+class TrainingTask:
+    """What a network learns from, and what is minimised.
+
+    Attributes:
+        train: training frames, augmented.
+        val: validation frames, clean; may be empty.
+        objective: the loss terms of a batch.
+    """
+
+    train: FrameDataset
+    val: FrameDataset
+    objective: Objective
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What is called while a network is trained.
+
+    Attributes:
+        done: after each epoch, on every process; of a resumed run, for the epochs before as well.
+        step: after each batch with (epoch, batches done, batches in all).
+        check: after each epoch, before anything of it is kept, on one process; raises if it must
+            not be.
+    """
+
+    done: Callable[[Epoch], None]
+    step: Callable[[int, int, int], None] = lambda epoch, done, total: None
+    check: Callable[[], None] = lambda: None
+
+
 def fit(
     fabric: Fabric,
     network: Network,
-    train: FrameDataset,
-    val: FrameDataset,
-    objective: Objective,
+    task: TrainingTask,
     settings: Training,
     machine: Machine,
+    callbacks: Callbacks,
     *,
-    done: Callable[[Epoch], None],
-    step: Callable[[int, int, int], None],
-    check: Callable[[], None] = lambda: None,
     resume: Resume | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> list[Epoch]:
-    """Train a network and leave in it the weights of its best epoch (of the last, without validation frames).
+    """Train a network and leave in it the weights of its best epoch.
+
+    Without validation frames these are the weights of the last one.
 
     Args:
         fabric: devices and precision, launched.
         network: maps normalised frames to logits (B, N, 2, h, w).
-        train: training frames, augmented.
-        val: validation frames, clean; may be empty.
-        objective: the loss terms of a batch.
+        task: frames and objective.
         settings: epochs, batch size, learning rates, seed.
         machine: loader workers, the pieces in which each device computes its share of a batch, and
             whether the network is compiled.
-        done: called after each epoch, on every process; of a resumed run, for the epochs before as
-            well.
-        step: called after each batch with (epoch, batches done, batches in all).
-        check: called after each epoch, before anything of it is kept, on one process; raises if it
-            must not be.
+        callbacks: called after steps and epochs.
         resume: where the run stands; None to begin anew and keep nothing.
         stopwatch: counts the time of ``data`` (nothing to compute, as no batch is there) and of
             ``network``.
@@ -146,111 +179,101 @@ def fit(
 
     Raises:
         MtkdError: a loss term is not finite; too little memory for a batch; a process ended; a
-            frame or a stored answer can't be read.
+            frame or a stored logit can't be read.
     """
-    synchronised = synchronises(fabric.device.type, fabric.world_size)
-    if synchronised:
+    trainer = _set_up(
+        fabric, network, task.objective, settings, machine, stopwatch or Stopwatch(fabric.device)
+    )
+    loaders = _loaders(fabric, task, settings, machine)
+    history, best = trainer.resumed(resume)
+    for epoch in history:
+        callbacks.done(epoch)
+    for number in range(len(history), settings.epochs):
+        history.append(trainer.epoch(number, task, loaders, partial(callbacks.step, number)))
+        if history[-1] is best_epoch(history):
+            best = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        if fabric.is_global_zero:
+            callbacks.check()
+            if resume is not None and (resume.is_due or number + 1 == settings.epochs):
+                resume.save(trainer.state(history, best))
+        callbacks.done(history[-1])
+    network.load_state_dict(best)
+    return history
+
+
+def _set_up(
+    fabric: Fabric,
+    network: Network,
+    objective: Objective,
+    settings: Training,
+    machine: Machine,
+    stopwatch: Stopwatch,
+) -> "Trainer":
+    """Network and optimizer on the devices of a run."""
+    if synchronises(fabric.device.type, fabric.world_size):
         synchronise(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
     network.to(memory_format=weights_format(fabric.device, settings.precision))
     module = cast(nn.Module, torch.compile(network, dynamic=False)) if machine.compile else network
     model, optimizer = fabric.setup(module, optimizer)
-    share = Share(
-        fabric.global_rank, fabric.world_size, machine.accumulate, least=1 if synchronised else 2
+    return Trainer(
+        fabric, model, network, optimizer, objective, settings, stopwatch, machine.compile
     )
-    sampler = EpochBatches(len(train), settings.batch_size, settings.seed, share)
-    clean = clean_batches(len(val), settings.batch_size, share)
-    pin = fabric.device.type == "cuda"
-    loaders = [
-        make_loader(data, order, machine.workers, pin=pin)
-        for data, order in ((train, sampler), (val, clean))
-    ]
-    train_loader, val_loader = fabric.setup_dataloaders(*loaders, use_distributed_sampler=False)
-    loop = _Loop(
-        fabric,
-        model,
-        network,
-        optimizer,
-        objective,
-        stopwatch or Stopwatch(fabric.device),
-        machine.compile,
-    )
-
-    history, best = _resumed(resume, fabric, network, optimizer)
-    for epoch in history:
-        done(epoch)
-    for number in range(len(history), settings.epochs):
-        rate = learning_rate(settings, number)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        # Dropout, too, depends on seed, epoch and process alone.
-        torch.manual_seed(settings.seed * 100_003 + number + fabric.global_rank * 1_000_003)
-        sampler.epoch = number
-        with mendable(), float32_products(fabric.device, settings.precision):
-            finite = FiniteTerms(
-                objective.weights, train.anatomies, number, speaks=fabric.is_global_zero
-            )
-            batches = _batches(loop.stopwatch.waiting("data", train_loader), sampler)
-            terms, norms = _train_epoch(loop, batches, sampler.steps, finite, partial(step, number))
-            counts = _validate(fabric, network, val_loader, len(val))
-        dice = mean_dice(counts, [frame.anatomy for frame in val.frames])
-        history.append(Epoch(number, rate, terms, norms, dice))
-        if history[-1] is best_epoch(history):
-            best = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        if fabric.is_global_zero:
-            check()
-        if (
-            resume is not None
-            and fabric.is_global_zero
-            and (resume.is_due or number + 1 == settings.epochs)
-        ):
-            resume.save(_state(history, best, fabric, network, optimizer))
-        done(history[-1])
-    network.load_state_dict(best)
-    return history
 
 
 def synchronises(kind: str, processes: int) -> bool:
-    """Whether the processes of a run compute batch norm's statistics together (SyncBatchNorm knows CUDA only)."""
+    """Whether the processes of a run compute batch norm's statistics together.
+
+    SyncBatchNorm knows CUDA only.
+    """
     return kind == "cuda" and processes > 1
 
 
 def synchronise(network: Network) -> None:
-    """Replace batch norm by one that computes its statistics over all processes; names and parameters stay."""
-    from timm.layers.norm_act import (
-        convert_sync_batchnorm,
-    )  # torch's own drops the activations of BatchNormAct2d
+    """Replace batch norm by one that computes its statistics over all processes.
+
+    Names and parameters stay.
+    """
+    # torch's own drops the activations of BatchNormAct2d.
+    from timm.layers.norm_act import convert_sync_batchnorm
 
     convert_sync_batchnorm(network)
 
 
-def _state(
-    history: list[Epoch], best: dict[str, Tensor], fabric: Fabric, network: Network, optimizer: Any
-) -> dict[str, Any]:
-    return {
-        "history": [asdict(epoch) for epoch in history],
-        "best": best,
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "precision": fabric.strategy.precision.state_dict(),
-    }
+@dataclass(frozen=True)
+class _Loaders:
+    """Where batches come from.
+
+    Attributes:
+        train: pieces of the batches that ``sampler`` draws.
+        val: clean batches.
+        sampler: the order of the training frames.
+    """
+
+    train: Any
+    val: Any
+    sampler: EpochBatches
 
 
-def _resumed(
-    resume: Resume | None, fabric: Fabric, network: Network, optimizer: Any
-) -> tuple[list[Epoch], dict[str, Tensor]]:
-    """The epochs that are done, with everything as it was after the last of them; the best weights so far."""
-    state = resume.load()[0] if resume is not None else None
-    if state is None:
-        return [], {}
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    fabric.strategy.precision.load_state_dict(state["precision"])
-    return [Epoch(**epoch) for epoch in state["history"]], state["best"]
+def _loaders(fabric: Fabric, task: TrainingTask, settings: Training, machine: Machine) -> _Loaders:
+    least = 1 if synchronises(fabric.device.type, fabric.world_size) else 2
+    share = Share(fabric.global_rank, fabric.world_size, machine.accumulate, least=least)
+    sampler = EpochBatches(len(task.train), settings.batch_size, settings.seed, share)
+    clean = clean_batches(len(task.val), settings.batch_size, share)
+    pin = fabric.device.type == "cuda"
+    train, val = fabric.setup_dataloaders(
+        make_loader(task.train, sampler, machine.workers, pin=pin),
+        make_loader(task.val, clean, machine.workers, pin=pin),
+        use_distributed_sampler=False,
+    )
+    return _Loaders(train, val, sampler)
 
 
 def best_epoch(history: list[Epoch]) -> Epoch:
-    """The first epoch with the highest mean validation Dice; the last one if there is nothing to validate on."""
+    """The first epoch with the highest mean validation Dice.
+
+    The last one if there is nothing to validate on.
+    """
     if all(e.mean_dice is None for e in history):
         return history[-1]
     return max(history, key=lambda e: -math.inf if e.mean_dice is None else e.mean_dice)
@@ -262,7 +285,7 @@ class _Batch:
 
     Attributes:
         pieces: its frames, one piece after another.
-        sizes: of each piece, how many frames are its own and not there to fill it up.
+        sizes: of each piece, how many of its frames count; the others only fill it up.
         frames: of the batch, over all processes.
         full: whether these are as many as ``batch_size``; the last batch may have fewer.
     """
@@ -275,13 +298,13 @@ class _Batch:
 
 def _batches(pieces: Iterator[Sample], sampler: EpochBatches) -> Iterator[_Batch]:
     grouped = zip(*[pieces] * sampler.share.pieces, strict=True)
-    for own, sizes, frames in zip(grouped, sampler.sizes(), sampler.whole(), strict=True):
-        yield _Batch(own, sizes, frames, frames == sampler.batch_size)
+    for batch, sizes, frames in zip(grouped, sampler.sizes(), sampler.whole(), strict=True):
+        yield _Batch(batch, sizes, frames, frames == sampler.batch_size)
 
 
 @dataclass(frozen=True)
-class _Loop:
-    """What stays the same from step to step.
+class Trainer:
+    """What stays the same from step to step of a training.
 
     Attributes:
         fabric: devices and precision.
@@ -289,7 +312,8 @@ class _Loop:
         network: the network itself.
         optimizer: as Fabric has set it up.
         objective: the loss terms of a batch.
-        stopwatch: counts the time of ``network``.
+        settings: epochs, learning rates, seed.
+        stopwatch: counts the time of ``data`` and of ``network``.
         compiled: whether the model is compiled.
     """
 
@@ -298,97 +322,193 @@ class _Loop:
     network: Network
     optimizer: Any
     objective: Objective
+    settings: Training
     stopwatch: Stopwatch
     compiled: bool = False
 
-    def uncompiled(self, *, when: bool) -> AbstractContextManager[object]:
+    def resumed(self, resume: Resume | None) -> tuple[list[Epoch], dict[str, Tensor]]:
+        """Put everything where it was after the last epoch that was kept.
+
+        Returns:
+            The epochs that are done, and the best weights so far.
+        """
+        state = resume.load()[0] if resume is not None else None
+        if state is None:
+            return [], {}
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        return [Epoch(**epoch) for epoch in state["history"]], state["best"]
+
+    def state(self, history: list[Epoch], best: dict[str, Tensor]) -> dict[str, Any]:
+        """What :meth:`resumed` needs."""
+        return {
+            "history": [asdict(epoch) for epoch in history],
+            "best": best,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
+
+    def epoch(
+        self,
+        number: int,
+        task: TrainingTask,
+        loaders: _Loaders,
+        step: Callable[[int, int], None],
+    ) -> Epoch:
+        """Train for one epoch, and validate.
+
+        Args:
+            number: 0, 1, ...
+            task: frames and objective.
+            loaders: of these frames.
+            step: called after each batch with (batches done, batches in all).
+        """
+        rate = learning_rate(self.settings, number)
+        self._begin(number, rate)
+        loaders.sampler.epoch = number
+        with translated_errors(), float32_products(self.fabric.device, self.settings.precision):
+            finite = FiniteTerms(
+                self.objective.weights,
+                task.train.anatomies,
+                number,
+                speaks=self.fabric.is_global_zero,
+            )
+            pieces = self.stopwatch.waiting("data", loaders.train)
+            batches = _batches(pieces, loaders.sampler)
+            terms, norms = self._train_epoch(batches, loaders.sampler.steps, finite, step)
+            counts = _validate(self.fabric, self.network, loaders.val, len(task.val))
+        dice = mean_dice(counts, [frame.anatomy for frame in task.val.frames])
+        return Epoch(number, rate, terms, norms, dice)
+
+    def _begin(self, number: int, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # Dropout, too, depends on seed, epoch and process alone.
+        rank = self.fabric.global_rank
+        torch.manual_seed(self.settings.seed * 100_003 + number + rank * 1_000_003)
+
+    def _train_epoch(
+        self,
+        batches: Iterator[_Batch],
+        steps: int,
+        finite: FiniteTerms,
+        step: Callable[[int, int], None],
+    ) -> tuple[dict[str, list[float]], dict[str, float]]:
+        """One pass over the training frames.
+
+        Nothing here waits for the device to end a step: the host gives it the next one meanwhile.
+
+        Returns:
+            The mean of each term over batches, and the first batch's gradient norms.
+        """
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        norms: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches, start=1):
+            with self.stopwatch.step("network"):
+                self.optimizer.zero_grad(set_to_none=True)
+                # Transformers installs hooks in its first call, and another size of batch would be
+                # compiled anew.
+                with self._uncompiled(when=number == 1 or not batch.full):
+                    terms, squares = self._backward(batch, measured=number == 1)
+                finite.add(number, terms)
+                self.optimizer.step()
+            norms = norms or {name: square.sqrt() for name, square in squares.items()}
+            sums = _added(sums, terms)
+            step(number, steps)
+        finite.judge()
+        return (
+            {name: (total / steps).tolist() for name, total in sums.items()},
+            {name: float(norm) for name, norm in norms.items()},
+        )
+
+    def _uncompiled(self, *, when: bool) -> AbstractContextManager[object]:
         """In here the model is computed without what was compiled for it, in some cases."""
         return torch.compiler.set_stance("force_eager") if self.compiled and when else nullcontext()
 
+    def _backward(self, batch: _Batch, *, measured: bool) -> tuple[Terms, Terms]:
+        """The gradients of one batch.
 
-def _train_epoch(
-    loop: _Loop,
-    batches: Iterator[_Batch],
-    steps: int,
-    finite: FiniteTerms,
-    step: Callable[[int, int], None],
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """One pass over the training frames; the mean of each term over batches, and the first batch's gradient norms.
+        Returns:
+            Its terms; if ``measured``, the squared norm of each weighted term's gradient at the
+            logits.
+        """
+        counted = [_first(p, size) for p, size in zip(batch.pieces, batch.sizes, strict=True)]
+        shares = self.shares(batch, counted)
+        weights = self.objective.weights
+        sums: Terms = {}
+        squares: Terms = {}
+        if measured:
+            squares = {name: torch.zeros((), device=self.fabric.device) for name in weights}
+        for number, frames in enumerate(counted):
+            # Processes exchange gradients once per batch, with its last piece.
+            is_last = number + 1 == len(counted)
+            with self.fabric.no_backward_sync(self.model, enabled=not is_last):
+                logits = self._logits(batch.pieces[number], len(frames["anatomy"]))
+                terms = {
+                    name: term * shares[number].get(name, bool(batch.sizes[number]))
+                    for name, term in self.objective.terms(logits, frames).items()
+                }
+                weighted = {name: weight * terms[name].sum() for name, weight in weights.items()}
+                for name in squares:
+                    squares[name] = squares[name] + _squared(weighted[name], logits)
+                # DDP takes the mean over processes; the sum is wanted.
+                loss = torch.stack(list(weighted.values())).sum() * self.fabric.world_size
+                self.fabric.backward(loss)
+            sums = _added(sums, {name: term.detach() for name, term in terms.items()})
+        summed = _over_all(self.fabric, [*sums.values(), *squares.values()])
+        return (
+            dict(zip(sums, summed[: len(sums)], strict=True)),
+            dict(zip(squares, summed[len(sums) :], strict=True)),
+        )
 
-    Nothing here waits for the device to end a step: the host gives it the next one meanwhile.
-    """
-    loop.model.train()
-    sums: dict[str, Tensor] = {}
-    norms: dict[str, Tensor] = {}
-    for number, batch in enumerate(batches, start=1):
-        with loop.stopwatch.step("network"):
-            loop.optimizer.zero_grad(set_to_none=True)
-            # Transformers installs hooks in its first call, and another size of batch would be
-            # compiled anew.
-            with loop.uncompiled(when=number == 1 or not batch.full):
-                terms, squares = _backward(loop, batch, measured=number == 1)
-            finite.add(number, terms)
-            loop.optimizer.step()
-        norms = norms or {name: square.sqrt() for name, square in squares.items()}
-        sums = {name: sums.get(name, 0) + term for name, term in terms.items()}
-        step(number, steps)
-    finite.judge()
-    return (
-        {name: (total / steps).tolist() for name, total in sums.items()},
-        {name: float(norm) for name, norm in norms.items()},
-    )
+    def _logits(self, piece: Sample, frames: int) -> Tensor:
+        """Of the first frames of a piece, of which all are computed."""
+        with exact_depthwise(self.fabric.device):
+            logits: Tensor = self.model(normalise(piece["frame"], self.network))
+            return logits[:frames]
+
+    def shares(self, batch: _Batch, counted: Sequence[Sample]) -> list[dict[str, Tensor | float]]:
+        """By piece and weighted term, the share of the frames that the batch's mean is over.
+
+        Args:
+            batch: the whole batch of this process.
+            counted: of each piece, the frames that count.
+        """
+        by_piece = [
+            self._frames(frames, size) for frames, size in zip(counted, batch.sizes, strict=True)
+        ]
+        names = list(by_piece[0])
+        sums = []
+        for name in names:
+            sums.append(torch.stack([numbers[name] for numbers in by_piece]).sum())
+        # Only these numbers have to be exchanged.
+        whole = dict(zip(names, _over_all(self.fabric, sums), strict=True))
+        shares = []
+        for numbers, size in zip(by_piece, batch.sizes, strict=True):
+            share: dict[str, Tensor | float] = {}
+            share |= dict.fromkeys(self.objective.weights, size / batch.frames)
+            share |= {n: number / whole[n].clamp(min=1) for n, number in numbers.items()}
+            shares.append(share)
+        return shares
+
+    def _frames(self, frames: Sample, size: int) -> Terms:
+        """How many frames of a piece each term is a mean over; none, if none of them counts."""
+        numbers = self.objective.frames(frames)
+        return {name: number * bool(size) for name, number in numbers.items()}
 
 
-def _backward(loop: _Loop, batch: _Batch, *, measured: bool) -> tuple[Terms, Terms]:
-    """The gradients of one batch; its terms, and the squared norm of each weighted term's gradient at the logits."""
-    fabric, weights = loop.fabric, loop.objective.weights
-    own = [_first(piece, size) for piece, size in zip(batch.pieces, batch.sizes, strict=True)]
-    shares = _shares(loop, batch, own)
-    sums: Terms = {}
-    squares = {name: torch.zeros((), device=fabric.device) for name in weights if measured}
-    for number, (piece, kept, share) in enumerate(
-        zip(batch.pieces, own, shares, strict=True), start=1
-    ):
-        # Processes exchange gradients once per batch, with its last piece.
-        with fabric.no_backward_sync(loop.model, enabled=number < len(own)):
-            with exact_depthwise(fabric.device):
-                logits = loop.model(normalise(piece["frame"], loop.network))[: len(kept["anatomy"])]
-            found = loop.objective.terms(logits, kept)
-            terms = {
-                name: term * share.get(name, bool(batch.sizes[number - 1]))
-                for name, term in found.items()
-            }
-            weighted = {name: weight * terms[name].sum() for name, weight in weights.items()}
-            squares = {
-                name: square + _squared(weighted[name], logits) for name, square in squares.items()
-            }
-            # DDP takes the mean over processes; the sum is wanted.
-            fabric.backward(torch.stack(list(weighted.values())).sum() * fabric.world_size)
-        sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
-    summed = _over_all(fabric, [*sums.values(), *squares.values()])
-    return dict(zip(sums, summed[: len(sums)], strict=True)), dict(
-        zip(squares, summed[len(sums) :], strict=True)
-    )
-
-
-def _shares(loop: _Loop, batch: _Batch, own: Sequence[Sample]) -> list[dict[str, Tensor | float]]:
-    """By piece and weighted term, the part of the frames that the term of the whole batch is a mean over."""
-    counted = [
-        {name: number * bool(size) for name, number in loop.objective.frames(piece).items()}
-        for piece, size in zip(own, batch.sizes, strict=True)
-    ]
-    # Only these numbers have to be asked for.
-    sums = [torch.stack([numbers[name] for numbers in counted]).sum() for name in counted[0]]
-    whole = dict(zip(counted[0], _over_all(loop.fabric, sums), strict=True))
-    return [
-        dict.fromkeys(loop.objective.weights, size / batch.frames)
-        | {name: number / whole[name].clamp(min=1) for name, number in numbers.items()}
-        for numbers, size in zip(counted, batch.sizes, strict=True)
-    ]
+def _added(sums: Terms, terms: Terms) -> Terms:
+    return {name: sums.get(name, 0) + term for name, term in terms.items()}
 
 
 def _over_all(fabric: Fabric, values: Sequence[Tensor]) -> list[Tensor]:
-    """The sum over processes of each value, in one message; Fabric's own would wait for all processes before each."""
+    """The sum over processes of each value, in one message.
+
+    Fabric's own would wait for all processes before each.
+    """
     if fabric.world_size == 1 or not values:
         return list(values)
     message = torch.cat([value.flatten() for value in values])
@@ -398,7 +518,7 @@ def _over_all(fabric: Fabric, values: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _first(piece: Sample, size: int) -> Sample:
-    """The frames of a piece that are its own; one, whose terms will not count, if it has none."""
+    """The frames of a piece that count; one, whose terms will not count, if it has none."""
     return cast(Sample, {key: cast(Tensor, value)[: max(size, 1)] for key, value in piece.items()})
 
 
@@ -409,10 +529,10 @@ def _squared(term: Tensor, logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _validate(fabric: Fabric, network: Network, loader: Any, frames: int) -> list[Counts]:
-    """Counts of clean frames at their full size, as in evaluation; every process sees its own frames, and all counts.
+    """Counts of clean frames at their full size, as in evaluation.
 
-    The network is asked without DDP around it, which would wait for processes that have no frames
-    left.
+    Every process predicts its share of the frames, and gets the counts of all. The network runs
+    without DDP around it, which would wait for processes that have no frames left.
     """
     network.eval()
     table = torch.zeros((frames, 4), dtype=torch.int64, device=fabric.device)

@@ -5,7 +5,7 @@ from time import perf_counter
 
 from pipeline.machine import Machine
 from pipeline.models.network import Network
-from pipeline.training_errors import mendable
+from pipeline.training_errors import translated_errors
 from stages.shared.console import readable, say
 from stages.shared.project import Project
 from stages.stores.local import write_local_stores
@@ -15,7 +15,7 @@ from stages.stores.quality import run_inference
 SAMPLE_BATCHES = 3
 
 
-@mendable("lower cache.batch_size, or choose another --device")
+@translated_errors()
 def run(
     project: Project,
     anatomies: list[str],

@@ -40,7 +40,8 @@ class _Group(TyperGroup):
             from stages.shared.remedies import explained
 
             advice = _advice(error, ctx.invoked_subcommand)
-            typer.echo(f"error: {explained(error)}{advice}", err=True)
+            line = explained(error, verb=ctx.invoked_subcommand)
+            typer.echo(f"error: {line}{advice}", err=True)
             raise typer.Exit(1) from None
 
 
@@ -778,12 +779,12 @@ def predict(
     if kind not in ("overlay", "labels", "masks"):
         raise typer.BadParameter(f"'{kind}' is none of overlay, labels, masks", param_hint="--as")
     _require("deploy", "av")
-    from pipeline.training_errors import mendable
+    from pipeline.training_errors import translated_errors
     from stages import predict
 
     machine = _machine(device, 0)
     try:
-        with mendable("give it smaller frames, or choose another --device"):
+        with translated_errors():
             predict.run(source, output, model, anatomies or [], kind, opacity, machine)  # type: ignore[arg-type]
     except KeyboardInterrupt:
         typer.echo("stopped: the same command begins anew", err=True)

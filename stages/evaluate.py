@@ -26,7 +26,7 @@ from pipeline.models.network import Network
 from pipeline.prepared import Frame, frames_digest, labels_digest, load_frame, load_label
 from pipeline.settings import Params
 from pipeline.timing.host import machine_record
-from pipeline.training_errors import mendable
+from pipeline.training_errors import translated_errors
 from stages.reporting.evaluation_tables import write_csv, write_per_frame, write_per_surgery
 from stages.shared.console import progress, say
 from stages.shared.project import Project
@@ -37,7 +37,7 @@ STUDENTS = ("baseline", "mtkd")
 Masks = dict[str, NDArray[np.bool_]]  # by a frame's id
 
 
-@mendable("lower evaluate.batch_size, or choose another --device")
+@translated_errors()
 def run(project: Project, machine: Machine) -> None:
     """Write metrics, their summary, tables, pictures, and what plots and the report need."""
     params = project.params
@@ -108,7 +108,7 @@ def _require_fit(project: Project) -> None:
     for path, made_by, own in files:
         if is_imported(path):
             continue
-        card = load_card(path, made_by)
+        card = load_card(path)
         found = (list(card.anatomies), card.image_size)
         expected = (own, project.params.data.image_size)
         if found != expected:
@@ -128,7 +128,7 @@ def _listed(values: Sequence[object]) -> str:
 
 
 def _student(project: Project, name: str) -> Network:
-    return load_checkpoint(project.student_checkpoint(name), f"train_student@{name}")[0]
+    return load_checkpoint(project.student_checkpoint(name))[0]
 
 
 def _evaluated(
@@ -169,9 +169,7 @@ def _teachers(
         own = [frame for frame in frames if frame.anatomy == anatomy]
         if not own or is_imported(project.teacher_checkpoint(anatomy)):
             continue
-        teacher, _ = load_checkpoint(
-            project.teacher_checkpoint(anatomy), f"train_teacher@{anatomy}"
-        )
+        teacher, _ = load_checkpoint(project.teacher_checkpoint(anatomy))
         results += _evaluated(
             f"teacher {anatomy}", teacher, own, [anatomy], project.params, machine, processes
         )

@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.annotations import Annotation, matched, read_annotations, read_presence
+from pipeline.checkpoint import load_checkpoint
 from pipeline.dsad import surgery_names
 from pipeline.errors import MtkdError
 from pipeline.evaluation import analysis
@@ -24,17 +25,16 @@ from pipeline.models.card import Card
 from pipeline.models.network import Network
 from pipeline.prepared import Frame, PrepareSettings, list_frames, prepare
 from pipeline.settings import Splits
-from pipeline.training_errors import mendable
+from pipeline.training_errors import translated_errors
 from stages.reporting.evaluation_tables import write_per_frame, write_per_surgery
 from stages.shared.console import console, progress, say
-from stages.shared.given_checkpoint import load_given
 from stages.shared.project import Places, require_folder
 
 BATCH_SIZE = 16
 TOLERANCE = 2.0  # of the normalised surface Dice, in pixels
 
 
-@mendable("choose another --device, such as cpu")
+@translated_errors()
 def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
     """Measure a checkpoint on every frame of a data set.
 
@@ -51,7 +51,7 @@ def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
             the output.
     """
     _require_folders(data, output)
-    network, card = load_given(checkpoint)
+    network, card = load_checkpoint(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         prepared = _prepared(data, card, Path(folder))
         results = _results(network, prepared.frames, card.anatomies, machine)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import file_sha256
+from pipeline.checkpoint import load_checkpoint
 from pipeline.deployment.export import (
     ExportCard,
     Run,
@@ -25,7 +26,6 @@ from pipeline.evaluation.exported import resized, runtime_dice
 from pipeline.files import walk
 from pipeline.prepared import load_frame
 from stages.shared.console import say
-from stages.shared.given_checkpoint import load_given
 from stages.shared.project import Places, require_folder
 
 COMPARED = 8
@@ -50,7 +50,7 @@ def run(
             Then nothing is delivered, and files of an earlier export stay.
     """
     require_folder(output)
-    network, card = load_given(checkpoint)
+    network, card = load_checkpoint(checkpoint)
     shown = _frames(frames, frame_size)
     label = ExportCard(
         card.architecture,

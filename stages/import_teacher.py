@@ -13,12 +13,11 @@ import numpy as np
 
 import cache
 from pipeline.augmentation import fingerprint
-from pipeline.checkpoint import save_checkpoint
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.errors import MtkdError
 from pipeline.files import emptied, write_atomically, write_json
 from pipeline.prepared import load_frame
 from stages.shared.console import say
-from stages.shared.given_checkpoint import load_given
 from stages.shared.project import Project
 from stages.shared.remedies import explained
 from stages.stores.imported import write_stand_in
@@ -70,7 +69,7 @@ def _require_dvc(project: Project) -> None:
 
 def _import_checkpoint(project: Project, anatomy: str, source: Path) -> None:
     params = project.params
-    network, card = load_given(source)
+    network, card = load_checkpoint(source)
     problems = []
     if network.decoders != 1:
         problems.append(f"has {network.decoders} decoders, a teacher has one")

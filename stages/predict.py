@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.annotations import matched
+from pipeline.checkpoint import load_checkpoint
 from pipeline.deployment.export import Run, Segmenter, as_batch, load_exported
 from pipeline.deployment.overlay import add_legend, draw, label_map, write_png
 from pipeline.deployment.palette import colours_of
@@ -38,7 +39,6 @@ from pipeline.models.frozen import Frozen, half_suffices
 from pipeline.models.network import Network
 from pipeline.prefetch import OneBehind, ahead
 from stages.shared.console import counted, progress, say
-from stages.shared.given_checkpoint import load_given
 from stages.shared.project import require_folder
 
 Kind = Literal["overlay", "labels", "masks"]
@@ -279,7 +279,7 @@ def _say_colours(drawing: Drawing) -> None:
 def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
     """A function from a frame of any size to its masks, and the anatomies that these are of."""
     if path.suffix == ".safetensors":
-        network, card = load_given(path)
+        network, card = load_checkpoint(path)
         device = machine.torch_device
         network = network.to(device)
         kept: list[_OneSize] = []  # begun by the first frame

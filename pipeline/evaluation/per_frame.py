@@ -20,7 +20,7 @@ from pipeline.environment import clean_processes, require_semaphores
 from pipeline.evaluation import dice
 from pipeline.evaluation.calibration import Calibration, calibration
 from pipeline.evaluation.surface import Surface, compare_outlines
-from pipeline.inference import clean_questions, in_flight, on_device, to_device
+from pipeline.inference import clean_inputs, in_flight, on_device, to_device
 from pipeline.machine import Machine, to_host
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network, resize
@@ -170,7 +170,7 @@ def _batches(
     labels = ahead(_labels(group) for group in groups)
     frozen = Frozen(network, machine.torch_device, torch.float32)
     outputs = on_device(
-        frozen.margins, clean_questions(frames), parts, "32-true", machine, Stopwatch()
+        frozen.margins, clean_inputs(frames), parts, "32-true", machine, Stopwatch()
     )
     for group, label, (native, _) in zip(groups, labels, outputs, strict=True):
         margins = resize(native[:, :, None], (label.shape[1], label.shape[2]))[:, :, 0]

@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.environment import clean_processes
+from pipeline.errors import TooLittleMemoryError
 from pipeline.machine import keep_freed_memory
-from pipeline.training_errors import TooLittleMemoryError, mendable
+from pipeline.training_errors import translated_errors
 
 T = TypeVar("T")
 SECONDS_ON_CUDA = 0.5  # that calls of a subject take at least: single ones are short, and noise
-REMEDY = "choose smaller networks, fewer decoders, smaller frames or batches, or another --device"
 
 
 class Measurable(Protocol):
@@ -91,7 +91,7 @@ def interleave(
         if timing is not None
     ]
     if len(timings) < len(subjects):
-        raise TooLittleMemoryError(f"too little memory: {REMEDY}")
+        raise TooLittleMemoryError
     return timings
 
 
@@ -147,7 +147,7 @@ def _alone(subject: Measurable, warmup: int, repeats: int, seconds: float) -> Ti
     """Of one subject, in this process; None if the memory is too little."""
     taken: list[float] = []
     try:
-        with mendable(REMEDY):
+        with translated_errors():
             _prepare(subject)
             while len(taken) < warmup + repeats or sum(taken[warmup:]) < seconds:
                 taken.append(_call())
@@ -190,7 +190,7 @@ class _Process:
         if not self.fits:
             return None
         try:
-            with mendable(REMEDY):
+            with translated_errors():
                 return self.pool.submit(function, *arguments).result()
         except TooLittleMemoryError:
             self.fits = False

@@ -25,13 +25,14 @@ from pipeline.models import create_model
 from pipeline.prepared import load_frame
 from pipeline.timing.cost import multiply_adds, parameters
 from pipeline.timing.host import LIBRARIES, machine_record
-from pipeline.timing.interleaved import REMEDY, Timing, try_interleaved
+from pipeline.timing.interleaved import Timing, try_interleaved
 from pipeline.timing.latency import Candidate, Variant, example, export_graph, variants
-from pipeline.training_errors import mendable
+from pipeline.training_errors import translated_errors
 from stages.reporting.figures import FIGURES, figures
 from stages.reporting.paper_tables import table as paper_table
 from stages.shared.console import console, progress, say
 from stages.shared.project import Places
+from stages.shared.remedies import explained
 
 OUTPUT = Path("results/benchmark_all.json")
 PLACES = Places(Path())
@@ -130,10 +131,10 @@ def run(
         for number, arch in enumerate(architectures, start=1):
             for form in ("separate", "shared"):
                 try:
-                    with mendable(REMEDY):
+                    with translated_errors():
                         measured = _measured(arch, form, settings, Path(folder))
                 except MtkdError as error:
-                    failed.append(f"{arch} {form}: {error}")
+                    failed.append(f"{arch} {form}: {explained(error, verb='benchmark')}")
                     say(failed[-1])
                     continue
                 rows += measured
@@ -255,7 +256,7 @@ def _trained(arch: str, decoders: int) -> Path | None:
     path = PLACES.student_checkpoint("mtkd")
     if not path.is_file():
         return None
-    card = load_card(path, "train_student")
+    card = load_card(path)
     return path if (card.architecture, len(card.anatomies)) == (arch, decoders) else None
 
 
@@ -293,7 +294,7 @@ def _difference(timing: Timing | None, reference: Any) -> float | None:
 
 def _dice(student: Path, settings: _Settings) -> dict[Variant, float | None]:
     """Dice of this run's student on the test surgeries by variant, at the size of its training."""
-    card = load_card(student, "train_student")
+    card = load_card(student)
     anatomies = card.anatomies
     machine = settings.machine
     network = Candidate(

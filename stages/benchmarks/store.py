@@ -30,8 +30,8 @@ from pipeline.models.network import normalise
 from pipeline.prepared import load_frame
 from pipeline.settings import Params
 from pipeline.timing.host import machine_record
-from pipeline.training import Objective, fit, supervised
-from pipeline.training_errors import mendable
+from pipeline.training import Callbacks, Objective, TrainingTask, fit, supervised
+from pipeline.training_errors import translated_errors
 from stages.benchmarks.synthetic_frames import write_example
 from stages.shared.console import say
 from stages.shared.params import PARAMS
@@ -46,7 +46,7 @@ FULL = (512, 640)
 SMALL = (128, 160)  # rows, columns of frames
 
 
-@mendable("choose another --device, such as cpu")
+@translated_errors()
 def run(frames: int, output: Path, machine: Machine) -> None:
     """Measure, print and write as JSON.
 
@@ -233,13 +233,10 @@ def _epoch_seconds(
     fit(
         make_fabric(machine, params.student.precision),
         network,
-        train,
-        empty,
-        objective,
+        TrainingTask(train, empty, objective),
         params.student,
         replace(machine, workers=max(1, machine.workers)),
-        done=lambda epoch: ends.append(perf_counter()),
-        step=lambda *_: None,
+        Callbacks(lambda epoch: ends.append(perf_counter())),
     )
     return ends[-1] - ends[-2]
 

@@ -1,13 +1,20 @@
 """What to do about an error.
 
-The errors below say what is wrong, this table says which stage writes which file.
+The errors below say what is wrong. Of these tables one says which stage writes which file, and
+another what each verb can do with less memory.
 """
 
 import re
 from pathlib import Path
 
 from cache import IdentityError, IncompleteError, IntegrityError, MissingStoreError
-from pipeline.errors import DamagedFileError, MismatchError, MissingFileError
+from pipeline.errors import (
+    DamagedFileError,
+    MismatchError,
+    MissingFileError,
+    NotFiniteError,
+    TooLittleMemoryError,
+)
 
 # Every output of dvc.yaml; what is between the braces is the name of one of several stages.
 WRITTEN_BY = {
@@ -40,6 +47,25 @@ MISSING = (MissingFileError, MissingStoreError, IncompleteError)
 USELESS = (DamagedFileError, MismatchError, IdentityError, IntegrityError)
 
 
+TRAINING = (
+    "--accumulate 2 computes a batch in two pieces; or lower batch_size, data.image_size, or use "
+    "precision bf16-mixed"
+)
+ANOTHER_DEVICE = "choose another --device, such as cpu"
+# By verb, what to do where memory is too little.
+LESS_MEMORY = {
+    "train-teacher": TRAINING,
+    "train-teachers": TRAINING,
+    "train-student": TRAINING,
+    "cache-logits": "lower cache.batch_size, or choose another --device",
+    "evaluate": f"{ANOTHER_DEVICE}; or, of the stage, lower evaluate.batch_size",
+    "benchmark": f"{ANOTHER_DEVICE}; or smaller networks, or fewer --decoders",
+    "plan": f"{ANOTHER_DEVICE}; or lower the batch sizes in params.yaml",
+    "study": "lower student.batch_size or evaluate.batch_size, or choose fewer --jobs",
+    "predict": "give it smaller frames, or choose another --device",
+}
+
+
 def stage_that_writes(path: Path, root: Path = Path()) -> str | None:
     """The DVC stage whose output a path is, or lies in; None of what no stage writes.
 
@@ -58,13 +84,18 @@ def stage_that_writes(path: Path, root: Path = Path()) -> str | None:
     return None
 
 
-def explained(error: Exception, root: Path = Path()) -> str:
-    """An error's facts, and what to do about the file that it names.
+def explained(error: Exception, root: Path = Path(), verb: str | None = None) -> str:
+    """An error's facts, and what to do about them.
 
     Args:
         error: of this project, or any other one.
         root: the project's folder.
+        verb: of the command line; the first word where there are two.
     """
+    if isinstance(error, TooLittleMemoryError):
+        return f"{error}: {LESS_MEMORY.get(verb or '', ANOTHER_DEVICE)}"
+    if isinstance(error, NotFiniteError) and "cross_entropy" not in error.terms:
+        return f"{error}; `mtkd cache verify` says whether the stored logits are complete"
     action = _action(error, root)
     return f"{error}: {action}" if action else str(error)
 
@@ -80,6 +111,17 @@ def _action(error: Exception, root: Path) -> str:
     if stage is not None and isinstance(error, USELESS):
         # DVC does not see that a file is damaged or made for something else: the stage is forced.
         return f"run `dvc repro -s -f {stage}`"
+    if stage is None and path.suffix == ".safetensors":
+        return _action_of_a_given_checkpoint(error)
     # A copy that failed is not a store yet.
     is_copy = any(part.endswith(".partial") for part in path.parts)
     return WRITE_AGAIN if isinstance(error, STORE_ERRORS) and not is_copy else ""
+
+
+def _action_of_a_given_checkpoint(error: Exception) -> str:
+    """What to do about a checkpoint that no stage writes: the user has named it."""
+    if isinstance(error, MissingFileError):
+        return "name a .safetensors file that `mtkd train-teacher` or `mtkd train-student` wrote"
+    if isinstance(error, DamagedFileError):
+        return "copy it again, or train again if it was made here"
+    return ""

@@ -28,8 +28,16 @@ from pipeline.prepared import Frame, frames_digest, labels_digest, load_frame, l
 from pipeline.resume import Resume, run_identity
 from pipeline.settings import Training
 from pipeline.stopwatch import Stopwatch
-from pipeline.training import Epoch, Objective, best_epoch, fit, synchronises
-from pipeline.training_errors import mendable
+from pipeline.training import (
+    Callbacks,
+    Epoch,
+    Objective,
+    TrainingTask,
+    best_epoch,
+    fit,
+    synchronises,
+)
+from pipeline.training_errors import translated_errors
 from stages.shared.console import Step, counted, hush, progress, say
 from stages.shared.environment import say_environment, say_handover, say_launch
 from stages.shared.preflight import preflight
@@ -104,7 +112,7 @@ def seeded_network(settings: Training, anatomies: Sequence[str]) -> Network:
     return network
 
 
-@mendable()
+@translated_errors()
 def train_run(
     project: Project,
     title: str,
@@ -156,20 +164,20 @@ def train_run(
         say(f"{title}: {settings.arch}, {sizes}, {counted(settings.epochs, 'epoch')}")
         if fabric.world_size > 1:
             say(f"{title}: {fabric.world_size} processes share every batch")
-        say(f"{title}: {network.start}")
+        say(f"{title}: {network.initial_weights}")
         _say_resumed(title, resume)
         with _ended_together(fabric):
             history = fit(
                 fabric,
                 network,
-                train,
-                val,
-                objective,
+                TrainingTask(train, val, objective),
                 settings,
                 machine,
-                done=lambda epoch: _log(live, title, anatomies, epoch) if live else None,
-                step=lambda epoch, done, total: bar(epoch * total + done, settings.epochs * total),
-                check=Unchanged([*_files(train.frames), *_files(val.frames), *taught_by]).check,
+                Callbacks(
+                    lambda epoch: _log(live, title, anatomies, epoch) if live else None,
+                    lambda epoch, done, total: bar(epoch * total + done, settings.epochs * total),
+                    Unchanged([*_files(train.frames), *_files(val.frames), *taught_by]).check,
+                ),
                 resume=resume,
                 stopwatch=stopwatch,
             )

@@ -23,7 +23,7 @@ from cache import file_sha256
 from pipeline.checkpoint import load_checkpoint
 from pipeline.environment import loaders
 from pipeline.errors import MtkdError
-from pipeline.inference import Question, answers
+from pipeline.inference import InferenceInput, predictions
 from pipeline.machine import Machine, keep_freed_memory
 from pipeline.models.network import Network
 from stages.shared.console import say
@@ -111,7 +111,7 @@ class ClusterPredictions:
             yield _result(self.client, begun.popleft())
 
     def _begin(
-        self, checkpoint: tuple[str, str], inputs: Sequence[Question]
+        self, checkpoint: tuple[str, str], inputs: Sequence[InferenceInput]
     ) -> "Future[Prediction]":
         settings = self.plan.params.cache
         return self.client.submit(
@@ -140,7 +140,7 @@ def _result(client: Client, begun: "Future[Prediction]") -> Prediction:
                 say(f"no workers are left: waits for new ones, `dask worker {address}`")
 
 
-def _absolute(shown: Question) -> Question:
+def _absolute(shown: InferenceInput) -> InferenceInput:
     """The same frame for a process in another folder."""
     frame = shown.frame
     image = Path(frame.image).resolve()
@@ -153,12 +153,12 @@ _held: tuple[tuple[str, str], Network] | None = None
 
 
 def _infer(
-    checkpoint: tuple[str, str], inputs: list[Question], batch_size: int, precision: str
+    checkpoint: tuple[str, str], inputs: list[InferenceInput], batch_size: int, precision: str
 ) -> Prediction:
     """One teacher's logits of a shard of frames, on a worker."""
     starts = range(0, len(inputs), batch_size)
     batches = [range(i, min(i + batch_size, len(inputs))) for i in starts]
-    computed = answers(_teacher(checkpoint), inputs, batches, precision, _machine())
+    computed = predictions(_teacher(checkpoint), inputs, batches, precision, _machine())
     logits, pixels = zip(*computed, strict=True)
     return np.concatenate(logits)[:, 0], list(chain(*pixels))
 
@@ -179,7 +179,7 @@ def _teacher(checkpoint: tuple[str, str]) -> Network:
                 f"{path} on {worker} is not the file that the client has: copy it there"
             )
         keep_freed_memory()
-        _held = (checkpoint, load_checkpoint(Path(path), "train_teacher")[0])
+        _held = (checkpoint, load_checkpoint(Path(path))[0])
     return _held[1]
 
 

@@ -13,10 +13,10 @@ from rich.table import Table
 
 import cache
 from pipeline.errors import MtkdError
-from pipeline.inference import answers, fingerprints
+from pipeline.inference import fingerprints, predictions
 from pipeline.machine import Machine
 from pipeline.prepared import frames_digest
-from pipeline.training_errors import mendable
+from pipeline.training_errors import translated_errors
 from stages.shared.console import console, counted, progress, readable, say
 from stages.shared.project import Places, Project, load_project
 from stages.shared.remedies import explained
@@ -82,7 +82,7 @@ def show_stats(places: Places, whose: list[str]) -> None:
     print(json.dumps(sizes, indent=2))
 
 
-@mendable("choose another --device, such as cpu")
+@translated_errors()
 def verify(
     places: Places,
     whose: list[str],
@@ -225,7 +225,7 @@ def _recomputed(
     problems = []
     single = [range(i, i + 1) for i in range(len(asked))]
     with progress(f"{plan.anatomy}: teacher asked again") as bar:
-        answered = answers(network, asked, single, precision, machine)
+        answered = predictions(network, asked, single, precision, machine)
         for number, (position, (logits, _)) in enumerate(
             zip(chosen, answered, strict=True), start=1
         ):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.inference import answers
+from pipeline.inference import predictions
 from pipeline.machine import Machine
 from pipeline.models.network import Network
 from pipeline.stopwatch import Stopwatch
@@ -38,7 +38,7 @@ class LocalPredictions:
         """See :class:`stages.stores.writing.Predictions`."""
         settings = self.plan.params.cache
         batches = self.plan.batches(start, settings.batch_size)
-        computed = answers(
+        computed = predictions(
             self.teacher,
             self.plan.inputs(),
             batches,

@@ -10,7 +10,7 @@ import cache
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import MismatchError, MtkdError
 from pipeline.files import nearest, require_writable
-from pipeline.inference import Question, clean_questions, view_questions
+from pipeline.inference import InferenceInput, clean_inputs, view_inputs
 from pipeline.models.network import Network
 from pipeline.prepared import Frame, frames_digest
 from pipeline.settings import Params
@@ -66,7 +66,7 @@ class StorePlan:
                 f"imported as {self.path}: `mtkd import-teacher {self.anatomy} STORE` imports them "
                 f"anew, `dvc repro -s -f train_teacher@{self.anatomy}` trains a teacher here"
             )
-        network, card = load_checkpoint(self.checkpoint, f"train_teacher@{self.anatomy}")
+        network, card = load_checkpoint(self.checkpoint)
         size = self.params.data.image_size
         if card.anatomies != (self.anatomy,):
             found = ", ".join(card.anatomies)
@@ -75,16 +75,14 @@ class StorePlan:
             raise MismatchError(self.checkpoint, "image_size", card.image_size, size)
         return network
 
-    def inputs(self) -> list[Question]:
+    def inputs(self) -> list[InferenceInput]:
         """All frames of view 0, then all of view 1, ...; without views, the clean frames."""
         settings = self.params.cache
         size = self.params.data.image_size
         if not settings.views:
-            return clean_questions(self.frames)
+            return clean_inputs(self.frames)
         views = range(settings.views)
-        return list(
-            chain(*(view_questions(self.frames, settings.seed, view, size) for view in views))
-        )
+        return list(chain(*(view_inputs(self.frames, settings.seed, view, size) for view in views)))
 
     def batches(self, start: int, size: int) -> list[range]:
         """Batches of at most ``size`` positions, from a position on.

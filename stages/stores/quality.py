@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cache import Store
 from cache.compression import rounded
 from pipeline.augmentation import IDENTITY, Augmentation, sample, valid_cells, warp_logits
-from pipeline.inference import Question, answers, clean_questions
+from pipeline.inference import InferenceInput, clean_inputs, predictions
 from pipeline.machine import Machine
 from pipeline.models.network import Network
 from pipeline.prepared import Frame
@@ -22,12 +22,12 @@ MOST = 32
 
 
 def run_inference(
-    teacher: Network, questions: Sequence[Question], settings: Cache, machine: Machine
+    teacher: Network, questions: Sequence[InferenceInput], settings: Cache, machine: Machine
 ) -> NDArray[np.float32]:
     """A teacher's logits (n, 2, h, w) on n questions, in batches of ``cache.batch_size``."""
     starts = range(0, len(questions), settings.batch_size)
     batches = [range(i, min(i + settings.batch_size, len(questions))) for i in starts]
-    found = answers(teacher, questions, batches, settings.precision, machine)
+    found = predictions(teacher, questions, batches, settings.precision, machine)
     return np.concatenate([logits[:, 0] for logits, _ in found])
 
 
@@ -55,14 +55,14 @@ def augmentation_gap(
     def answer(shown: Sequence[Augmentation]) -> NDArray[np.float32]:
         return run_inference(
             teacher,
-            [Question(*one) for one in zip(some, shown, strict=True)],
+            [InferenceInput(*one) for one in zip(some, shown, strict=True)],
             params.cache,
             machine,
         )
 
     if params.cache.views:
         clean = _as_stored(
-            run_inference(teacher, clean_questions(some), params.cache, machine),
+            run_inference(teacher, clean_inputs(some), params.cache, machine),
             params.cache.keep_bits,
         )
     else:
@@ -97,7 +97,7 @@ def rounding_error(
     Returns:
         The largest change of a probability, and the mean KL divergence in nats.
     """
-    exact = run_inference(teacher, clean_questions(_spread(frames)), params.cache, machine)
+    exact = run_inference(teacher, clean_inputs(_spread(frames)), params.cache, machine)
     stored = _as_stored(exact, params.cache.keep_bits)
     p = _probability(exact)
     q = _probability(stored)

@@ -15,7 +15,7 @@ from pipeline.evaluation.per_frame import evaluate, summarise
 from pipeline.files import write_atomically
 from pipeline.machine import Machine
 from pipeline.settings import Distill, Training
-from pipeline.training_errors import mendable
+from pipeline.training_errors import translated_errors
 from stages.reporting.results_table import number
 from stages.shared.console import say
 from stages.shared.project import Project
@@ -244,7 +244,7 @@ def _lengths(conditions: Conditions, more: float) -> dict[str, float]:
     }
 
 
-@mendable("lower evaluate.batch_size, or choose another --device")
+@translated_errors()
 def _teachers(project: Project, machine: Machine) -> dict[str, Dice]:
     """The teachers' Dice by split, each on the frames of its own anatomy.
 
@@ -256,9 +256,7 @@ def _teachers(project: Project, machine: Machine) -> dict[str, Dice]:
     results = []
     validation = dict.fromkeys(anatomies)
     for anatomy in local:
-        teacher, _ = load_checkpoint(
-            project.teacher_checkpoint(anatomy), f"train_teacher@{anatomy}"
-        )
+        teacher, _ = load_checkpoint(project.teacher_checkpoint(anatomy))
         results += list(
             evaluate(
                 teacher,

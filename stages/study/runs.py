@@ -33,8 +33,8 @@ from pipeline.models import Network
 from pipeline.prepared import frames_digest, labels_digest
 from pipeline.surgeries import SPLITS
 from pipeline.timing.interleaved import peak_memory
-from pipeline.training import Epoch, best_epoch, fit
-from pipeline.training_errors import mendable
+from pipeline.training import Callbacks, Epoch, TrainingTask, best_epoch, fit
+from pipeline.training_errors import translated_errors
 from stages.shared.console import progress, say
 from stages.shared.environment import say_environment, say_launch
 from stages.shared.project import Project, load_project
@@ -189,7 +189,7 @@ def _outcome(case: Case, ended: Future[RunResult]) -> list[str]:
         reason = "its process ended by itself, as when the kernel needs its memory"
         problem = f"{name}: {reason}: try fewer --jobs"
     except (MtkdError, StoreError, OSError) as error:
-        problem = f"{name}: {explained(error)}"
+        problem = f"{name}: {explained(error, verb='study')}"
     except Exception as error:
         problem = f"{name}: {type(error).__name__}: {error}"
     say(problem)
@@ -255,7 +255,7 @@ def _keep(case: Case, file: Path, threads: int, machine: Machine) -> RunResult:
     return result
 
 
-@mendable("lower student.batch_size, or choose fewer --jobs")
+@translated_errors()
 def _measure(case: Case, threads: int, machine: Machine) -> RunResult:
     """Train and test one student, in a process of its own."""
     keep_freed_memory()
@@ -295,13 +295,10 @@ def _train(
     history = fit(
         make_fabric(machine, case.student.precision),
         network,
-        data,
-        FrameDataset(project.frames_of("val"), anatomies),
-        objective,
+        TrainingTask(data, FrameDataset(project.frames_of("val"), anatomies), objective),
         case.student,
         machine,
-        done=epoch_done,
-        step=lambda *_: None,
+        Callbacks(epoch_done),
     )
     return network, history, ends
 

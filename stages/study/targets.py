@@ -178,11 +178,8 @@ class _WithCells(FrameDataset):
 
 
 def _teachers(project: Project, machine: Machine) -> list[Network]:
-    paths = [
-        (project.teacher_checkpoint(anatomy), f"train_teacher@{anatomy}")
-        for anatomy in project.anatomies
-    ]
-    return [load_checkpoint(*one)[0].to(machine.torch_device) for one in paths]
+    paths = [project.teacher_checkpoint(anatomy) for anatomy in project.anatomies]
+    return [load_checkpoint(path)[0].to(machine.torch_device) for path in paths]
 
 
 def _live(objective: Objective, teachers: Sequence[Network]) -> Objective:

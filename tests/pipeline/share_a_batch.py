@@ -16,7 +16,7 @@ from pipeline.machine import Machine, make_fabric
 from pipeline.models import create_model
 from pipeline.prepared import list_frames
 from pipeline.settings import Distill, Training
-from pipeline.training import fit, supervised
+from pipeline.training import Callbacks, TrainingTask, fit, supervised
 
 ANATOMIES = ("liver", "colon", "spleen")
 SETTINGS = Training(
@@ -81,14 +81,18 @@ def run(folder, devices, accumulate, *, compiled=False, fabric=None, resume=None
         epoch = fit(
             fabric,
             network,
-            FrameDataset(frames[0], ANATOMIES, 1, Answers()),
-            FrameDataset(frames[1], ANATOMIES),
-            distilled(supervised(3, None), settings),
+            TrainingTask(
+                FrameDataset(frames[0], ANATOMIES, 1, Answers()),
+                FrameDataset(frames[1], ANATOMIES),
+                distilled(supervised(3, None), settings),
+            ),
             SETTINGS,
             machine,
-            done=lambda epoch: None,
-            step=lambda *_: gradients.append(
-                {k: p.grad.clone() for k, p in network.named_parameters()}
+            Callbacks(
+                done=lambda epoch: None,
+                step=lambda *_: gradients.append(
+                    {k: p.grad.clone() for k, p in network.named_parameters()}
+                ),
             ),
             resume=resume,
         )[0]

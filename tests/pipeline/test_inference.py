@@ -11,7 +11,7 @@ import torch
 from helpers import write_png
 
 from pipeline import inference
-from pipeline.inference import answers, clean_questions, to_host
+from pipeline.inference import clean_inputs, predictions, to_host
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.prefetch import by_threads, delayed
@@ -30,11 +30,11 @@ def asked(tmp_path):
         write_png(path, rng.integers(0, 255, (32, 48, 3)).astype(np.uint8))
         frames.append(Frame(f"a/{number}", "a", "01", path, path))
     torch.manual_seed(0)
-    return create_model("mininetv2", 2).eval(), clean_questions(frames)
+    return create_model("mininetv2", 2).eval(), clean_inputs(frames)
 
 
 def answered(asked, machine):
-    return list(answers(*asked, BATCHES, "32-true", machine))
+    return list(predictions(*asked, BATCHES, "32-true", machine))
 
 
 def require_same(found, expected):
@@ -57,7 +57,7 @@ def test_the_next_batch_is_begun_before_one_is_given(asked, monkeypatch):
         inference, "to_host", lambda logits: begun.append(len(logits)) or logits.numpy
     )
     monkeypatch.setattr(inference, "in_flight", lambda device: 1)
-    next(answers(*asked, BATCHES, "32-true", Machine("cpu")))
+    next(predictions(*asked, BATCHES, "32-true", Machine("cpu")))
     assert begun == [3, 2]
 
 

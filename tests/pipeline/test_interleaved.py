@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import MtkdError
+from pipeline.errors import MtkdError, TooLittleMemoryError
 from pipeline.timing import interleaved
 from pipeline.timing.interleaved import interleave, try_interleaved
-from pipeline.training_errors import TooLittleMemoryError
 
 
 @dataclass
@@ -54,7 +53,7 @@ def test_what_does_not_fit_is_none_and_the_others_are_measured():
 
 
 def test_what_must_fit_is_refused_in_one_line():
-    with pytest.raises(TooLittleMemoryError, match="too little memory: choose smaller networks"):
+    with pytest.raises(TooLittleMemoryError, match="too little memory"):
         interleave([Subject(), Subject(fails_in=0)], 1, 1)
     with pytest.raises(MtkdError, match="a process of this work ended by itself"):
         interleave([Subject(killed=True)], 1, 1)

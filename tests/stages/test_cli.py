@@ -70,7 +70,8 @@ def test_a_damaged_teacher_is_not_missing(run, monkeypatch):
     content[-100] ^= 1
     (run / "flipped.safetensors").write_bytes(content)
     output = mtkd("import-teacher", "liver", "flipped.safetensors", code=1)
-    assert "its weights are damaged: their checksum does not match" in output
+    assert "flipped.safetensors is damaged: the checksum of its weights does not match" in output
+    assert output.endswith(": copy it again, or train again if it was made here\n")
     assert "missing" not in output
     with safe_open(teacher, framework="numpy") as file:
         card = file.metadata()["mtkd"]
@@ -80,7 +81,7 @@ def test_a_damaged_teacher_is_not_missing(run, monkeypatch):
     )
     assert "mininetv9" in mtkd("import-teacher", "liver", "other.safetensors", code=1)
     (run / "text.safetensors").write_text("no weights")
-    assert "no whole checkpoint of this project" in mtkd(
+    assert "text.safetensors is damaged: " in mtkd(
         "import-teacher", "liver", "text.safetensors", code=1
     )
 
@@ -108,7 +109,7 @@ def test_weights_in_another_format_are_refused_with_what_to_do(run, monkeypatch,
     ):
         output = mtkd(*command, code=1)
         assert (
-            f"{name} is no .safetensors file, and only checkpoints of this project are read"
+            f"{name} is not a .safetensors file, and only checkpoints of this project are read"
             in output
         )
         assert "pipeline.checkpoint.save_checkpoint" in output

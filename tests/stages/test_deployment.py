@@ -63,7 +63,7 @@ def test_exported_files_say_what_they_are_and_answer_alike(exported):
         assert label.anatomies == ("liver", "colon")
         assert (label.frame_size, label.network_size) == ((64, 96), (32, 48))
         assert len(label.checkpoint) == 64
-        assert label.mean == load_checkpoint(exported.parent / CHECKPOINT, "")[1].mean
+        assert label.mean == load_checkpoint(exported.parent / CHECKPOINT)[1].mean
         answers.append(segment(frame(size=(64, 96))))
     assert answers[0].shape == (2, 64, 96)
     assert (answers[0] != answers[1]).mean() < 1e-3
@@ -219,7 +219,7 @@ def test_what_is_wrong_with_a_model_is_told(exported):
         refused("exported/cut.safetensors"),
         mtkd("export", "exported/cut.safetensors", code=1),
     ):
-        assert "cut.safetensors is no whole checkpoint" in message
+        assert "cut.safetensors is damaged" in message
         assert "train_student" not in message
 
 

@@ -34,13 +34,13 @@ STUDENT = "checkpoints/students/mtkd.safetensors"
             ["train-teacher", "liver"],
             "--accumulate 2 computes a batch in two pieces",
         ),
-        ("stages.stores.local.answers", ["cache-logits", "liver"], "lower cache.batch_size"),
+        ("stages.stores.local.predictions", ["cache-logits", "liver"], "lower cache.batch_size"),
         (
-            "stages.stores.commands.answers",
+            "stages.stores.commands.predictions",
             ["cache", "verify", "liver", "--recompute", "1"],
             "choose another --device",
         ),
-        ("stages.evaluate.evaluate", ["evaluate"], "lower evaluate.batch_size"),
+        ("stages.evaluate.evaluate", ["evaluate"], "choose another --device"),
         (
             "stages.evaluate_folder.evaluate",
             ["evaluate", "--checkpoint", STUDENT, "--data"],

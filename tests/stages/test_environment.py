@@ -21,7 +21,7 @@ from pipeline import environment, handover
 from pipeline.errors import MtkdError
 from pipeline.launch import STARTED_BY, forget, plan_launch
 from pipeline.machine import make_loader
-from pipeline.training_errors import mendable
+from pipeline.training_errors import translated_errors
 
 CLUSTER = {
     "SLURM_JOB_ID": "1",
@@ -236,7 +236,7 @@ def test_no_shared_memory_at_all_is_told_in_one_line(shared_memory):
 def test_shared_memory_that_runs_out_is_told_in_one_line(text):
     with (
         pytest.raises(MtkdError, match=r"/dev/shm has too little room .* --shm-size=1g") as caught,
-        mendable(),
+        translated_errors(),
     ):
         raise RuntimeError(text)
     assert "\n" not in str(caught.value)

@@ -269,7 +269,7 @@ def test_what_evaluate_refuses(run, tmp_path):
     )
     (tmp_path / "hollow/liver/03").mkdir(parents=True)
     assert "hollow holds no frames" in measured(tmp_path / "hollow", "out", code=1)
-    for name, what in (("nowhere.st", "is missing"), ("params.yaml", "is no .safetensors file")):
+    for name, what in (("nowhere.st", "is missing"), ("params.yaml", "is not a .safetensors file")):
         output = mtkd("evaluate", "--checkpoint", name, "--data", str(tmp_path), code=1)
         assert f"{name} {what}" in output
         assert "dvc" not in output
@@ -280,16 +280,16 @@ def test_what_evaluate_refuses(run, tmp_path):
     [
         (
             {"image_size": [0, 0]},
-            "its card's image_size.0: Input should be greater than 0, found 0",
+            "its metadata's image_size.0: Input should be greater than 0, found 0",
         ),
-        ({"image_size": [64.5, True]}, "its card's image_size.0"),
-        ({"image_size": "small"}, "its card's image_size"),
-        ({"std": [0.2, 0, 0.2]}, "its card's std.1: Input should be greater than 0, found 0"),
-        ({"mean": [math.nan] * 3}, "its card's mean.0: Input should be a finite number"),
-        ({"anatomies": []}, "its card's anatomies"),
-        ({"anatomies": "liver"}, "its card's anatomies"),
-        ({"colour": "red"}, "its card's colour"),
-        (None, "its card is no mapping"),
+        ({"image_size": [64.5, True]}, "its metadata's image_size.0"),
+        ({"image_size": "small"}, "its metadata's image_size"),
+        ({"std": [0.2, 0, 0.2]}, "its metadata's std.1: Input should be greater than 0, found 0"),
+        ({"mean": [math.nan] * 3}, "its metadata's mean.0: Input should be a finite number"),
+        ({"anatomies": []}, "its metadata's anatomies"),
+        ({"anatomies": "liver"}, "its metadata's anatomies"),
+        ({"colour": "red"}, "its metadata's colour"),
+        (None, "its metadata is not a mapping"),
     ],
 )
 def test_a_card_that_no_network_can_have_is_refused(run, changes, what):
@@ -302,7 +302,7 @@ def test_a_card_that_no_network_can_have_is_refused(run, changes, what):
         metadata={"mtkd": json.dumps(fields | changes if changes else None)},
     )
     output = mtkd("evaluate", "--checkpoint", "made.safetensors", "--data", str(run), code=1)
-    assert "made.safetensors is no whole checkpoint" in output
+    assert "made.safetensors is damaged" in output
     assert what in output
 
 

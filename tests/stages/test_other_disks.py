@@ -157,7 +157,7 @@ def test_a_second_disk_that_is_too_small_is_told_before_work_begins(run, disk, m
         "stages.stores.plan.free_space", lambda folder: 1000 if folder == Path("stores") else 10**9
     )
     monkeypatch.setattr(
-        "stages.stores.local.answers", lambda *arguments: pytest.fail("the teacher was asked")
+        "stages.stores.local.predictions", lambda *arguments: pytest.fail("the teacher was asked")
     )
     said = mtkd("cache-logits", "liver", code=1)
     assert "stores needs 9.0 KiB before compression, the disk has 1000 B free" in said
@@ -165,7 +165,7 @@ def test_a_second_disk_that_is_too_small_is_told_before_work_begins(run, disk, m
 
 def test_a_place_that_cannot_be_written_is_told_before_work_begins(run, monkeypatch):
     monkeypatch.setattr(
-        "stages.stores.local.answers", lambda *arguments: pytest.fail("the teacher was asked")
+        "stages.stores.local.predictions", lambda *arguments: pytest.fail("the teacher was asked")
     )
     monkeypatch.setattr(
         "stages.shared.training_run.fit",

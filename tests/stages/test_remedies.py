@@ -3,12 +3,27 @@
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from helpers import ROOT
 
 import cache
-from pipeline.errors import DamagedFileError, MismatchError, MissingFileError, MtkdError
-from stages.shared.remedies import WRITTEN_BY, explained, stage_that_writes
+from pipeline.errors import (
+    DamagedFileError,
+    MismatchError,
+    MissingFileError,
+    MtkdError,
+    NotFiniteError,
+    TooLittleMemoryError,
+)
+from stages.cli import app
+from stages.shared.remedies import (
+    ANOTHER_DEVICE,
+    LESS_MEMORY,
+    WRITTEN_BY,
+    explained,
+    stage_that_writes,
+)
 
 
 def outputs():
@@ -90,6 +105,25 @@ def test_every_output_of_dvc_has_its_stage():
             cache.OccupiedError(Path("stores/liver.zarr"), "is not a logit store"),
             "stores/liver.zarr is not a logit store",
         ),
+        (
+            MissingFileError(Path("mine.safetensors")),
+            "mine.safetensors is missing: "
+            "name a .safetensors file that `mtkd train-teacher` or `mtkd train-student` wrote",
+        ),
+        (
+            DamagedFileError(Path("mine.safetensors"), "it ends too early"),
+            "mine.safetensors is damaged: it ends too early: "
+            "copy it again, or train again if it was made here",
+        ),
+        (
+            NotFiniteError("the kl_divergence is not finite", ["kl_divergence"]),
+            "the kl_divergence is not finite: lower learning_rate, or use precision 32-true; "
+            "`mtkd cache verify` says whether the stored logits are complete",
+        ),
+        (
+            NotFiniteError("both are not finite", ["cross_entropy", "kl_divergence"]),
+            "both are not finite: lower learning_rate, or use precision 32-true",
+        ),
         (MtkdError("something else"), "something else"),
     ],
 )
@@ -101,3 +135,11 @@ def test_the_root_of_the_project_may_be_another_folder(tmp_path):
     error = MissingFileError(tmp_path / "stores/liver.zarr")
     assert explained(error, tmp_path).endswith("run `dvc repro cache_logits@liver`")
     assert explained(error) == str(error)
+
+
+def test_what_to_do_about_little_memory_depends_on_the_verb():
+    verbs = set(typer.main.get_command(app).commands)
+    assert verbs > set(LESS_MEMORY)
+    for verb in verbs:
+        line = explained(TooLittleMemoryError(), verb=verb)
+        assert line == f"too little memory: {LESS_MEMORY.get(verb, ANOTHER_DEVICE)}"

@@ -340,16 +340,14 @@ def test_another_device_or_a_compiled_network_is_another_run(run, monkeypatch, o
     monkeypatch.setattr("torch.compile", lambda module, **options: module)
     mtkd("train-student", "baseline", "--device", "cpu", *options)
     assert [(parts["device"], parts["compile"]) for parts in seen] == [("cpu", bool(options))]
-    _, card = load_checkpoint(
-        run / "checkpoints/students/baseline.safetensors", "train_student@baseline"
-    )
+    _, card = load_checkpoint(run / "checkpoints/students/baseline.safetensors")
     assert {"device", "compile"}.isdisjoint(card.trained_on)
 
 
 def test_a_checkpoint_says_what_it_was_trained_on(run):
     from pipeline.checkpoint import load_checkpoint
 
-    _, card = load_checkpoint(run / "checkpoints/students/mtkd.safetensors", "train_student@mtkd")
+    _, card = load_checkpoint(run / "checkpoints/students/mtkd.safetensors")
     assert card.trained_on["settings"]["arch"] == "mininetv2"
     assert card.trained_on["distill"]["softmax"] == "classes_balanced"
     assert len(card.trained_on["stores"]) == 2
@@ -363,6 +361,6 @@ def test_one_flipped_bit_in_a_checkpoint_is_refused(run):
     content[-100] ^= 1
     path.unlink()
     path.write_bytes(content)
-    assert "mtkd.safetensors is no whole checkpoint (its weights are damaged" in mtkd(
+    assert "mtkd.safetensors is damaged: the checksum of its weights does not match" in mtkd(
         "evaluate", code=1
     )

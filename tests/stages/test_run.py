@@ -138,7 +138,7 @@ def test_a_students_mistakes_are_one_line(run):
     assert "neither baseline nor mtkd" in mtkd("train-student", "other", code=2)
     assert "none of auto, cpu" in mtkd("evaluate", "--device", "tpu", code=2)
     (run / "checkpoints/students/mtkd.safetensors").write_bytes(b"x" * 100)
-    assert "is no whole checkpoint" in mtkd("evaluate", code=1)
+    assert "is damaged" in mtkd("evaluate", code=1)
     (run / "checkpoints/students/mtkd.safetensors").unlink()
     assert "run `dvc repro train_student@mtkd`" in mtkd("evaluate", code=1)
     (run / "params.yaml").unlink()

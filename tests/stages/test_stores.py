@@ -47,7 +47,7 @@ def test_stored_logits_are_the_teachers_at_full_size(run):
     """
     from pathlib import Path
 
-    teacher = load_checkpoint(Path("checkpoints/teachers/liver.safetensors"), "")[0]
+    teacher = load_checkpoint(Path("checkpoints/teachers/liver.safetensors"))[0]
     store = cache.open_store("stores/liver.zarr")
     for frame in load_project().frames_of("train"):
         pixels = torch.from_numpy(load_frame(frame.image).transpose(2, 0, 1).copy())[None]
@@ -148,7 +148,7 @@ def test_a_store_of_another_device_is_the_teachers_and_never_another_teachers(
             network, asked, batches, "32-true" if precision == "tf32" else precision, machine
         )
 
-    monkeypatch.setattr(commands, "answers", elsewhere)
+    monkeypatch.setattr(commands, "predictions", elsewhere)
     (plan,) = make_plans(load_project(), ["liver"])
     settings = plan.params.cache.model_copy(update={"precision": precision})
     params = plan.params.model_copy(update={"cache": settings})
