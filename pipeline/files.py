@@ -110,12 +110,10 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             _sync(file)
         partial.replace(path)
     except OSError as error:
-        remedy = (
-            "make room, then start the same command again"
-            if error.errno in FULL
-            else "check the path"
-        )
-        raise MtkdError(f"{path} can't be written ({error.strerror}): {remedy}") from error
+        advice = "check the path"
+        if error.errno in FULL:
+            advice = "make room, then start the same command again"
+        raise MtkdError(f"{path} can't be written ({error.strerror}): {advice}") from error
     finally:
         with suppress(OSError):  # such as a name that is too long, which was said above
             partial.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Stage ``evaluate``: teachers, baseline and distilled student on the test surgeries."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import product
 from pathlib import Path
@@ -22,6 +22,7 @@ from pipeline.evaluation.per_frame import (
 )
 from pipeline.files import emptied, write_json
 from pipeline.machine import Machine
+from pipeline.models.card import Card
 from pipeline.models.network import Network
 from pipeline.prepared import Frame, frames_digest, labels_digest, load_frame, load_label
 from pipeline.settings import Params
@@ -30,6 +31,7 @@ from pipeline.training_errors import translated_errors
 from stages.reporting.evaluation_tables import write_csv, write_per_frame, write_per_surgery
 from stages.shared.console import progress, say
 from stages.shared.project import Project
+from stages.shared.remedies import stage_that_writes
 from stages.shared.results import read
 from stages.stores.imported import is_imported
 
@@ -99,28 +101,31 @@ def _require_fit(project: Project) -> None:
         MtkdError: checkpoints that were trained for other anatomies, in another order, or at
             another size, together.
     """
-    anatomies = project.anatomies
-    files = [
-        (project.student_checkpoint(name), f"train_student@{name}", anatomies) for name in STUDENTS
-    ]
-    files += [(project.teacher_checkpoint(a), f"train_teacher@{a}", [a]) for a in anatomies]
+    expected = {project.student_checkpoint(name): project.anatomies for name in STUDENTS}
+    expected |= {project.teacher_checkpoint(a): [a] for a in project.anatomies}
     problems = []
-    for path, made_by, own in files:
+    for path, anatomies in expected.items():
         if is_imported(path):
             continue
-        card = load_card(path)
-        found = (list(card.anatomies), card.image_size)
-        expected = (own, project.params.data.image_size)
-        if found != expected:
-            pairs = zip(("anatomies", "image_size"), found, expected, strict=True)
-            what = "; ".join(
-                f"{key} {_listed(a)}, params.yaml asks for {_listed(b)}"
-                for key, a, b in pairs
-                if a != b
-            )
-            problems.append(f"{path} was trained for {what}: run `dvc repro {made_by}`")
+        differences = list(_differences(load_card(path), anatomies, project.params.data.image_size))
+        if differences:
+            stage = stage_that_writes(path, project.root)
+            trained = "; ".join(differences)
+            problems.append(f"{path} was trained for {trained}: run `dvc repro {stage}`")
     if problems:
         raise MtkdError("\n  ".join(problems))
+
+
+def _differences(card: Card, anatomies: list[str], size: tuple[int, int]) -> Iterator[str]:
+    """What a checkpoint was trained for, where params.yaml asks for something else."""
+    if list(card.anatomies) != anatomies:
+        yield _asked("anatomies", card.anatomies, anatomies)
+    if card.image_size != size:
+        yield _asked("image_size", card.image_size, size)
+
+
+def _asked(key: str, trained: Sequence[object], expected: Sequence[object]) -> str:
+    return f"{key} {_listed(trained)}, params.yaml asks for {_listed(expected)}"
 
 
 def _listed(values: Sequence[object]) -> str:

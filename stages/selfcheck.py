@@ -51,7 +51,7 @@ LIMITS = {
 }
 # Dice, in percent, by which the same student's test frames may differ from one device to another.
 DICE = 0.1
-REMEDIES = {
+ADVICE = {
     "device": "install a torch that fits the driver (https://pytorch.org/get-started), "
     "or go on with --device cpu",
     "network": "update torch and the driver; until then use --device cpu, and tell us: "
@@ -73,13 +73,13 @@ class Check:
         name: what was checked.
         passed: whether it is as it must be; None if it could not be tried here.
         told: what was measured.
-        remedy: a key of ``REMEDIES``.
+        advice: a key of ``ADVICE``.
     """
 
     name: str
     passed: bool | None
     told: str
-    remedy: str
+    advice: str
 
 
 def run(machine: Machine, architectures: Sequence[str] = tuple(ARCHITECTURES)) -> None:
@@ -104,9 +104,9 @@ def run(machine: Machine, architectures: Sequence[str] = tuple(ARCHITECTURES)) -
     _print(checks)
     failed = [check for check in checks if check.passed is False]
     if failed:
-        remedies = dict.fromkeys(REMEDIES[check.remedy] for check in failed)
+        advice = dict.fromkeys(ADVICE[check.advice] for check in failed)
         raise MtkdError(
-            "\n  ".join([f"{len(failed)} of {len(checks)} checks failed; what to do:", *remedies])
+            "\n  ".join([f"{len(failed)} of {len(checks)} checks failed; what to do:", *advice])
         )
 
 
@@ -421,7 +421,7 @@ def _exported(trial: Trial) -> Iterator[Check]:
 
 
 def _failing(
-    group: Callable[[Trial], Iterator[Check]], name: str, remedy: str
+    group: Callable[[Trial], Iterator[Check]], name: str, advice: str
 ) -> Callable[[Trial], Iterator[Check]]:
     """A group of checks whose verbs may fail: that is its result."""
 
@@ -429,7 +429,7 @@ def _failing(
         try:
             yield from group(trial)
         except VerbError as error:
-            yield Check(name, False, str(error), remedy)
+            yield Check(name, False, str(error), advice)
 
     return checks
 

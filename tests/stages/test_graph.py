@@ -332,7 +332,11 @@ NEUTRAL = {
     "pipeline/models/frozen.py",
     # Tries later stages, and refuses or warns.
     "stages/shared/preflight.py",
+    # Says what to do about errors.
+    "stages/shared/remedies.py",
 }  # fmt: skip
+# Of what prepared.py needs to write, readers use nothing; what these others import changes nothing.
+NOT_FOLLOWED = ("pipeline/prepared.py", "stages/shared/preflight.py", "stages/shared/remedies.py")
 STAGES = [
     "phantom",
     "prepare",
@@ -367,7 +371,7 @@ def closure(path):
         seen.add(one)
         # See NEUTRAL: of what prepared.py needs to write, readers use nothing; what preflight.py
         # tries changes nothing.
-        if one not in ("pipeline/prepared.py", "stages/shared/preflight.py"):
+        if one not in NOT_FOLLOWED:
             todo |= imported(one) - seen
     return seen
 
