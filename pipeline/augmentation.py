@@ -1,8 +1,9 @@
-"""Augmentation as in Kolbinger et al. (2023): one sampled transform moves frame, label and stored logits together.
+"""Augmentation as in Kolbinger et al. (2023).
 
-The geometry is sampled once, as six numbers in unit coordinates, and one function warps every array
-on its own grid with pixel centres aligned. What a transform does is a function of (seed, epoch or
-view, frame id) and nothing else: the same for any number of workers or ranks, and after a resume.
+One sampled transform moves frame, label and stored logits together. The geometry is sampled once,
+as six numbers in unit coordinates, and one function warps every array on its own grid with pixel
+centres aligned. What a transform does is a function of (seed, epoch or view, frame id) and nothing
+else: the same for any number of workers or ranks, and after a resume.
 """
 
 import os
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 
-SHIFT = 0.1
+SHIFT = 0.1  # fraction of the frame
 SCALE = 0.1
-ROTATE = 5.0  # fraction of the frame, fraction, degrees
+ROTATE = 5.0  # degrees
 RGB_SHIFT = 20
 BRIGHTNESS = 0.2
 CONTRAST = 0.2
@@ -43,17 +44,17 @@ class Augmentation:
     colour: int | None = None
 
 
-def sample(seed: int, turn: int, frame: str, size: tuple[int, int]) -> Augmentation:
-    """The augmentation of one frame in one turn (an epoch of the student, or a stored view).
+def sample(seed: int, epoch: int, frame: str, size: tuple[int, int]) -> Augmentation:
+    """The augmentation of one frame in one epoch of the student, or in one stored view.
 
     Args:
         seed: seed of the run (or of the views).
-        turn: epoch or view.
+        epoch: epoch or view.
         frame: the frame's id.
         size: (height, width) of the frame, since a rotation preserves angles in pixels and not in
             unit coordinates.
     """
-    rng = np.random.default_rng([seed, turn, zlib.crc32(frame.encode())])
+    rng = np.random.default_rng([seed, epoch, zlib.crc32(frame.encode())])
     affine = _affine(rng, size) if rng.random() < PROBABILITY else IDENTITY
     return Augmentation(affine, colour=int(rng.integers(2**31)))
 
@@ -66,15 +67,21 @@ def _affine(
     scale = 1 + rng.uniform(-SCALE, SCALE)
     angle = np.deg2rad(rng.uniform(-ROTATE, ROTATE))
     height, width = size
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
     pixels = np.array([width, height])
-    linear = turn * pixels[None, :] / pixels[:, None]
+    linear = rotation * pixels[None, :] / pixels[:, None]
     offset = 0.5 - linear @ (0.5 + shift)
-    return tuple(float(x) for x in np.column_stack([linear, offset]).ravel())  # type: ignore[return-value]
+    a, b, c, d, e, f = map(float, np.column_stack([linear, offset]).ravel())
+    return a, b, c, d, e, f
 
 
 def grid_matrix(affine: tuple[float, ...], size: tuple[int, int]) -> Matrix:
-    """The affine between pixel indices of a grid of this size, (2, 3): augmented index -> original index."""
+    """The affine (2, 3) between pixel indices of a grid: augmented index -> original index.
+
+    Args:
+        affine: as in :class:`Augmentation`.
+        size: (height, width) of the grid.
+    """
     height, width = size
     a, b, c, d, e, f = affine
     pixels = np.array([width, height])
@@ -92,7 +99,9 @@ def warp(
     border: int = cv2.BORDER_REFLECT_101,
     fill: float = 0,
 ) -> NDArray[np.generic]:
-    """Warp (H, W) or (H, W, C) on its own grid; outside the original comes the reflected border, or ``fill``.
+    """Warp (H, W) or (H, W, C) on its own grid.
+
+    Outside the original comes the reflected border, or ``fill``.
 
     Returns:
         An array of the same shape and dtype (uint8, int16 or float32).
@@ -120,7 +129,10 @@ def warp(
 def warp_label(
     label: NDArray[np.uint8], affine: tuple[float, ...], ignore: int
 ) -> NDArray[np.int16]:
-    """Warp a label (H, W) of 0 and 1 by nearest neighbour; what lies outside the original frame becomes ``ignore``."""
+    """Warp a label (H, W) of 0 and 1 by nearest neighbour.
+
+    What lies outside the original frame becomes ``ignore``.
+    """
     return warp(  # type: ignore[return-value]
         label.astype(np.int16),
         affine,
@@ -133,14 +145,14 @@ def warp_label(
 def warp_logits(
     logits: NDArray[np.floating[Any]], affine: tuple[float, ...]
 ) -> NDArray[np.float32]:
-    """Warp stored logits (..., h, w) on their grid as the frame was warped; the border is repeated."""
+    """Warp stored logits (..., h, w) on their grid as the frame was; the border is repeated."""
     planes = logits.astype(np.float32).reshape(-1, *logits.shape[-2:]).transpose(1, 2, 0)
     warped = warp(planes, affine, border=cv2.BORDER_REPLICATE)
     return np.ascontiguousarray(warped.transpose(2, 0, 1), dtype=np.float32).reshape(logits.shape)
 
 
 def valid_cells(affine: tuple[float, ...], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Cells (h, w) of a warped grid that were interpolated only from cells inside the original frame."""
+    """Cells (h, w) of a warped grid that come only from cells inside the original frame."""
     height, width = size
     matrix = grid_matrix(affine, size)
     y, x = np.mgrid[:height, :width]
@@ -151,7 +163,12 @@ def valid_cells(affine: tuple[float, ...], size: tuple[int, int]) -> NDArray[np.
 
 
 def recolour(frame: NDArray[np.uint8], colour: int | None) -> NDArray[np.uint8]:
-    """Shift the RGB channels, brightness and contrast of a frame (H, W, 3); the seed decides by how much."""
+    """Shift the RGB channels, brightness and contrast of a frame (H, W, 3) uint8.
+
+    Args:
+        frame: the frame.
+        colour: the seed that decides by how much, or None for unchanged colours.
+    """
     if colour is None:
         return frame
     transform = _colour_transform()
@@ -160,7 +177,7 @@ def recolour(frame: NDArray[np.uint8], colour: int | None) -> NDArray[np.uint8]:
 
 
 @cache
-def _colour_transform():  # type: ignore[no-untyped-def]
+def _colour_transform() -> Any:
     # Without this albumentations asks the package index for a newer version at every import.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as A
@@ -174,11 +191,11 @@ def _colour_transform():  # type: ignore[no-untyped-def]
 
 
 def augment_frame(frame: NDArray[np.uint8], augmentation: Augmentation) -> NDArray[np.uint8]:
-    """The frame (H, W, 3) uint8 as a network sees it: warped, reflected at the border, recoloured."""
+    """A network's input (H, W, 3) uint8: warped, reflected at the border, recoloured."""
     warped: NDArray[np.uint8] = warp(frame, augmentation.affine)  # type: ignore[assignment]
     return recolour(warped, augmentation.colour)
 
 
 def fingerprint(frame: NDArray[np.uint8]) -> int:
-    """The crc32c of a frame's pixels (H, W, 3) uint8, by which a store knows what its teacher saw."""
+    """The crc32c of pixels (H, W, 3) uint8, by which a store knows its teacher's input."""
     return int(google_crc32c.value(np.ascontiguousarray(frame).tobytes()))

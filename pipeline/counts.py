@@ -24,7 +24,7 @@ class Counts:
 
     @property
     def dice(self) -> float:
-        """2 TP / (2 TP + FP + FN) in 0..1; NaN for a frame that neither has nor is given the anatomy."""
+        """2 TP / (2 TP + FP + FN) in 0..1; NaN if label and mask are both empty."""
         return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
     @property
@@ -34,17 +34,17 @@ class Counts:
 
     @property
     def precision(self) -> float:
-        """TP / (TP + FP) in 0..1; NaN for a frame that is not given the anatomy."""
+        """TP / (TP + FP) in 0..1; NaN if the mask is empty."""
         return _ratio(self.tp, self.tp + self.fp)
 
     @property
     def recall(self) -> float:
-        """TP / (TP + FN) in 0..1; NaN for a frame that does not have the anatomy."""
+        """TP / (TP + FN) in 0..1; NaN if the label is empty."""
         return _ratio(self.tp, self.tp + self.fn)
 
     @property
     def specificity(self) -> float:
-        """TN / (TN + FP) in 0..1; NaN for a frame that is all anatomy."""
+        """TN / (TN + FP) in 0..1; NaN if the label covers the whole frame."""
         return _ratio(self.tn, self.tn + self.fp)
 
 
@@ -55,6 +55,11 @@ def _ratio(part: int, whole: int) -> float:
 def count_masks(mask: NDArray[np.bool_], label: NDArray[np.bool_]) -> Counts:
     """Counts of one frame; mask and label (H, W) bool."""
     tp = int((mask & label).sum())
-    claimed = int(mask.sum())
-    there = int(label.sum())
-    return Counts(tp, claimed - tp, there - tp, mask.size - claimed - there + tp)
+    predicted = int(mask.sum())
+    labelled = int(label.sum())
+    return Counts(
+        tp=tp,
+        fp=predicted - tp,
+        fn=labelled - tp,
+        tn=mask.size - predicted - labelled + tp,
+    )

@@ -1,4 +1,7 @@
-"""Prepared frames as tensors, in an order and with augmentations that depend on (seed, epoch, frame id) alone."""
+"""Prepared frames as tensors.
+
+Their order and augmentations depend on (seed, epoch, frame id) alone.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,7 +64,15 @@ class SoftTargets(Protocol):
         """Seed of the stored views."""
 
     def read(self, frame: str, view: int, pixels: int) -> NDArray[np.float16]:
-        """Logits (N, 2, h, w) of all teachers on one frame; refuses if they saw other pixels."""
+        """Logits (N, 2, h, w) of all teachers on one frame.
+
+        Refuses if their input was other pixels.
+
+        Args:
+            frame: its id.
+            view: 0, 1, ... of the stored views; 0 for the clean frame.
+            pixels: :func:`pipeline.augmentation.fingerprint` of the input.
+        """
 
 
 class FrameDataset(Dataset[Sample]):
@@ -94,18 +105,18 @@ class FrameDataset(Dataset[Sample]):
         frame = self.frames[position]
         clean = load_frame(frame.image)
         augmentation = self._augmentation(epoch, frame, clean.shape[:2])
-        shown = augment_frame(clean, augmentation)
+        pixels = augment_frame(clean, augmentation)
         label = np.full(clean.shape[:2], IGNORE, np.int16)
         if frame.labelled:
             label = warp_label(load_label(frame.label), augmentation.affine, IGNORE)
         item = Sample(
-            frame=torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1))),
+            frame=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
             label=torch.from_numpy(label),
             anatomy=torch.tensor(self.anatomies.index(frame.anatomy) if frame.labelled else 0),
             position=torch.tensor(position),
         )
         if self.soft_targets is not None:
-            item |= _soft_targets(self.soft_targets, frame.id, epoch, augmentation, clean, shown)
+            item |= _soft_targets(self.soft_targets, frame.id, epoch, augmentation, clean, pixels)
         return item
 
     def _augmentation(self, epoch: int, frame: Frame, size: tuple[int, int]) -> Augmentation:
@@ -124,11 +135,15 @@ def _soft_targets(
     epoch: int,
     augmentation: Augmentation,
     clean: NDArray[np.uint8],
-    shown: NDArray[np.uint8],
+    pixels: NDArray[np.uint8],
 ) -> Sample:
-    """The teachers' answers on the augmented frame: replayed for a stored view, warped from the clean frame's else."""
+    """The teachers' logits on the augmented frame.
+
+    They are replayed for a stored view, and else warped from the clean frame's.
+    """
     if reader.views:
-        logits = reader.read(frame, epoch % reader.views, fingerprint(shown)).astype(np.float32)
+        replayed = reader.read(frame, epoch % reader.views, fingerprint(pixels))
+        logits = replayed.astype(np.float32)
     else:
         logits = warp_logits(reader.read(frame, 0, fingerprint(clean)), augmentation.affine)
     valid = valid_cells(augmentation.affine, logits.shape[-2:])
@@ -153,12 +168,13 @@ class Share:
     least: int = 2
 
     def of(self, batch: Sequence[int] | NDArray[np.int64]) -> list[list[int]]:
-        """The own pieces of a batch; all pieces differ by at most one frame, and the last ones may be empty."""
+        """This process's pieces of a batch.
+
+        All pieces differ by at most one frame, and the last ones may be empty.
+        """
         pieces = np.array_split(batch, self.ranks * self.pieces)
-        return [
-            piece.tolist()
-            for piece in pieces[self.rank * self.pieces : (self.rank + 1) * self.pieces]
-        ]
+        first = self.rank * self.pieces
+        return [piece.tolist() for piece in pieces[first : first + self.pieces]]
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -195,9 +211,8 @@ class EpochBatches(Sampler[list[Key]]):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
             for piece in self.share.of(batch):
                 others = [i for i in batch if i not in piece]
-                yield [
-                    (self.epoch, i) for i in piece + others[: max(0, self.share.least - len(piece))]
-                ]
+                lacking = max(0, self.share.least - len(piece))
+                yield [(self.epoch, i) for i in piece + others[:lacking]]
 
     def __len__(self) -> int:
         return self.steps * self.share.pieces
@@ -209,18 +224,15 @@ class EpochBatches(Sampler[list[Key]]):
         ]
 
     def sizes(self) -> list[list[int]]:
-        """For each batch, the frames that its own pieces hold without those that fill them up."""
-        ends = [min(self.frames, (step + 1) * self.batch_size) for step in range(self.steps)]
-        return [
-            [len(p) for p in self.share.of(range(i * self.batch_size, end))]
-            for i, end in enumerate(ends)
-        ]
+        """For each batch, the frames of each piece without those that fill it up."""
+        batches = [range(frames) for frames in self.whole()]
+        return [list(map(len, self.share.of(batch))) for batch in batches]
 
 
 def clean_batches(frames: int, batch_size: int, share: Share) -> list[list[Key]]:
-    """Batches of keys in order, of every frame that falls to one process: no frame twice, and none left out."""
-    own = range(share.rank, frames, share.ranks)
-    return [
-        [(0, i) for i in own[start : start + batch_size]]
-        for start in range(0, len(own), batch_size)
-    ]
+    """Batches of keys in order, of every frame that falls to one process.
+
+    No frame comes twice, and none is left out.
+    """
+    keys = [(0, i) for i in range(share.rank, frames, share.ranks)]
+    return [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]

@@ -150,9 +150,10 @@ def _scan_anatomy(folder: Path) -> tuple[list[Source], list[str]]:
     paths = entries(folder)
     surgeries = _in_order(path for path in paths if path.is_dir())
     problems = _links_to_nothing(folder, paths) + _outside_surgeries(folder, paths)
+    names = [surgery.name for surgery in surgeries]
     problems += [
-        f"{folder}: folders {' and '.join(names)} are the same surgery {number}: rename one"
-        for number, names in same_surgeries(surgery.name for surgery in surgeries)
+        f"{folder}: folders {' and '.join(same)} are the same surgery {number}: rename one"
+        for number, same in same_surgeries(names)
     ]
     sources: list[Source] = []
     for surgery in surgeries:
@@ -189,7 +190,7 @@ def _without_partner(
 
 
 def _pairs(folder: Path, images: Mapping[str, Path], masks: Mapping[str, Path]) -> list[Source]:
-    """Frames with a mask of a surgery's folder, in order; links to nothing are left out."""
+    """The frames of a surgery's folder that have a mask, in order, without links to nothing."""
     numbers = sorted(images.keys() & masks.keys(), key=lambda number: (int(number), number))
     return [
         Source(folder.parent.name, folder.name, f"image{n}", images[n], masks[n])
@@ -337,7 +338,7 @@ def _files(sources: Iterable[Source]) -> Iterator[Path]:
 def _candidates(
     roots: Iterable[Path], groups: Iterable[Path], surgeries: Iterable[Path]
 ) -> Iterator[Path]:
-    """Pictures and archives in the roots, files of groups of surgeries, all in surgeries."""
+    """Pictures and archives in roots, files beside surgeries, and all that surgeries hold."""
     for root in roots:
         yield from (path for path in entries(root) if _is_picture(path) or _is_archive(path))
     for group in groups:

@@ -20,15 +20,28 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 # What macOS, Windows and network storage put into folders, beside hidden files; in lower case.
 _OF_SYSTEMS = {
-    "@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "thumbs.db", "ehthumbs.db",
+    "@eadir",
+    "@recycle",
+    "#recycle",
+    "#snapshot",
+    "__macosx",
+    "thumbs.db",
+    "ehthumbs.db",
     "desktop.ini",
-    "$recycle.bin", "system volume information", "lost+found", "network trash folder",
-    "temporary items", "icon\r",
-}  # fmt: skip
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "network trash folder",
+    "temporary items",
+    "icon\r",
+}
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a file is not the user's: hidden, or made by macOS, Windows or network storage."""
+    """Whether a file or folder is not the user's.
+
+    It is hidden, or made by macOS, Windows or network storage.
+    """
     return path.name.startswith((".", "~$")) or path.name.lower() in _OF_SYSTEMS
 
 
@@ -45,25 +58,26 @@ def folders(folder: Path) -> list[Path]:
 def walk(folder: Path) -> Iterator[Path]:
     """All files below a folder, in order, without hidden ones.
 
-    Linked folders are entered, each folder once.
-
-    A folder that was entered before under another name stands for its files.
+    Linked folders are entered, each folder once. A folder that was entered before under another
+    name stands for its files.
     """
-    seen: set[Path] = set()
+    return _walk(folder, set())
 
-    def below(place: Path) -> Iterator[Path]:
-        seen.add(place.resolve())
-        for path in entries(place):
-            if path.is_dir() and path.resolve() not in seen:
-                yield from below(path)
-            else:
-                yield path
 
-    yield from below(folder)
+def _walk(folder: Path, entered: set[Path]) -> Iterator[Path]:
+    entered.add(folder.resolve())
+    for path in entries(folder):
+        if path.is_dir() and path.resolve() not in entered:
+            yield from _walk(path, entered)
+        else:
+            yield path
 
 
 def kinds(files: Iterable[Path]) -> str:
-    """Files counted by kind with the first of each: ``2 .txt (a/b.txt, a/d.txt), 1 folder (a/c)``."""
+    """Files counted by kind, with the first ones of each.
+
+    Such as ``2 .txt (a/b.txt, a/d.txt), 1 folder (a/c)``.
+    """
     by_kind: dict[str, list[Path]] = {}
     for file in files:
         by_kind.setdefault(_kind(file), []).append(file)
@@ -110,12 +124,11 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             _sync(file)
         partial.replace(path)
     except OSError as error:
-        advice = "check the path"
-        if error.errno in FULL:
-            advice = "make room, then start the same command again"
-        raise MtkdError(f"{path} can't be written ({error.strerror}): {advice}") from error
+        full = error.errno in FULL
+        fix = "make room, then start the same command again" if full else "check the path"
+        raise MtkdError(f"{path} can't be written ({error.strerror}): {fix}") from error
     finally:
-        with suppress(OSError):  # such as a name that is too long, which was said above
+        with suppress(OSError):  # such as a name that is too long, which was reported above
             partial.unlink(missing_ok=True)
 
 
@@ -134,7 +147,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def emptied(folder: Path) -> Path:
-    """An empty folder, created if need be; a link or a mount point stays one.
+    """An empty folder: created if need be, and still the link or mount point that it may be.
 
     Raises:
         OSError: something in it cannot be removed.
@@ -160,19 +173,18 @@ def require_writable(folder: Path) -> None:
         MtkdError: it, or one that it would lie in, is a file, a link to nothing, or not this user's
             to write.
     """
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not there.exists():
+    above = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not above.exists():
         raise MtkdError(
-            f"{there} is a link to {there.readlink()}, which is missing: mount its disk, or make "
+            f"{above} is a link to {above.readlink()}, which is missing: mount its disk, or make "
             "that folder"
         )
-    if not there.is_dir():
-        raise MtkdError(f"{there} is a file, and {folder} must be a folder: move the file away")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not above.is_dir():
+        raise MtkdError(f"{above} is a file, and {folder} must be a folder: move the file away")
+    if not os.access(above, os.W_OK | os.X_OK):
         raise MtkdError(
-            f"{folder} can't be written, {there} is read-only or another user's: change that, or "
-            f"let {there} be a link "
-            "to a folder that can be written"
+            f"{folder} can't be written, {above} is read-only or another user's: change that, or "
+            f"let {above} be a link to a folder that can be written"
         )
 
 
@@ -207,8 +219,8 @@ class Unchanged:
         for file, stamp in self._seen.items():
             if _stamp(file) != stamp:
                 raise MtkdError(
-                    f"{file} changed while it was learnt from: let no other run write it, and "
-                    "start again"
+                    f"{file} changed while it was learnt from: let no other run write it, "
+                    "and start again"
                 )
 
 

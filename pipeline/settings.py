@@ -30,8 +30,8 @@ def is_own(architecture: str) -> bool:
     return re.fullmatch(r"own_\w+", architecture) is not None
 
 
-def _own_network(value: object, known: ValidatorFunctionWrapHandler) -> object:
-    return value if isinstance(value, str) and is_own(value) else known(value)
+def _own_network(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+    return value if isinstance(value, str) and is_own(value) else validate(value)
 
 
 Architecture = Annotated[
@@ -125,7 +125,10 @@ class Phantom(Settings):
 
 
 def _can_name_an_anatomy(name: str) -> bool:
-    """Whether a name can be a folder, a DVC stage's item, and a shell's word in double quotes."""
+    """Whether a name can be a folder, an item of a list, and a word in double quotes.
+
+    It is part of paths, of stages' names, and of commands that a shell reads.
+    """
     return bool(re.fullmatch(r"(?![.\- ])[^/@:$`\\'\"\x00-\x1f\x7f]{1,100}(?<! )", name))
 
 
@@ -144,7 +147,7 @@ class Data(Settings):
     """Section ``data``: where the frames are, which anatomies, at which size, and who is tested."""
 
     root: Folder
-    unlabelled_root: Folder  # frames without masks, that teachers alone speak on
+    unlabelled_root: Folder  # frames without masks: only teachers' logits are learnt from them
     anatomies: Annotated[list[str], Field(min_length=1)]
     image_size: tuple[Side, Side]  # height, width
     splits: Splits
@@ -152,9 +155,8 @@ class Data(Settings):
 
     @model_validator(mode="after")
     def _names(self) -> "Data":
-        times = Counter(
-            name.casefold() for name in self.anatomies
-        )  # as disks of macOS and Windows compare names
+        # As disks of macOS and Windows compare names.
+        times = Counter(name.casefold() for name in self.anatomies)
         twice = dict.fromkeys(name for name in self.anatomies if times[name.casefold()] > 1)
         if twice:
             raise ValueError(f"anatomies are listed twice: {', '.join(twice)}")
@@ -168,8 +170,8 @@ class Data(Settings):
             if not _can_name_an_anatomy(anatomy):
                 raise ValueError(
                     f"{anatomy!r} cannot name an anatomy: / \\ @ : $ ` quotes, control "
-                    "characters, a leading dot or "
-                    "dash, spaces around it and more than 100 characters are refused"
+                    "characters, a leading dot or dash, spaces around it and more than 100 "
+                    "characters are refused"
                 )
         return self
 
@@ -180,9 +182,8 @@ class Training(Settings):
     arch: Architecture
     pretrained: str  # none | imagenet | a hub id | a path
     epochs: PositiveInt
-    batch_size: Annotated[
-        int, Field(strict=True, ge=2)
-    ]  # batch norm after global pooling needs two frames
+    # Batch norm after global pooling needs two frames.
+    batch_size: Annotated[int, Field(strict=True, ge=2)]
     learning_rate: Rate
     final_learning_rate: Rate
     class_weights: bool  # Kolbinger's n / (2 count); the paper's "standard" cross-entropy has none
@@ -191,11 +192,10 @@ class Training(Settings):
 
 
 class Cache(Settings):
-    """Section ``cache``: what the teachers are asked and how their answers are stored."""
+    """Section ``cache``: the teachers' input, and how their logits are stored."""
 
-    views: Annotated[
-        int, Field(strict=True, ge=0)
-    ]  # 0: the clean frame, warped by the student's loader
+    # 0: the clean frame, warped by the student's loader.
+    views: Annotated[int, Field(strict=True, ge=0)]
     seed: Seed  # of the views
     batch_size: PositiveInt
     precision: Precision
@@ -208,7 +208,7 @@ class Cache(Settings):
 class Distill(Settings):
     """Section ``distill``: L = L_CE + weight * L_KL.
 
-    The softmax is over pixels or classes, at this temperature.
+    The divergence is computed at this temperature, with a softmax over pixels or classes.
     """
 
     temperature: Annotated[Number, Field(ge=0.01)]
@@ -222,9 +222,8 @@ class Evaluate(Settings):
     """Section ``evaluate``."""
 
     batch_size: PositiveInt
-    tolerance: Annotated[
-        Number, Field(ge=0)
-    ]  # of the normalised surface Dice, in pixels of data.image_size
+    # Of the normalised surface Dice, in pixels of data.image_size.
+    tolerance: Annotated[Number, Field(ge=0)]
 
 
 class Benchmark(Settings):

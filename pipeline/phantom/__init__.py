@@ -1,15 +1,18 @@
-"""The embedded data set: a procedural laparoscopic phantom in DSAD's layout, deterministic to the byte by its seed.
+"""The embedded data set: a procedural laparoscopic phantom in DSAD's layout.
 
-Eleven anatomies under their DSAD names, surgeries with their own anatomy, tissue colours and scope.
-Every frame stands in one sub-data set, and the other organs in it are visible and unlabelled. What
-a network scores here says whether the pipeline works, and nothing about patients.
+Its seed determines every byte. It has eleven anatomies under their DSAD names, and surgeries with
+their own anatomy, tissue colours and scope. Every frame stands in one sub-data set, and the other
+organs in it are visible and unlabelled. What a network scores here says whether the pipeline works,
+and nothing about patients.
 """
 
 import csv
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -37,6 +40,29 @@ WIDE = (1.0, 1.45)
 # Runs only: noise compresses no better with more effort.
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
+Job = tuple[str, int, int]  # anatomy, surgery, frame
+
+
+@dataclass(frozen=True)
+class PhantomSettings:
+    """Which data set is written.
+
+    Attributes:
+        seed: the same seed gives the same bytes.
+        surgeries: number of surgeries.
+        frames: frames per anatomy and surgery.
+        size: (height, width) of a frame in pixels.
+        difficulty: see :func:`render`.
+        label_maps: whether complete label maps are written, too.
+    """
+
+    seed: int
+    surgeries: int
+    frames: int
+    size: tuple[int, int] = (256, 320)
+    difficulty: float = 0.5
+    label_maps: bool = False
+
 
 def render(
     anatomy: str, surgery: int, frame: int, *, seed: int, size: tuple[int, int], difficulty: float
@@ -53,8 +79,8 @@ def render(
             look-alikes.
 
     Returns:
-        The frame (H, W, 3) uint8 RGB and its complete label map (H, W) uint8: 0 = none, i =
-            ``ANATOMIES[i - 1]``.
+        The frame (H, W, 3) uint8 RGB, and its complete label map (H, W) uint8: 0 = none, i =
+        ``ANATOMIES[i - 1]``.
     """
     index = ANATOMIES.index(anatomy)
     who = patient(np.random.default_rng([seed, 1, surgery]), difficulty)
@@ -95,26 +121,18 @@ def _draw(
 
 def write_phantom(
     root: Path,
-    *,
-    seed: int,
-    surgeries: int,
-    frames: int,
-    size: tuple[int, int] = (256, 320),
-    difficulty: float = 0.5,
-    label_maps: bool = False,
+    settings: PhantomSettings,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write a data set: ``<root>/<anatomy>/<NN>/imageMM.png``, ``maskMM.png`` (0 and 255) and ``weak_labels.csv``.
+    """Write a data set.
+
+    ``<root>/<anatomy>/<NN>/`` gets ``imageMM.png``, ``maskMM.png`` (0 and 255) and
+    ``weak_labels.csv``; ``<root>/multilabel/<anatomy>/<NN>/labelMM.png`` are the label maps.
 
     Args:
         root: is created.
-        seed: the same seed gives the same bytes, whatever ``workers`` is.
-        surgeries: number of surgeries.
-        frames: frames per anatomy and surgery.
-        size: (height, width).
-        difficulty: see :func:`render`.
-        label_maps: also write complete maps to ``<root>/multilabel/<anatomy>/<NN>/labelMM.png``.
+        settings: which data set; the bytes do not depend on ``workers``.
         workers: processes.
         progress: called with (done, total).
 
@@ -122,72 +140,68 @@ def write_phantom(
         The number of frames.
 
     Raises:
-        MtkdError: an argument is out of range.
+        MtkdError: a setting is out of range.
     """
-    _check(surgeries, frames, size, difficulty)
-    jobs = [(a, s, f) for a in ANATOMIES for s in range(1, surgeries + 1) for f in range(frames)]
-    work = partial(
-        _write_frame, root=root, seed=seed, size=size, difficulty=difficulty, label_maps=label_maps
-    )
+    _check(settings)
+    surgeries = range(1, settings.surgeries + 1)
+    jobs = list(product(ANATOMIES, surgeries, range(settings.frames)))
+    work = partial(_write_frame, root=root, settings=settings)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         workers, context, initializer=cv2.setNumThreads, initargs=(1,)
     ) as pool:
-        shown = []
+        rows = []
         for row in pool.map(work, jobs, chunksize=4):
-            shown.append(row)
+            rows.append(row)
             if progress is not None:
-                progress(len(shown), len(jobs))
-    _write_weak_labels(root, jobs, shown)
+                progress(len(rows), len(jobs))
+    _write_weak_labels(root, jobs, rows)
     return len(jobs)
 
 
-def _check(surgeries: int, frames: int, size: tuple[int, int], difficulty: float) -> None:
-    if surgeries < 1 or frames < 1:
+def _check(settings: PhantomSettings) -> None:
+    if settings.surgeries < 1 or settings.frames < 1:
         raise MtkdError(
-            f"a phantom needs at least one surgery and one frame, not {surgeries} and {frames}"
+            "a phantom needs at least one surgery and one frame, not "
+            f"{settings.surgeries} and {settings.frames}"
         )
-    if min(size) < 64:
-        raise MtkdError(f"a phantom frame needs at least 64x64 pixels, not {size[1]}x{size[0]}")
-    if not 0 <= difficulty <= 1:
-        raise MtkdError(f"difficulty lies in 0..1, not {difficulty}")
+    height, width = settings.size
+    if min(height, width) < 64:
+        raise MtkdError(f"a phantom frame needs at least 64x64 pixels, not {width}x{height}")
+    if not 0 <= settings.difficulty <= 1:
+        raise MtkdError(f"difficulty lies in 0..1, not {settings.difficulty}")
 
 
-def _write_frame(
-    job: tuple[str, int, int],
-    *,
-    root: Path,
-    seed: int,
-    size: tuple[int, int],
-    difficulty: float,
-    label_maps: bool,
-) -> list[int]:
+def _write_frame(job: Job, *, root: Path, settings: PhantomSettings) -> list[int]:
     """Write one frame; 0 or 1 for each anatomy that it shows."""
     anatomy, surgery, frame = job
-    pixels, labels = render(anatomy, surgery, frame, seed=seed, size=size, difficulty=difficulty)
+    pixels, labels = render(
+        anatomy,
+        surgery,
+        frame,
+        seed=settings.seed,
+        size=settings.size,
+        difficulty=settings.difficulty,
+    )
     mask = np.where(labels == ANATOMIES.index(anatomy) + 1, 255, 0).astype(np.uint8)
     place = Path(anatomy) / f"{surgery:02d}"
     _write_png(root / place / f"image{frame:02d}.png", pixels[..., ::-1])
     _write_png(root / place / f"mask{frame:02d}.png", mask)
-    if label_maps:
+    if settings.label_maps:
         _write_png(root / "multilabel" / place / f"label{frame:02d}.png", labels)
     return [int((labels == i).any()) for i in range(1, len(ANATOMIES) + 1)]
 
 
-def _write_weak_labels(
-    root: Path, jobs: Sequence[tuple[str, int, int]], shown: Sequence[Sequence[int]]
-) -> None:
+def _write_weak_labels(root: Path, jobs: Sequence[Job], rows: Sequence[Sequence[int]]) -> None:
     """Which anatomies each frame shows: ``weak_labels.csv`` in every surgery's folder."""
-    for anatomy, surgery in dict.fromkeys(job[:2] for job in jobs):
-        own = [
-            (job[2], row)
-            for job, row in zip(jobs, shown, strict=True)
-            if job[:2] == (anatomy, surgery)
-        ]
-        with (root / anatomy / f"{surgery:02d}" / "weak_labels.csv").open("w", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["image", *ANATOMIES])
-            table.writerows([f"image{frame:02d}.png", *row] for frame, row in own)
+    tables: dict[Path, list[list[object]]] = {}
+    for (anatomy, surgery, frame), row in zip(jobs, rows, strict=True):
+        folder = root / anatomy / f"{surgery:02d}"
+        tables.setdefault(folder, []).append([f"image{frame:02d}.png", *row])
+    for folder, table in tables.items():
+        with (folder / "weak_labels.csv").open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([["image", *ANATOMIES], *table])
 
 
 def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:

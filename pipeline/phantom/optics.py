@@ -1,4 +1,4 @@
-"""What a scope makes of a scene: its own light, instruments in front, smoke, the field of view, the sensor."""
+"""What a scope makes of a scene: its light, instruments, smoke, the field of view, the sensor."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,18 @@ from pipeline.phantom.textures import TILE, Plane, Rng, colour, fractal
 
 
 def light(canvas: Canvas, rng: Rng, who: Patient, grain: Plane, wet: Plane) -> Plane:
-    """Light from the scope itself: relief, falloff with distance, highlights where it is wet. Linear (H, W, 3)."""
+    """The lit picture (H, W, 3), linear.
+
+    The light comes from the scope itself: relief, falloff with distance, highlights where it is
+    wet.
+
+    Args:
+        canvas: the painted scene.
+        rng: of the frame.
+        who: the patient, whose scope has a colour and an exposure.
+        grain: fine relief (H, W).
+        wet: where the surface is wet (H, W).
+    """
     height, width = canvas.labels.shape
     y, x = np.ogrid[:height, :width]
     lx = ((width * rng.uniform(0.40, 0.60) - x) / height).astype(np.float32)
@@ -44,7 +55,10 @@ def light(canvas: Canvas, rng: Rng, who: Patient, grain: Plane, wet: Plane) -> P
 
 
 def instrument(rng: Rng, picture: Plane, labels: NDArray[np.uint8]) -> None:
-    """A shaft that enters from the rim, with a metal wrist and two jaws; what it hides has no label."""
+    """Draw a shaft that enters from the rim, with a metal wrist and two jaws.
+
+    What it hides has no label. Both arrays, (H, W, 3) and (H, W), are changed in place.
+    """
     height, width = labels.shape
     angle = rng.choice(
         (rng.normal(0.6, 0.4), rng.normal(2.55, 0.4), rng.uniform(0, 6.3)), p=(0.45, 0.45, 0.1)
@@ -77,7 +91,7 @@ def instrument(rng: Rng, picture: Plane, labels: NDArray[np.uint8]) -> None:
 
 
 def _steel(rng: Rng, along: Plane, side: Plane, jaws: NDArray[np.bool_]) -> Plane:
-    """Colours (n, 3) of the pixels of an instrument, by their place along and across it in radii."""
+    """Colours (n, 3) of an instrument's pixels, by their place along and across it in radii."""
     metal = colour(0.58, 0.60, 0.62) * np.float32(rng.uniform(0.6, 1.0))
     insulated = (along < -3.5) & (rng.random() < 0.6)
     curve = np.sqrt(np.clip(1 - side**2, 0, 1))
@@ -96,7 +110,10 @@ def scope(
     noise: Plane,
     difficulty: float,
 ) -> NDArray[np.uint8]:
-    """Smoke, defocus, the field of view and the sensor: (H, W, 3) uint8; labels outside the view are cleared."""
+    """The frame (H, W, 3) uint8 after smoke, defocus, the field of view and the sensor.
+
+    Labels (H, W) outside the view are cleared in place; the picture is overwritten.
+    """
     height, width = labels.shape
     if rng.random() < 0.12 + 0.3 * difficulty:
         clouds = fractal(rng, (height, width), [(height / 2, height / 2), (height / 4, height / 4)])

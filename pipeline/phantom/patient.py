@@ -90,7 +90,7 @@ def patient(rng: Rng, difficulty: float) -> Patient:
 
 
 def _tint(rng: Rng, common: NDArray[np.floating], hue: float) -> Plane:
-    """Factors on a tissue's red, green and blue. Tissue grows paler, redder or yellower, but not green."""
+    """Factors on a tissue's red, green and blue: paler, redder or yellower, but not green."""
     red, green, blue = np.exp(common + rng.normal(0, hue) + rng.normal(0, hue / 2, 3))
     return colour(red, min(green, red), blue)
 

@@ -1,10 +1,10 @@
-"""One laparoscopic view of the phantom, painted back to front: organs with outlines, relief and texture, then light.
+"""One laparoscopic view of the phantom, painted back to front; light comes later.
 
-A scene is one of three regions that a surgeon sees at once. Its organs stand on a plane that the
-scope looks along: ``u`` runs across the view, ``v`` away from the scope. A surgery moves, reshapes
-and recolours every organ, a frame moves the scope. Nothing here is anatomy to learn medicine from:
-it poses the same problem, organs that overlap in colour and are told apart by texture, shape and
-neighbours.
+A scene is one of three regions that a surgeon sees at once. Its organs, with outlines, relief and
+texture, stand on a plane that the scope looks along: ``u`` runs across the view, ``v`` away from
+the scope. A surgery moves, reshapes and recolours every organ, a frame moves the scope. Nothing
+here is anatomy to learn medicine from. It poses the same problem: organs overlap in colour and are
+told apart by texture, shape and neighbours.
 """
 
 from collections.abc import Iterable
@@ -57,7 +57,7 @@ class Canvas:
         self.labels: NDArray[np.uint8] = np.zeros(near.shape, np.uint8)
 
     def lay(self, name: str, patch: Patch, albedo: Plane, gloss: float, lift: float) -> None:
-        """Lay something on the picture: it hides what is below and throws a soft shadow beside itself.
+        """Lay something on the picture: it hides what is below and throws a soft shadow.
 
         Args:
             name: an anatomy, or anything else for what has no label.
@@ -98,7 +98,7 @@ class Scene:
         region: str,
         tiles: dict[str, Plane],
         difficulty: float,
-    ):
+    ) -> None:
         self.rng = rng
         self.who = who
         self.view = view
@@ -112,7 +112,7 @@ class Scene:
         self.canvas = self._background()
 
     def paint(self) -> Canvas:
-        """All organs of the region, back to front, with what no sub-data set labels between them."""
+        """All organs of the region, back to front, and between them what nobody labels."""
         getattr(self, f"_paint_{self.region}")()
         return self.canvas
 
@@ -232,7 +232,7 @@ class Scene:
         return cv2.resize(small, (width, height))
 
     def _tissue(self, name: str, pattern: NDArray[np.floating]) -> Plane:
-        """The patient's colour of an anatomy (h, w, 3), lighter and darker with a pattern around 0."""
+        """The patient's colour of an anatomy (h, w, 3), varied by a pattern around 0."""
         base = colour(*TISSUE[name][0]) * self.who.tints[name]
         return tinted(
             base, base * colour(0.6, 1.0, 1.1), np.clip(pattern, -0.6, 0.8).astype(np.float32)

@@ -138,7 +138,11 @@ def tube(
 def _axis(
     view: View, path: Plane, radius: float, least: float, haustra: float
 ) -> NDArray[np.floating]:
-    """Rows of x, y, radius, length in radii, step along x and y, and nearness, in pixels, down the axis of a tube."""
+    """Points down the axis of a tube.
+
+    Returns:
+        Rows of x, y and radius in pixels, length in radii, step along x and y, and nearness.
+    """
     line = spline(path)
     spots = view.pixels(line)
     widths = np.maximum(view.scale(line) * radius, least)
@@ -163,7 +167,10 @@ def _box(points: NDArray[np.floating], reach: int, size: tuple[int, int]) -> Box
 
 
 def _densify(table: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Repeat rows so that steps between them stay below a pixel; jumps between paths are left open."""
+    """Repeat rows so that steps between them stay below a pixel.
+
+    Jumps between paths are left open.
+    """
     gaps = np.hypot(*np.diff(table[:, :2], axis=0).T)
     counts = np.where(np.diff(table[:, 3]) < 0, 1, np.clip(np.ceil(gaps * 1.5), 1, 60)).astype(int)
     start = np.repeat(np.arange(len(counts)), counts)
@@ -174,7 +181,10 @@ def _densify(table: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def blob(view: View, outline: Plane, bulge: float, near: float) -> Patch | None:
-    """The area within an outline (n, 2) of pixels, rounded off over ``bulge`` pixels; None when out of view."""
+    """The area within an outline (n, 2) of pixels, rounded off over ``bulge`` pixels.
+
+    None when it is out of view.
+    """
     height, width = view.size
     # A quarter of the resolution and a margin: the picture's edge is no outline, and blurring is
     # cheap.
@@ -202,9 +212,9 @@ def blob(view: View, outline: Plane, bulge: float, near: float) -> Patch | None:
 
 def slopes(height: Plane) -> tuple[Plane, Plane]:
     """The gradient of a relief along x and y."""
-    return cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(
-        height, cv2.CV_32F, 0, 1, scale=0.125
-    )
+    along_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125)
+    along_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125)
+    return along_x, along_y
 
 
 def soften(plane: Plane, reach: float) -> Plane:

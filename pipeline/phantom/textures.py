@@ -1,4 +1,4 @@
-"""Colours, and patterns that are drawn once per data set and process, then sampled at any scale and angle."""
+"""Colours, and patterns that are drawn once, then sampled at any scale and angle."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -18,7 +18,10 @@ def colour(*values: float) -> Plane:
 
 
 def tinted(base: Plane, slope: Plane, pattern: Plane) -> Plane:
-    """The colours (h, w, 3) ``base + slope * pattern``, plane by plane since that is several times faster."""
+    """The colours (h, w, 3) ``base + slope * pattern``.
+
+    They are made plane by plane, which is several times faster.
+    """
     return cv2.merge([b + k * pattern for b, k in zip(base, slope, strict=True)])
 
 
@@ -28,7 +31,13 @@ def over(above: Plane, below: Plane, cover: Plane) -> Plane:
 
 
 def fractal(rng: Rng, size: tuple[int, int], cells: Iterable[tuple[float, float]]) -> Plane:
-    """Smooth noise (H, W) of unit deviation: random grids enlarged, one per (cell height, cell width)."""
+    """Smooth noise (H, W) of unit deviation: enlarged random grids.
+
+    Args:
+        rng: of the grids.
+        size: (H, W).
+        cells: (height, width) of the cells of each grid, in pixels.
+    """
     height, width = size
     total = np.zeros(size, np.float32)
     for down, across in cells:
@@ -91,7 +100,10 @@ def _vessels(rng: Rng) -> Plane:
 
 @lru_cache(maxsize=1)
 def textures(seed: int) -> dict[str, Plane]:
-    """The tiles (TILE, TILE) of a data set: a few hundred milliseconds once, so that a frame costs a look-up."""
+    """The tiles (TILE, TILE) of a data set.
+
+    They cost a few hundred milliseconds once, so that a frame costs a look-up.
+    """
     rng = np.random.default_rng([seed, 0])
     size = (TILE, TILE)
     clouds = fractal(rng, size, [(c, c) for c in (128, 64, 32, 16, 8)])

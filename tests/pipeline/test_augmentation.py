@@ -1,6 +1,4 @@
-"""One transform moves frame, label and logits together, and depends on (seed, turn, frame id)
-alone.
-"""
+"""One transform moves frame, label and logits together: a function of (seed, epoch, frame id)."""
 
 import cv2
 import numpy as np
@@ -32,7 +30,7 @@ def scene(rng, channels=3):
     return cv2.GaussianBlur(rng.random((*SIZE, channels)).astype(np.float32) * 255, (0, 0), 8)
 
 
-def test_sample_is_a_function_of_seed_turn_and_frame():
+def test_sample_is_a_function_of_seed_epoch_and_frame():
     assert sample(1, 2, "a", SIZE) == sample(1, 2, "a", SIZE)
     assert len({sample(s, t, f, SIZE) for s in (1, 2) for t in (0, 1) for f in ("a", "b")}) == 8
 

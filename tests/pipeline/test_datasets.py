@@ -1,6 +1,4 @@
-"""What the loader hands to the student: frame, label, stored logits and valid cells moved as
-one.
-"""
+"""What the student gets: frame, label, stored logits and valid cells moved as one."""
 
 import cv2
 import numpy as np
@@ -19,8 +17,9 @@ SIZE, GRID = (96, 128), (24, 32)
 
 @pytest.fixture
 def scene(tmp_path, monkeypatch):
-    """A frame whose red is its teacher's logit of the anatomy, and whose label is where that is
-    above the middle.
+    """A frame whose red is its teacher's logit of the anatomy.
+
+    Its label is where that is above the middle.
     """
     monkeypatch.setattr(augmentation, "recolour", lambda frame, colour: frame)
     field = cv2.GaussianBlur(np.random.default_rng(0).random(SIZE).astype(np.float32), (0, 0), 16)
@@ -40,9 +39,7 @@ def scene(tmp_path, monkeypatch):
 
 
 def original(affine, size):
-    """Where in the original each pixel of the augmented frame was, in pixels: (2, H, W), y
-    first.
-    """
+    """Where in the original each augmented pixel was, in pixels: (2, H, W), y first."""
     height, width = size
     a, b, c, d, e, f = affine
     v, u = (np.mgrid[:height, :width] + 0.5) / np.array(size)[:, None, None]
@@ -63,14 +60,16 @@ def test_one_transform_moves_frame_label_and_stored_logits(scene):
     assert len(moved) > 10
     outside = 0
     for epoch in moved:
-        item, affine = data[epoch, 0], sample(1, epoch, frame.id, SIZE).affine
-        shown, label = item["frame"][0].numpy() / 255, item["label"].numpy()
+        item = data[epoch, 0]
+        affine = sample(1, epoch, frame.id, SIZE).affine
+        pixels = item["frame"][0].numpy() / 255
+        label = item["label"].numpy()
 
-        known = label != IGNORE
+        labelled = label != IGNORE
         places = original(affine, SIZE)
-        assert not known[~inside(places, SIZE, 0.51)].any()
-        assert known[inside(places, SIZE, 0.49)].all()
-        assert ((label == 1) == (shown > 0.5))[known].mean() > 0.98
+        assert not labelled[~inside(places, SIZE, 0.51)].any()
+        assert labelled[inside(places, SIZE, 0.49)].all()
+        assert ((label == 1) == (pixels > 0.5))[labelled].mean() > 0.98
 
         valid = item["valid"].numpy()
         np.testing.assert_array_equal(valid, inside(original(affine, GRID), GRID, 1e-6))
@@ -82,7 +81,7 @@ def test_one_transform_moves_frame_label_and_stored_logits(scene):
             cv2.resize(valid.astype(np.float32), SIZE[::-1], interpolation=cv2.INTER_LINEAR) == 1
         )
         # A cell is the mean of four by four pixels, and the frame has 8 bits.
-        assert np.abs(full - shown)[interior].max() < 0.05
+        assert np.abs(full - pixels)[interior].max() < 0.05
     assert outside
 
 
@@ -106,6 +105,5 @@ def test_stored_logits_are_interpolated_where_the_frame_came_from():
             for one in logits.reshape(-1, *GRID)
         ]
         warped = warp_logits(logits, affine).reshape(-1, *GRID)
-        assert np.abs(warped - np.stack(slow)).max() < 0.05 * np.ptp(
-            logits
-        )  # OpenCV may round to 1/32 of a pixel
+        # OpenCV may round to 1/32 of a pixel.
+        assert np.abs(warped - np.stack(slow)).max() < 0.05 * np.ptp(logits)

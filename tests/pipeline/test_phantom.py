@@ -1,13 +1,18 @@
-"""The phantom: deterministic, in DSAD's layout, partially labelled, and neither trivial nor
-hopeless.
-"""
+"""The phantom: deterministic, in DSAD's layout, neither trivial nor hopeless."""
 
 import cv2
 import numpy as np
 import pytest
 
 from pipeline.errors import MtkdError
-from pipeline.phantom import ANATOMIES, LEAST, LEAST_OTHER, render, write_phantom
+from pipeline.phantom import (
+    ANATOMIES,
+    LEAST,
+    LEAST_OTHER,
+    PhantomSettings,
+    render,
+    write_phantom,
+)
 
 SIZE = (128, 160)
 THIN = ("inferior_mesenteric_artery", "intestinal_veins", "ureter")
@@ -17,13 +22,13 @@ def number(anatomy):
     return ANATOMIES.index(anatomy) + 1
 
 
-def shown(anatomy, surgery=1, frame=0, seed=1, difficulty=0.5):
+def rendered(anatomy, surgery=1, frame=0, seed=1, difficulty=0.5):
     return render(anatomy, surgery, frame, seed=seed, size=SIZE, difficulty=difficulty)
 
 
 @pytest.fixture(scope="module")
 def views():
-    return {(a, s): shown(a, s) for a in ANATOMIES for s in (1, 2, 3, 4)}
+    return {(a, s): rendered(a, s) for a in ANATOMIES for s in (1, 2, 3, 4)}
 
 
 def test_the_names_are_those_of_the_dresden_data_set(default_params):
@@ -31,24 +36,24 @@ def test_the_names_are_those_of_the_dresden_data_set(default_params):
 
 
 def test_a_frame_is_a_function_of_its_arguments():
-    for one, other in zip(shown("liver"), shown("liver"), strict=True):
+    for one, other in zip(rendered("liver"), rendered("liver"), strict=True):
         np.testing.assert_array_equal(one, other)
     others = [
-        shown("liver", 2),
-        shown("liver", 1, 1),
-        shown("liver", seed=2),
-        shown("liver", difficulty=0.9),
+        rendered("liver", 2),
+        rendered("liver", 1, 1),
+        rendered("liver", seed=2),
+        rendered("liver", difficulty=0.9),
     ]
-    assert len({frame.tobytes() for frame, _ in [shown("liver"), *others]}) == 5
+    assert len({frame.tobytes() for frame, _ in [rendered("liver"), *others]}) == 5
 
 
 def test_a_frame_does_not_depend_on_what_was_rendered_before():
-    again = shown("colon", 2)
-    shown("colon", 2, seed=7)
-    np.testing.assert_array_equal(shown("colon", 2)[0], again[0])
+    again = rendered("colon", 2)
+    rendered("colon", 2, seed=7)
+    np.testing.assert_array_equal(rendered("colon", 2)[0], again[0])
 
 
-def test_frame_and_labels_have_the_size_asked_for():
+def test_frame_and_labels_have_the_given_size():
     for size in ((64, 64), (90, 101)):
         frame, labels = render("ureter", 1, 0, seed=1, size=size, difficulty=1.0)
         assert (frame.shape, frame.dtype) == ((*size, 3), np.uint8)
@@ -63,7 +68,7 @@ def test_the_filed_anatomy_is_visible(views):
 
 def test_other_anatomies_are_visible_and_unlabelled(views):
     others = [set(np.unique(labels)) - {0, number(a)} for (a, _), (_, labels) in views.items()]
-    assert np.mean([len(found) for found in others]) >= 2
+    assert np.mean([len(numbers) for numbers in others]) >= 2
     assert set.union(*others) == set(range(1, len(ANATOMIES) + 1))
 
 
@@ -89,7 +94,7 @@ def test_thin_structures_are_thin_and_still_visible_at_half_resolution(views):
 def test_surgeries_differ_in_light_and_tissue():
     livers = []
     for surgery in range(1, 7):
-        frame, labels = shown("liver", surgery)
+        frame, labels = rendered("liver", surgery)
         livers.append(frame[labels == number("liver")].mean(axis=0))
     assert np.std(livers, axis=0).max() > 8
 
@@ -110,19 +115,23 @@ def test_colour_alone_does_not_tell_organs_apart(views):
 
 def test_difficulty_spreads_the_surgeries():
     def spread(difficulty):
-        return np.std([shown("stomach", s, difficulty=difficulty)[0].mean() for s in range(1, 9)])
+        return np.std(
+            [rendered("stomach", s, difficulty=difficulty)[0].mean() for s in range(1, 9)]
+        )
 
     assert spread(1.0) > spread(0.0)
 
 
 def test_files_are_those_of_dsad_whatever_the_number_of_workers(tmp_path):
+    settings = PhantomSettings(seed=3, surgeries=1, frames=1, size=(64, 80), label_maps=True)
     for name, workers in (("a", 1), ("b", 2)):
         seen = []
         written = write_phantom(
-            tmp_path / name, seed=3, surgeries=1, frames=1, size=(64, 80), label_maps=True,
-            workers=workers,
+            tmp_path / name,
+            settings,
+            workers,
             progress=lambda done, total, seen=seen: seen.append((done, total)),
-        )  # fmt: skip
+        )
         assert written == len(ANATOMIES)
         assert seen == [(i, written) for i in range(1, written + 1)]
     files = {p.relative_to(tmp_path / "a"): p.read_bytes() for p in (tmp_path / "a").rglob("*.png")}
@@ -154,6 +163,7 @@ def test_files_are_those_of_dsad_whatever_the_number_of_workers(tmp_path):
     ],
 )
 def test_arguments_out_of_range_are_refused(tmp_path, wrong, message):
+    settings = PhantomSettings(**({"seed": 1, "surgeries": 1, "frames": 1} | wrong))
     with pytest.raises(MtkdError, match=message):
-        write_phantom(tmp_path, **({"seed": 1, "surgeries": 1, "frames": 1} | wrong))
+        write_phantom(tmp_path, settings)
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,4 @@
-"""params.yaml: what is accepted, how the rest is refused, and the paper's recipe number by
-number.
-"""
+"""params.yaml: what is accepted, how the rest is refused, and the paper's recipe by numbers."""
 
 import copy
 import re
@@ -293,10 +291,18 @@ def test_the_paper_preset_is_the_paper():
     """Maack et al. (2024), sections 3.1, 3.2 and 4; splits of Kolbinger et al. (2023)."""
     paper = load_params(PRESETS / "paper.yaml")
     assert paper.data.anatomies == [
-        "abdominal_wall", "colon", "inferior_mesenteric_artery", "intestinal_veins", "liver",
+        "abdominal_wall",
+        "colon",
+        "inferior_mesenteric_artery",
+        "intestinal_veins",
+        "liver",
         "pancreas",
-        "small_intestine", "spleen", "stomach", "ureter", "vesicular_glands",
-    ]  # fmt: skip
+        "small_intestine",
+        "spleen",
+        "stomach",
+        "ureter",
+        "vesicular_glands",
+    ]
     assert paper.data.image_size == (512, 640)
     assert paper.data.splits.val == [3, 21, 26]
     assert paper.data.splits.test == [2, 7, 11, 13, 14, 18, 20, 32]
