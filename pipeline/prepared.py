@@ -115,7 +115,7 @@ class Summary:
         counts: number of frames by split and anatomy.
         unlabelled: number of frames without a label.
         warnings: what is legal and suspicious, one line each.
-        files: those of them that say of single files that they may be no masks, or are left out.
+        files: those of them that are about single files: they may not be masks, or are left out.
     """
 
     counts: dict[str, dict[str, int]]

@@ -34,7 +34,7 @@ def run(project: Project, workers: int) -> None:
     if data.unlabelled_root != NO_UNLABELLED and not summary.unlabelled:
         say(f"warning: data.unlabelled_root {data.unlabelled_root} holds no <surgery>/*.png")
     if summary.unlabelled:
-        say(f"without label: {counted(summary.unlabelled, 'frame')}, for the teachers to speak on")
+        say(f"without label: {counted(summary.unlabelled, 'frame')}, for distillation")
 
 
 def _unlabelled(project: Project) -> Path | None:
