@@ -1,12 +1,15 @@
 """The command line ``mtkd``: one verb per stage, and a few beside them.
 
-A stage is imported when it runs: ``mtkd --help`` answers at once.
+A stage is imported when it runs: ``mtkd --help`` answers at once. So the choices of options stand
+here, and a test holds them against what the stages know.
 """
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
 from io import TextIOWrapper
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,22 +20,117 @@ from pipeline.errors import MtkdError
 
 # Verbs that keep what an interrupted run has done; all others begin anew.
 RESUMED = ("train-teacher", "train-teachers", "cache-logits", "train-student", "study")
+ARGUMENTS = "stages.cli.arguments"  # where a context keeps what the user wrote
+
+# Panels of `mtkd --help`.
+STAGES = "Stages"
+STORES = "Stores"
+MEASUREMENTS = "Studies and measurements"
+DEPLOYMENT = "Deployment"
+PROJECT = "Project"
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
+class Student(StrEnum):
+    """The students of one run."""
+
+    BASELINE = "baseline"
+    MTKD = "mtkd"
+
+
+class Architecture(StrEnum):
+    """The networks of ``pipeline.models.ARCHITECTURES``."""
+
+    DEEPLABV3_EFFICIENTNET_B0 = "deeplabv3_efficientnet_b0"
+    DEEPLABV3_EFFICIENTNET_B3 = "deeplabv3_efficientnet_b3"
+    DEEPLABV3_EFFICIENTNET_LITE0 = "deeplabv3_efficientnet_lite0"
+    DEEPLABV3_RESNET18 = "deeplabv3_resnet18"
+    DEEPLABV3_RESNET50 = "deeplabv3_resnet50"
+    MININETV2 = "mininetv2"
+    SEGFORMER_B0 = "segformer_b0"
+    SEGFORMER_B3 = "segformer_b3"
+
+
+# One of each family.
+FAMILIES = (
+    Architecture.SEGFORMER_B0,
+    Architecture.MININETV2,
+    Architecture.DEEPLABV3_EFFICIENTNET_LITE0,
+)
+
+
+class Runtime(StrEnum):
+    """What computes a network."""
+
+    PYTORCH = "PyTorch"
+    ONNX_RUNTIME = "ONNX Runtime"
+    OPENVINO = "OpenVINO"
+
+
+class Form(StrEnum):
+    """How a network is computed; ``graph`` and ``compiled`` only on CUDA."""
+
+    JOINED = "joined"
+    LOOPED = "looped"
+    FROZEN = "frozen"
+    GRAPH = "graph"
+    COMPILED = "compiled"
+
+
+class Planned(StrEnum):
+    """Which run is planned."""
+
+    DSAD = "dsad"
+    HERE = "here"
+
+
+class Kind(StrEnum):
+    """What a prediction is written as."""
+
+    OVERLAY = "overlay"
+    LABELS = "labels"
+    MASKS = "masks"
+
+
+class Preset(StrEnum):
+    """The files of ``stages/presets``."""
+
+    PAPER = "paper"
+    DEMO = "demo"
 
 
 class _Group(TyperGroup):
-    """Show what a user can mend as one line; a traceback is for ``--debug`` and for our own mistakes."""
+    """Show what a user can mend as one line.
+
+    A traceback is for ``--debug`` and for our own mistakes.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The verbs of `--help`: a group comes last by itself, but benchmark is a stage."""
+        names = super().list_commands(ctx)
+        names.remove("benchmark")
+        names.insert(names.index("report"), "benchmark")
+        return names
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "" in args:  # as a path it would be the current folder
+        if "" in args and not ctx.resilient_parsing:  # as a path it would be the current folder
             raise typer.BadParameter("an argument is empty: is a variable of the shell not set?")
+        ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            what = "goes on from there" if ctx.invoked_subcommand in RESUMED else "begins anew"
-            typer.echo(f"stopped: nothing half-written is left; the same command {what}", err=True)
+            typer.echo(f"stopped: {_after_a_stop(ctx)}", err=True)
             raise typer.Exit(130) from None
         except Exception as error:
             if ctx.params.get("debug") or not _can_be_mended(error):
@@ -45,8 +143,18 @@ class _Group(TyperGroup):
             raise typer.Exit(1) from None
 
 
+def _after_a_stop(ctx: Any) -> str:
+    """What the same command does after Ctrl-C: an estimate, unlike its verb, keeps nothing."""
+    if ctx.invoked_subcommand in RESUMED and "--estimate" not in ctx.meta[ARGUMENTS]:
+        return "nothing half-written is left; the same command goes on from there"
+    return "the same command begins anew"
+
+
 def _advice(error: Exception, verb: str) -> str:
-    """What to do about an error whose message does not say it: one of the system's may be our mistake, too."""
+    """What to do about an error of the system, whose message does not say it.
+
+    It may be our mistake, too.
+    """
     from cache import StoreError
 
     if isinstance(error, MtkdError | StoreError) or not isinstance(error, OSError):
@@ -71,15 +179,49 @@ def _is_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
-app = typer.Typer(
-    cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
-)
+app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False)
 
-Device = Annotated[
-    str,
+
+def _complete_anatomies() -> list[str]:
+    """For the shell: data.anatomies of the params.yaml in the current folder, if there is one."""
+    import yaml
+
+    try:
+        params = yaml.safe_load(Path("params.yaml").read_text())
+        return [str(name) for name in params["data"]["anatomies"]]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return []
+
+
+def _complete_presets() -> list[str]:
+    return list(Preset)
+
+
+def _complete_families() -> list[str]:
+    return list(FAMILIES)
+
+
+Anatomy = Annotated[
+    str, typer.Argument(autocompletion=_complete_anatomies, help="One of data.anatomies.")
+]
+Anatomies = Annotated[
+    list[str] | None,
+    typer.Argument(
+        autocompletion=_complete_anatomies, help="Whose teachers; all if none is named."
+    ),
+]
+Architectures = Annotated[
+    list[Architecture] | None,
     typer.Option(
-        envvar="MTKD_DEVICE",
-        help="Where to compute: auto, cpu, cuda or mps. Changes no result's meaning.",
+        "--arch",
+        metavar="NAME",
+        help=f"Which of {', '.join(Architecture)}. May be repeated.",
+    ),
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option(
+        envvar="MTKD_DEVICE", help="Where to compute. It does not change what a result means."
     ),
 ]
 Workers = Annotated[
@@ -110,29 +252,47 @@ Accumulate = Annotated[
         help="Compute a batch in so many pieces, one after another, to save memory.",
     ),
 ]
-
 Compile = Annotated[
     bool,
     typer.Option(
         "--compile",
         envvar="MTKD_COMPILE",
-        help="Compile the network with torch.compile. It pays for SegFormer-B3 teachers: 154 -> 84 ms a step on an "
-        "H100 in bf16-mixed, and 100 s at the start. The small students got slower: MiniNetv2 86 "
-        "-> 101 ms, "
-        "SegFormer-B0 92 -> 121 ms. The last digits of a result change.",
+        help="Compile the network with torch.compile, which takes 100 s at the start. "
+        "It pays for SegFormer-B3 teachers: 154 -> 84 ms a step on an H100. "
+        "The small students get slower. The last digits of a result change.",
     ),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mtkd {_version()}")
+        raise typer.Exit
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("mtkd")
+    except PackageNotFoundError:
+        return "(version unknown: the package is not installed)"
 
 
 @app.callback()
 def _main(
     debug: Annotated[bool, typer.Option(help="Show a traceback with every error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Show the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Multi-teacher knowledge distillation for real-time anatomy segmentation, offline.
 
-    The stages read params.yaml in the current folder and are usually run by `dvc repro`, which
-    knows what has to run again. Their order: prepare, train-teacher (each anatomy), cache-logits
-    (each anatomy), train-student (baseline and mtkd), evaluate, benchmark, report.
+    The stages read params.yaml in the current folder. `dvc repro` runs them
+    in their order, and after a change only those that have to run again.
     """
     from pipeline.environment import name_user
 
@@ -152,10 +312,7 @@ def _machine(
     from pipeline.environment import loaders
     from pipeline.machine import Machine, keep_freed_memory
 
-    if device not in ("auto", "cpu", "cuda", "mps"):
-        raise typer.BadParameter(
-            f"'{device}' is none of auto, cpu, cuda, mps", param_hint="--device"
-        )
+    device = str(device)  # a choice of the command line must not get into a record
     if device == "cpu":
         # PyTorch's Adam asks for a GPU's stream in each step, wherever it computes: a broken one
         # would end the run.
@@ -187,26 +344,29 @@ def _of_torchrun() -> int:
     return int(started) if started.isdecimal() else 1
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def phantom(workers: Threads = 2) -> None:
-    """Write the embedded data set to data/phantom: a procedural laparoscopic phantom in the layout of DSAD."""
+    """Write the embedded data set, a laparoscopic phantom in DSAD's layout, to data/phantom."""
     from stages import phantom
 
     phantom.run(_project(), max(1, workers))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def prepare(workers: Threads = 2) -> None:
-    """Check the whole data set, report every problem together, and write frames and labels at data.image_size."""
+    """Check the whole data set, and write frames and labels at data.image_size.
+
+    All problems are reported together.
+    """
     from stages import prepare
 
     prepare.run(_project(), max(1, workers))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def train_teacher(
-    anatomy: Annotated[str, typer.Argument(help="One of data.anatomies.")],
-    device: Device = "auto",
+    anatomy: Anatomy,
+    device: DeviceOption = Device.AUTO,
     workers: Workers = None,
     devices: Devices = 1,
     accumulate: Accumulate = 1,
@@ -214,8 +374,7 @@ def train_teacher(
 ) -> None:
     """Train the teacher of one anatomy: one encoder, one decoder (stage 1 of the paper).
 
-    A run that was stopped goes on after the last epoch that it kept: each, where that takes little
-    time.
+    A run that was stopped goes on after the last epoch that it kept.
     """
     from stages import train_teacher
 
@@ -224,40 +383,39 @@ def train_teacher(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def train_teachers(
-    anatomies: Annotated[
-        list[str] | None, typer.Argument(help="Whose teachers; all if none is named.")
-    ] = None,
+    anatomies: Anatomies = None,
     jobs: Annotated[
         int | None,
         typer.Option(min=1, help="How many at the same time.", show_default="one per GPU"),
     ] = None,
-    device: Device = "auto",
+    device: DeviceOption = Device.AUTO,
 ) -> None:
-    """Train the teachers side by side, one per GPU, as DVC stages: `dvc repro` then finds them done."""
+    """Train the teachers side by side, one per GPU.
+
+    They are DVC stages: `dvc repro` then finds them done.
+    """
     from stages import train_teachers
 
     train_teachers.run(_project(), anatomies or [], jobs, _machine(device, 0))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def cache_logits(
-    anatomies: Annotated[
-        list[str] | None, typer.Argument(help="Whose teachers; all if none is named.")
-    ] = None,
+    anatomies: Anatomies = None,
     estimate: Annotated[
         bool,
-        typer.Option("--estimate", help="Only say how long it will take and how large it will be."),
+        typer.Option("--estimate", help="Only say how long it takes and how large it gets."),
     ] = False,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="Ask on the workers of a dask.distributed cluster: tcp://HOST:8786."),
+        typer.Option(help="Compute on the workers of a dask.distributed cluster: tcp://HOST:8786."),
     ] = None,
-    device: Device = "auto",
+    device: DeviceOption = Device.AUTO,
     workers: Workers = None,
 ) -> None:
-    """Ask teachers on every training frame and store their float16 logits.
+    """Run the teachers on every training frame, and store their logits as float16.
 
     A run that was stopped goes on after its last whole shard.
     """
@@ -292,19 +450,20 @@ def _require_address(scheduler: str) -> None:
         )
 
 
-@app.command()
+@app.command(rich_help_panel=STORES)
 def import_teacher(
-    anatomy: Annotated[str, typer.Argument(help="One of data.anatomies.")],
+    anatomy: Anatomy,
     source: Annotated[
         Path,
         typer.Argument(
-            help="A checkpoint (.safetensors) with one decoder, or a store (.zarr) of any model's logits."
+            help="A checkpoint (.safetensors) with one decoder, or a store (.zarr) of logits."
         ),
     ],
 ) -> None:
-    """Use a teacher that was trained elsewhere, or its answers; `dvc repro` then leaves it alone.
+    """Use a teacher that was trained elsewhere, or its logits.
 
-    How any model's logits become a store: docs/store.md.
+    `dvc repro` then leaves it alone. How any model's logits become a store:
+    docs/store.md.
     """
     from stages import import_teacher
 
@@ -312,20 +471,21 @@ def import_teacher(
 
 
 stores = typer.Typer(
-    cls=TyperGroup, no_args_is_help=True, help="Look at the logit stores, check and clear them."
+    cls=TyperGroup, no_args_is_help=True, help="List, check and clear the stores of logits."
 )
-app.add_typer(stores, name="cache")
+app.add_typer(stores, name="cache", rich_help_panel=STORES)
 Whose = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Anatomies, or any store's path, which ends in .zarr; all anatomies if none is named."
+        autocompletion=_complete_anatomies,
+        help="Anatomies, or paths of stores, which end in .zarr; all anatomies if none is named.",
     ),
 ]
 
 
 @stores.command("ls")
 def stores_ls() -> None:
-    """List the stores, whole or begun, with frames, size and identity."""
+    """List the stores, complete or begun, with frames, size and identity."""
     from stages.stores import commands
 
     commands.list_stores(_places())
@@ -333,7 +493,7 @@ def stores_ls() -> None:
 
 @stores.command("stats")
 def stores_stats(anatomies: Whose = None) -> None:
-    """Print the sizes of stores as JSON: bytes, per frame, against raw and full-size float16."""
+    """Print the sizes of stores as JSON: bytes, per frame, and against raw float16."""
     from stages.stores import commands
 
     commands.show_stats(_places(), anatomies or [])
@@ -343,7 +503,7 @@ def stores_stats(anatomies: Whose = None) -> None:
 def stores_verify(
     anatomies: Whose = None,
     recompute: Annotated[
-        int, typer.Option(min=0, help="Ask the teacher again on so many random frames.")
+        int, typer.Option(min=0, help="Run the teacher again on so many random frames.")
     ] = 0,
     tolerance: Annotated[
         float | None,
@@ -353,16 +513,17 @@ def stores_verify(
             show_default="0.002; stores in another precision have more",
         ),
     ] = None,
-    device: Device = "auto",
+    device: DeviceOption = Device.AUTO,
 ) -> None:
-    """Check structure, completeness, checksums, and what stores were written for; exit 1 with what is wrong.
+    """Check stores: structure, completeness, checksums, and what they were written for.
 
-    Of a store that is named by its path, whatever it was written for is right.
+    Exit code 1 if something is wrong. A store that is named by its path may be
+    for any run.
     """
     from stages.stores import commands
 
     if recompute and any(commands.is_path(name) for name in anatomies or []):
-        raise typer.BadParameter("--recompute asks teachers: name anatomies, no paths")
+        raise typer.BadParameter("--recompute runs teachers: name anatomies, no paths")
 
     commands.verify(_places(), anatomies or [], recompute, tolerance, _machine(device, 0))
 
@@ -373,38 +534,35 @@ def stores_prune(
         bool, typer.Option("--dry-run", help="Only say what would be removed.")
     ] = False,
 ) -> None:
-    """Remove stores, whole or begun, that no run with the current params.yaml, frames and teachers can use."""
+    """Remove stores that no run with the current params.yaml, frames and teachers can use."""
     from stages.stores import commands
 
     commands.prune(_project(), dry_run)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def train_student(
     name: Annotated[
-        str, typer.Argument(help="baseline (partial labels only) or mtkd (with the stored logits).")
+        Student,
+        typer.Argument(help="baseline learns from partial labels only, mtkd also from the stores."),
     ],
-    device: Device = "auto",
+    device: DeviceOption = Device.AUTO,
     workers: Workers = None,
     devices: Devices = 1,
     accumulate: Accumulate = 1,
     compiled: Compile = False,
 ) -> None:
-    """Train one encoder with N decoders, from partial labels and, for mtkd, from the stores (stage 2 of the paper).
+    """Train a student: one encoder with a decoder per anatomy (stage 2 of the paper).
 
-    A run that was stopped goes on after the last epoch that it kept: each, where that takes little
-    time.
+    A run that was stopped goes on after the last epoch that it kept.
     """
-    if name not in ("baseline", "mtkd"):
-        raise typer.BadParameter(f"'{name}' is neither baseline nor mtkd", param_hint="NAME")
     from stages import train_student
 
-    train_student.run(
-        _project(), name, _machine(device, workers, devices, accumulate, compiled=compiled)
-    )
+    machine = _machine(device, workers, devices, accumulate, compiled=compiled)
+    train_student.run(_project(), name.value, machine)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def evaluate(
     checkpoint: Annotated[
         Path | None,
@@ -419,13 +577,14 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="Of --checkpoint: folder for the tables.")] = Path(
         "results/evaluate_checkpoint"
     ),
-    device: Device = "auto",
+    device: DeviceOption = Device.AUTO,
     workers: Workers = None,
 ) -> None:
-    """Measure on the test surgeries: Dice, IoU, surface distances, intervals, false alarms, confusion, calibration.
+    """Measure teachers and students on the test surgeries.
 
-    Without options it is the stage, on teachers and students. With --checkpoint and --data, any
-    checkpoint on all frames of any data set.
+    Dice, IoU, surface distances, intervals, false alarms, confusion and
+    calibration. With --checkpoint and --data: any checkpoint, on all frames
+    of any data set.
     """
     if (checkpoint is None) != (data is None):
         raise typer.BadParameter("--checkpoint and --data go together")
@@ -439,109 +598,159 @@ def evaluate(
     evaluate.run(_project(), _machine(device, workers))
 
 
-@app.command()
-def benchmark(
-    what: Annotated[
-        str, typer.Argument(help="run: this run's teachers and student; networks; store; loading.")
-    ] = "run",
-    everything: Annotated[
-        bool,
-        typer.Option(
-            "--all", help="Every architecture in both forms and every runtime, instead of WHAT."
-        ),
-    ] = False,
-    architectures: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--arch", help="--all, networks: which; by default all, and one of each family."
-        ),
-    ] = None,
+class _Benchmarks(TyperGroup):
+    """The commands of `mtkd benchmark`, which also go by the spellings of a time with only one.
+
+    Then the name could stand anywhere among the options, ``--all`` meant ``runtimes``, and options
+    of one measurement were accepted, and ignored, by the others.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:  # a shell that completes sees what is written
+            args = self._translated(ctx, args)
+        return super().parse_args(ctx, args)
+
+    def _translated(self, ctx: Any, args: Sequence[str]) -> list[str]:
+        names, options = _split(args)
+        if ("--all",) in options:
+            names = ["runtimes", *names[1:]]
+            options = [option for option in options if option != ("--all",)]
+        elif not names and ("--help",) not in options:
+            names = ["run"]
+        if not names:
+            return list(args)
+        name, *rest = names
+        if name not in self.commands:
+            choices = ", ".join(self.commands)
+            raise typer.BadParameter(f"'{name}' is none of {choices}", ctx, param_hint="COMMAND")
+        options = [option for option in options if self._concerns(ctx, name, option[0])]
+        return [name, *chain.from_iterable(options), *rest]
+
+    def _concerns(self, ctx: Any, name: str, word: str) -> bool:
+        """Whether an option is for a command, which refuses by itself what is for none."""
+        option = word.partition("=")[0]
+        users = [user for user, command in self.commands.items() if option in _options(command)]
+        if name in users or not users:
+            return True
+        if option in ("--arch", "--runtime", "--form"):
+            commands = " or ".join(f"mtkd benchmark {user}" for user in users)
+            raise typer.BadParameter(f"it is an option of {commands}", ctx, param_hint=option)
+        typer.echo(f"note: mtkd benchmark {name} ignores {option}", err=True)
+        return False
+
+
+def _split(args: Sequence[str]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The words that are no options, and the options, each with its value."""
+    words: list[str] = []
+    options: list[tuple[str, ...]] = []
+    rest = iter(args)
+    for word in rest:
+        if not word.startswith("-"):
+            words.append(word)
+        elif word in ("--all", "--help") or "=" in word:
+            options.append((word,))
+        else:
+            options.append((word, *islice(rest, 1)))
+    return words, options
+
+
+def _options(command: Any) -> list[str]:
+    return list(chain.from_iterable(parameter.opts for parameter in command.params))
+
+
+benchmarks = typer.Typer(
+    cls=_Benchmarks,
+    help="Measure what networks cost; without COMMAND the stage, run."
+    "\n\nMore about one of them: mtkd benchmark COMMAND --help.",
+)
+app.add_typer(benchmarks, name="benchmark", rich_help_panel=STAGES)
+Decoders = Annotated[int, typer.Option(min=1, help="How many decoders.")]
+Repeats = Annotated[
+    int, typer.Option(min=1, help="Calls per measurement; on CUDA half a second of them at least.")
+]
+
+
+def _output(name: str) -> Any:
+    """The option of a measurement that is written to its own file of results/."""
+    return typer.Option(help=f"The JSON; by default results/benchmark_{name}.json.")
+
+
+@benchmarks.command("run")
+def benchmark_run(device: DeviceOption = Device.AUTO) -> None:
+    """The stage: what this run's teachers and student cost, in parameters and time per frame."""
+    from stages import benchmark
+
+    benchmark.run(_project(), _machine(device, 0))
+
+
+@benchmarks.command("networks")
+def benchmark_networks(
+    architectures: Architectures = None,
+    decoders: Decoders = 11,
+    repeats: Repeats = 5,
+    output: Annotated[Path | None, _output("networks")] = None,
+    device: DeviceOption = Device.AUTO,
+) -> None:
+    """Batched decoders against sequential ones: training and inference, time and memory.
+
+    Without --arch it is one network of each family.
+    """
+    from stages.benchmarks import networks
+
+    chosen = _values(architectures or FAMILIES)
+    networks.run(chosen, decoders, repeats, output or networks.OUTPUT, _machine(device, 0))
+
+
+@benchmarks.command("store")
+def benchmark_store(
+    frames: Annotated[int, typer.Option(min=16, help="How many each measurement sees.")] = 100,
+    output: Annotated[Path | None, _output("store")] = None,
+    device: DeviceOption = Device.AUTO,
+) -> None:
+    """Stores against live teachers: writing, reading, and an epoch with and without them."""
+    from stages.benchmarks import store
+
+    store.run(frames, output or store.OUTPUT, _machine(device, None))
+
+
+@benchmarks.command("loading")
+def benchmark_loading(
+    decoders: Decoders = 11,
+    repeats: Repeats = 5,
+    output: Annotated[Path | None, _output("loading")] = None,
+) -> None:
+    """Frames per second and core from disk to augmented tensor, at 640x512."""
+    from stages.benchmarks import loading
+
+    loading.run((512, 640), decoders, repeats, output or loading.OUTPUT)
+
+
+@benchmarks.command("runtimes")
+def benchmark_runtimes(
+    architectures: Architectures = None,
     runtimes: Annotated[
-        list[str] | None,
-        typer.Option("--runtime", help="--all: which of PyTorch, ONNX Runtime, OpenVINO."),
+        list[Runtime] | None, typer.Option("--runtime", help="What computes; may be repeated.")
     ] = None,
     forms: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--form",
-            help="--all: which of joined, looped, frozen and, on CUDA, graph and compiled.",
-        ),
+        list[Form] | None,
+        typer.Option("--form", help="May be repeated; graph and compiled are for CUDA."),
     ] = None,
-    decoders: Annotated[int, typer.Option(min=1, help="How many decoders.")] = 11,
-    repeats: Annotated[
-        int,
-        typer.Option(min=1, help="Calls per measurement; on CUDA half a second of them at least."),
-    ] = 5,
-    frames: Annotated[
-        int, typer.Option(min=16, help="store: how many each measurement sees.")
-    ] = 100,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="The JSON, of all but run; by default results/benchmark_<WHAT>.json."),
-    ] = None,
-    device: Device = "auto",
+    decoders: Decoders = 11,
+    repeats: Repeats = 5,
+    output: Annotated[Path | None, _output("all")] = None,
+    device: DeviceOption = Device.AUTO,
 ) -> None:
-    """Measure what networks cost.
+    """Every network, form and runtime: the time from a 1280x720 frame to all its masks.
 
-    run (the stage): parameters, and the time of one frame of the operating room's size, of teachers
-    and student. networks: decoders computed together against one after another, training and
-    inference, time and peak memory. store: writing beside the bare forward passes, reading beside
-    asking the teachers, an epoch with and without. loading: frames per second and core from disk to
-    augmented tensor, at 640x512. --all: a 1280x720 frame to all its masks, by every network in
-    PyTorch, ONNX Runtime and OpenVINO, beside the paper's time; for this run's student also its
-    Dice in each of them.
+    Beside the paper's times; for this run's student also its Dice. Without
+    --arch, --runtime or --form it is all of them.
     """
-    if not everything and (runtimes or forms or (architectures and what != "networks")):
-        option = "--runtime" if runtimes else "--form" if forms else "--arch"
-        raise typer.BadParameter(
-            f"it needs --all{' or networks' if option == '--arch' else ''}", param_hint=option
-        )
-    if everything:
-        _benchmark_all(architectures, runtimes, forms, decoders, repeats, output, device)
-    elif what == "networks":
-        from stages.benchmarks import networks
-
-        chosen = _known(
-            "--arch",
-            architectures,
-            _architectures(),
-            ["segformer_b0", "mininetv2", "deeplabv3_efficientnet_lite0"],
-        )
-        networks.run(chosen, decoders, repeats, output or networks.OUTPUT, _machine(device, 0))
-    elif what == "store":
-        from stages.benchmarks import store
-
-        store.run(frames, output or store.OUTPUT, _machine(device, None))
-    elif what == "loading":
-        from stages.benchmarks import loading
-
-        loading.run((512, 640), decoders, repeats, output or loading.OUTPUT)
-    elif what == "run":
-        from stages import benchmark
-
-        benchmark.run(_project(), _machine(device, 0))
-    else:
-        raise typer.BadParameter(
-            f"'{what}' is none of run, networks, store, loading", param_hint="WHAT"
-        )
-
-
-def _benchmark_all(
-    architectures: list[str] | None,
-    runtimes: list[str] | None,
-    forms: list[str] | None,
-    decoders: int,
-    repeats: int,
-    output: Path | None,
-    device: str,
-) -> None:
-    from pipeline.timing.latency import FORMS, RUNTIMES
     from stages.benchmarks.runtimes import OUTPUT, run
 
     run(
-        _known("--arch", architectures, _architectures()),
-        _known("--runtime", runtimes, list(RUNTIMES)),
-        _known("--form", forms, list(FORMS)),
+        _values(architectures or Architecture),
+        _values(runtimes or Runtime),
+        _values(forms or Form),
         decoders,
         (720, 1280),
         repeats,
@@ -550,30 +759,18 @@ def _benchmark_all(
     )
 
 
-def _architectures() -> list[str]:
-    from pipeline.models import ARCHITECTURES
-
-    return list(ARCHITECTURES)
+def _values(choices: Iterable[StrEnum]) -> list[str]:
+    return [choice.value for choice in choices]
 
 
-def _known(
-    option: str, chosen: list[str] | None, known: list[str], default: list[str] | None = None
-) -> list[str]:
-    """What was chosen, or the default, or all there is; refuses what is not known."""
-    for name in chosen or []:
-        if name not in known:
-            raise typer.BadParameter(f"'{name}': choose from {', '.join(known)}", param_hint=option)
-    return chosen or default or known
-
-
-@app.command()
+@app.command(rich_help_panel=MEASUREMENTS)
 def plan(
     what: Annotated[
-        str,
+        Planned,
         typer.Argument(
             help="dsad: the paper's recipe on DSAD; here: params.yaml on the prepared frames."
         ),
-    ] = "dsad",
+    ] = Planned.DSAD,
     devices: Annotated[
         list[int] | None, typer.Option(min=1, help="For how many devices; by default 1 and 8.")
     ] = None,
@@ -583,32 +780,30 @@ def plan(
     output: Annotated[Path, typer.Option(help="JSON with the measurements and the plan.")] = Path(
         "results/plan.json"
     ),
-    device: Device = "auto",
+    device: DeviceOption = Device.AUTO,
 ) -> None:
-    """Say what a run will take: hours per stage, disk and memory, from rates that are measured here.
+    """Estimate a run: hours per stage, disk and memory, from rates that are measured here.
 
     What is extrapolated from one device to several: docs/scale.md.
     """
-    if what not in ("dsad", "here"):
-        raise typer.BadParameter(f"'{what}' is neither dsad nor here", param_hint="WHAT")
     from stages import plan
 
-    plan.run(what, devices or [1, 8], repeats, output, _machine(device, 0))
+    plan.run(what.value, devices or [1, 8], repeats, output, _machine(device, 0))
 
 
 studies = typer.Typer(
     cls=TyperGroup,
     no_args_is_help=True,
-    help="Compare ways of training a student on this project's stores."
+    help="Compare students that were trained under several conditions."
     "\n\nA study that is stopped goes on with the runs that are missing.",
 )
-app.add_typer(studies, name="study")
+app.add_typer(studies, name="study", rich_help_panel=MEASUREMENTS)
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds of each student.")]
 Jobs = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Runs at the same time, each with an equal share of torch's threads (OMP_NUM_THREADS).",
+        help="Runs at the same time, which share torch's threads (OMP_NUM_THREADS) equally.",
     ),
 ]
 Page = Annotated[
@@ -618,10 +813,15 @@ Page = Annotated[
 
 Students = Annotated[
     list[str] | None,
-    typer.Option("--student", help="Which students; by default one of each family."),
+    typer.Option(
+        "--student",
+        autocompletion=_complete_families,
+        help=f"Which of {', '.join(FAMILIES)}; all by default.",
+    ),
 ]
 Ways = Annotated[
-    list[str] | None, typer.Option("--way", help="Which columns of the table; by default all.")
+    list[str] | None,
+    typer.Option("--way", help="Which conditions, the columns of the table; all by default."),
 ]
 StudentEpochs = Annotated[int, typer.Option("--epochs", min=1, help="Of each student.")]
 
@@ -634,7 +834,7 @@ def _comparison(name: str) -> Callable[..., None]:
         epochs: StudentEpochs = 12,
         jobs: Jobs = 1,
         output: Page = None,
-        device: Device = "auto",
+        device: DeviceOption = Device.AUTO,
         workers: Workers = None,
     ) -> None:
         from stages.study.conditions import STUDENTS, Design, run
@@ -646,13 +846,16 @@ def _comparison(name: str) -> Callable[..., None]:
     return command
 
 
-SHARED_RUNS = "\n\nRuns that another study has already trained are taken from there. Needs `dvc repro cache_logits` first."
+SHARED_RUNS = (
+    "\n\nRuns that another study has already trained are taken from there. "
+    "Needs `dvc repro cache_logits` first."
+)
 for _name, _help in {
-    "gain": "How much of the way from the baseline to the teachers each way of distilling goes, and hard pseudo-labels."
-    "\n\nWithout --way also baselines with class weights, and runs that are two and four times as "
-    "long.",
-    "settings": "classes_balanced with one setting at a time changed: temperature, weight, grid.",
-    "beyond": "What the paper does not do, in the same tables: teachers trusted by their Dice, and more.",
+    "gain": "How far each way of distilling goes from the baseline to the teachers."
+    "\n\nWithout --way also hard pseudo-labels, baselines with class weights, "
+    "and runs that are two and four times as long.",
+    "settings": "Change temperature, weight and grid of classes_balanced, one at a time.",
+    "beyond": "What the paper does not do, such as teachers that are trusted by their Dice.",
 }.items():
     studies.command(_name, help=_help + SHARED_RUNS)(_comparison(_name))
 
@@ -661,14 +864,14 @@ for _name, _help in {
 def study_parity(
     seeds: Seeds = 5,
     views: Annotated[
-        int, typer.Option(min=1, help="Stored views of the arm that replays them.")
+        int, typer.Option(min=1, help="Stored views of the condition that replays them.")
     ] = 3,
     jobs: Jobs = 1,
     output: Page = None,
-    device: Device = "auto",
+    device: DeviceOption = Device.AUTO,
     workers: Workers = None,
 ) -> None:
-    """Whether a student that learns from the stores equals one whose teachers answer live: Dice, time, memory.
+    """Compare students that learn from stores and from live teachers: Dice, time and memory.
 
     Needs `dvc repro cache_logits` first.
     """
@@ -684,37 +887,39 @@ def study_parity(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=MEASUREMENTS)
 def models(
     decoders: Annotated[int, typer.Option(min=1, help="How many anatomies.")] = 11,
     as_json: Annotated[
         bool, typer.Option("--json", help="A JSON list of objects instead of the table.")
     ] = False,
 ) -> None:
-    """List every architecture in both forms: parameters beside the paper's, multiply-adds, output stride, licence."""
+    """List the architectures: parameters, multiply-adds, output stride and licence.
+
+    Each with one decoder and with several, beside the paper's parameters.
+    """
     from stages import models
 
     models.run(decoders, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASUREMENTS)
 def selfcheck(
-    architectures: Annotated[
-        list[str] | None, typer.Option("--arch", help="Networks to compare; all if none is named.")
-    ] = None,
-    device: Device = "auto",
+    architectures: Architectures = None,
+    device: DeviceOption = Device.AUTO,
 ) -> None:
-    r"""Check this machine's device against its CPU: networks, training, resume, stores, export. About five minutes.
+    """Check this machine's device against its CPU, in about five minutes.
 
-    Run it once on a new machine with a GPU. Everything is small and made up, in a temporary folder.
-    It ends with a table, and with what to do about what failed.
+    Networks, training, resume, stores and export, with small synthetic data in
+    a temporary folder. Run it once on a new machine with a GPU. It ends with a
+    table, and with what to do about failures.
     """
     from stages import selfcheck
 
-    selfcheck.run(_machine(device, 0), _known("--arch", architectures, _architectures()))
+    selfcheck.run(_machine(device, 0), _values(architectures or Architecture))
 
 
-@app.command()
+@app.command(rich_help_panel=DEPLOYMENT)
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A student or a teacher.")] = Path(
         "checkpoints/students/mtkd.safetensors"
@@ -734,10 +939,10 @@ def export(
         typer.Option("--int8", help="Also quantise for OpenVINO; calibrates on training frames."),
     ] = False,
 ) -> None:
-    r"""Write a checkpoint as ONNX and OpenVINO files: from a frame in memory to all its masks in memory.
+    r"""Write a checkpoint as ONNX and OpenVINO files, from a frame to all its masks.
 
-    Each file is run and compared with the checkpoint before it is delivered. Needs `pip install -e
-    '.\[deploy]'`.
+    Each file is run and compared with the checkpoint before it is delivered.
+    Needs `pip install -e '.\[deploy]'`.
     """
     import re
 
@@ -746,7 +951,8 @@ def export(
         raise typer.BadParameter(
             f"'{size}' is not WIDTHxHEIGHT, such as 1280x720", param_hint="--size"
         )
-    width, height = int(match[1]), int(match[2])
+    width = int(match[1])
+    height = int(match[2])
     if not (32 <= width <= 8192 and 32 <= height <= 8192):
         raise typer.BadParameter(
             f"'{size}': each side must be within 32 .. 8192 pixels", param_hint="--size"
@@ -759,7 +965,7 @@ def export(
     export.run(checkpoint, output, (height, width), frames, int8)
 
 
-@app.command()
+@app.command(rich_help_panel=DEPLOYMENT)
 def predict(
     source: Annotated[Path, typer.Argument(help="A frame, a folder of frames, or a video.")],
     output: Annotated[Path, typer.Option(help="A folder; for overlays of a video an .mp4 file.")],
@@ -767,28 +973,22 @@ def predict(
         Path, typer.Option(help="A checkpoint, or a file that `mtkd export` wrote.")
     ] = Path("checkpoints/students/mtkd.safetensors"),
     anatomies: Annotated[
-        list[str] | None, typer.Option("--anatomy", help="Which; all if none is named.")
+        list[str] | None, typer.Option("--anatomy", help="Which; may be repeated; all by default.")
     ] = None,
     kind: Annotated[
-        str, typer.Option("--as", help="overlay, labels (one map), or masks (one PNG each).")
-    ] = "overlay",
+        Kind, typer.Option("--as", help="Overlays, one label map, or masks (one PNG each).")
+    ] = Kind.OVERLAY,
     opacity: Annotated[float, typer.Option(min=0, max=1, help="Of overlays.")] = 0.45,
-    device: Device = "auto",
+    device: DeviceOption = Device.AUTO,
 ) -> None:
-    r"""Show anatomy on a frame, a folder of frames, or a video. Needs `pip install -e '.\[deploy]'`."""
-    if kind not in ("overlay", "labels", "masks"):
-        raise typer.BadParameter(f"'{kind}' is none of overlay, labels, masks", param_hint="--as")
+    r"""Segment a frame, a folder of frames, or a video. Needs `pip install -e '.\[deploy]'`."""
     _require("deploy", "av")
     from pipeline.training_errors import translated_errors
     from stages import predict
 
     machine = _machine(device, 0)
-    try:
-        with translated_errors():
-            predict.run(source, output, model, anatomies or [], kind, opacity, machine)  # type: ignore[arg-type]
-    except KeyboardInterrupt:
-        typer.echo("stopped: the same command begins anew", err=True)
-        raise typer.Exit(130) from None
+    with translated_errors():
+        predict.run(source, output, model, anatomies or [], kind.value, opacity, machine)
 
 
 def _require(extra: str, *packages: str) -> None:
@@ -810,7 +1010,7 @@ def _require(extra: str, *packages: str) -> None:
             ) from error
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def report() -> None:
     """Write report/index.html, one page with everything, and print the table of results."""
     from stages import report
@@ -818,7 +1018,7 @@ def report() -> None:
     report.run(_project())
 
 
-@app.command()
+@app.command(rich_help_panel=PROJECT)
 def summary(
     check: Annotated[
         bool,
@@ -827,10 +1027,10 @@ def summary(
         ),
     ] = False,
 ) -> None:
-    """Print the table of results of the last run, where its report is, and how it compares with the last commit.
+    """Print the results of the last run, and how they compare with the last commit.
 
-    On another processor sums are rounded otherwise, and short runs of students differ by some Dice:
-    the last line says whether a difference is of that size.
+    On another processor sums are rounded otherwise, and short runs of students
+    differ by some Dice. The last line says whether a difference is of that size.
     """
     from stages import summary
     from stages.reporting import recorded
@@ -839,12 +1039,14 @@ def summary(
     recorded.run(_places(), check)
 
 
-@app.command()
+@app.command(rich_help_panel=PROJECT)
 def init(
     preset: Annotated[
         str,
         typer.Option(
-            help="paper: the recipe of Maack et al., section 3.2; demo: the embedded data."
+            autocompletion=_complete_presets,
+            metavar="|".join(Preset),
+            help="paper: the recipe of Maack et al., section 3.2; demo: the embedded data.",
         ),
     ],
     data_root: Annotated[
@@ -865,7 +1067,8 @@ def _print_whatever_comes() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (open as long as the program runs)
+            # Open as long as the program runs.
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 

@@ -594,7 +594,7 @@ def test_what_predict_refuses(run):
         ["export", CHECKPOINT, "--frames", "."],
     ):
         assert "f.png is a file; name a folder" in mtkd(*verb, "--output", "f.png/o", code=1)
-    assert "none of overlay" in mtkd("predict", "f.png", "--output", "o", "--as", "art", code=2)
+    assert "'art' is not one of" in mtkd("predict", "f.png", "--output", "o", "--as", "art", code=2)
     write_video(run / "in.mp4")
     assert "ends in .mp4" in mtkd(
         "predict", "in.mp4", "--output", "o", "--model", CHECKPOINT, code=1

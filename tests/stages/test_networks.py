@@ -80,4 +80,4 @@ def test_a_looped_network_has_the_same_parameters():
 
 def test_wrong_usage_is_told():
     assert "none of run, networks, store" in run("benchmark", "speed", code=2)
-    assert "choose from" in run("benchmark", "networks", "--arch", "resnet", code=2)
+    assert "is not one of" in run("benchmark", "networks", "--arch", "resnet", code=2)

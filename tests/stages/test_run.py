@@ -135,8 +135,8 @@ def test_a_students_mistakes_are_one_line(run):
         "train-teacher", "spleen", code=1
     )
     assert "not in data.anatomies: spleen" in mtkd("cache-logits", "spleen", code=1)
-    assert "neither baseline nor mtkd" in mtkd("train-student", "other", code=2)
-    assert "none of auto, cpu" in mtkd("evaluate", "--device", "tpu", code=2)
+    assert "'other' is not one of" in mtkd("train-student", "other", code=2)
+    assert "'tpu' is" in mtkd("evaluate", "--device", "tpu", code=2)
     (run / "checkpoints/students/mtkd.safetensors").write_bytes(b"x" * 100)
     assert "is damaged" in mtkd("evaluate", code=1)
     (run / "checkpoints/students/mtkd.safetensors").unlink()
