@@ -345,6 +345,14 @@ def _of_torchrun() -> int:
 
 
 @app.command(rich_help_panel=STAGES)
+def settings() -> None:
+    """Check params.yaml, before DVC looks for the files that it names."""
+    from stages import settings
+
+    settings.run(_project())
+
+
+@app.command(rich_help_panel=STAGES)
 def phantom(workers: Threads = 2) -> None:
     """Write the embedded data set, a laparoscopic phantom in DSAD's layout, to data/phantom."""
     from stages import phantom

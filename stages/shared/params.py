@@ -54,14 +54,21 @@ def load_params(path: Path) -> Params:
     except yaml.YAMLError as error:
         raise MtkdError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if ambiguous:
-        raise MtkdError("\n  ".join([f"{path}:", *ambiguous]))
+        raise MtkdError(_listed(path, ambiguous))
     if not isinstance(content, dict):
         raise MtkdError(f"{path} holds no sections: write one with `mtkd init`")
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(e)}" for e in error.errors(include_url=False))
-        raise MtkdError(f"{path}:\n{problems}") from error
+        problems = [_explain(e) for e in error.errors(include_url=False)]
+        raise MtkdError(_listed(path, problems)) from error
+
+
+def _listed(path: Path, problems: list[str]) -> str:
+    """One problem in one line; several below each other."""
+    if len(problems) == 1:
+        return f"{path}: {problems[0]}"
+    return "\n  ".join([f"{path}:", *problems])
 
 
 def _read(text: bytes) -> tuple[Any, list[str]]:

@@ -30,6 +30,11 @@ class Places:
         return self.root / PARAMS
 
     @property
+    def accepted_settings(self) -> Path:
+        """Says that params.yaml was accepted, whatever its settings are."""
+        return self.root / "data/settings.txt"
+
+    @property
     def phantom(self) -> Path:
         """The embedded data set."""
         return self.root / "data/phantom"

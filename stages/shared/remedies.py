@@ -18,6 +18,7 @@ from pipeline.errors import (
 
 # Every output of dvc.yaml; what is between the braces is the name of one of several stages.
 WRITTEN_BY = {
+    "data/settings.txt": "settings",
     "data/phantom": "phantom",
     "data/prepared": "prepare",
     "checkpoints/teachers/{}.safetensors": "train_teacher@{}",

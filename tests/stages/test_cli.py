@@ -41,6 +41,7 @@ TRAINING = "--device --workers --devices --accumulate --compile"
 STUDY = "--student --way --seeds --epochs --jobs --output --device --workers"
 SURFACE = {
     "": "--debug --no-debug --version",
+    "settings": "",
     "phantom": "--workers",
     "prepare": "--workers",
     "train-teacher": f"ANATOMY {TRAINING}",
@@ -351,6 +352,20 @@ def test_completion_needs_no_params_file(tmp_path, monkeypatch):
         assert cli._complete_anatomies() == []
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"data": {"anatomies": ["liver"]}}))
     assert cli._complete_anatomies() == ["liver"]
+
+
+def test_settings_are_checked_by_a_stage(project):
+    folder = project()
+    mtkd("settings")
+    accepted = (folder / "data/settings.txt").read_bytes()
+    project(student__epochs=9)
+    mtkd("settings")
+    assert (folder / "data/settings.txt").read_bytes() == accepted
+    project(student__arch="segfromer_b0")
+    (line,) = mtkd("settings", code=1).splitlines()
+    assert line.startswith("error: params.yaml: student.arch: input should be 'segformer_b0', ")
+    project(student__arch="own_unet")
+    mtkd("settings")
 
 
 @pytest.mark.parametrize(

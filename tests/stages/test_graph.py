@@ -1,8 +1,8 @@
 """What re-runs for which change, on the real dvc.yaml.
 
-DVC runs the real commands through a stand-in for ``python``: ``prepare`` does its real work, every
-other stage writes outputs that are a hash of exactly what it declares to depend on. So a change
-spreads as far as it would in earnest, in seconds.
+DVC runs the real commands through a stand-in for ``python``: ``settings`` and ``prepare`` do their
+real work, every other stage writes outputs that are a hash of exactly what it declares to depend
+on. So a change spreads as far as it would in earnest, in seconds.
 """
 
 import ast
@@ -98,7 +98,8 @@ class Project:
         (folder / "stand_in.py").write_text(STAND_IN)
         python = folder / "bin" / "python"
         python.write_text(
-            f'#!/bin/sh\nif [ "$3" = prepare ]; then exec {sys.executable} "$@"; fi\n'
+            "#!/bin/sh\n"
+            f'case "$3" in settings|prepare) exec {sys.executable} "$@";; esac\n'
             f'exec {sys.executable} stand_in.py "$@"\n'
         )
         python.chmod(0o755)
@@ -122,11 +123,14 @@ class Project:
         self.run("git", "commit", "-qm", "start")
 
     def run(self, *command):
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.env, capture_output=True, text=True
-        )
+        done = self.attempt(*command)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def attempt(self, *command):
+        return subprocess.run(
+            command, cwd=self.folder, env=self.env, capture_output=True, text=True
+        )
 
     def params(self, **changes):
         path = self.folder / "params.yaml"
@@ -150,8 +154,8 @@ def finished(tmp_path_factory):
     project = Project(tmp_path_factory.mktemp("graph"))
     everything = project.repro()
     assert everything == sorted([
-        "phantom", *PREPARED, *teachers("liver", "colon"), *stores("liver", "colon"), *STUDENTS,
-        *MEASURED, "benchmark",
+        "settings", "phantom", *PREPARED, *teachers("liver", "colon"), *stores("liver", "colon"),
+        *STUDENTS, *MEASURED, "benchmark",
     ])  # fmt: skip
     assert project.repro() == []
     project.run("git", "add", "-A")
@@ -184,7 +188,7 @@ STUDENT_EDITS = [
     ("changes", "expected"),
     [
         ({"student__epochs": 99}, [*STUDENTS, *MEASURED]),
-        ({"student__arch": "segformer_b0"}, [*STUDENTS, *MEASURED, "benchmark"]),
+        ({"student__arch": "segformer_b0"}, ["settings", *STUDENTS, *MEASURED, "benchmark"]),
         ({"distill__weight": 9.0}, ["train_student@mtkd", *MEASURED]),
         (
             {"teacher__epochs": 99},
@@ -294,6 +298,33 @@ def test_an_experiment_with_another_student_uses_the_same_stores(project, where,
     assert sorted(re.findall(r"Running stage '(.*)'", said)) == sorted([*STUDENTS, *MEASURED])
 
 
+@pytest.mark.parametrize(
+    ("section", "command"),
+    [
+        ("teacher", ["repro"]),
+        ("student", ["repro", "train_student@mtkd"]),
+        ("student", ["exp", "run"]),
+    ],
+    ids=str,
+)
+def test_a_misspelt_architecture_is_answered_with_those_that_there_are(project, section, command):
+    """By a stage before all others, as DVC says of a missing module only that it is missing."""
+    if command[0] == "exp":
+        command = [*command, "-S", f"{section}.arch=segfromer_b0"]
+    else:
+        project.params(**{f"{section}__arch": "segfromer_b0"})
+    done = project.attempt("dvc", *command)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: params.yaml: {section}.arch: input should be ")
+    assert all(f"'{name}'" in line for name in ARCHITECTURES)
+    assert line.endswith("found 'segfromer_b0'")
+    assert "No such file" not in done.stderr
+    # Nothing is lost by it.
+    project.run("git", "checkout", "-q", "--", "params.yaml")
+    assert project.repro() == []
+
+
 def test_bare_tables_of_dvc_fit_a_screen(project):
     """Every figure of a DVC metric is a column: those of each anatomy are outputs beside them."""
     shutil.copytree(ROOT / "metrics", project.folder / "metrics", dirs_exist_ok=True)
@@ -338,6 +369,7 @@ NEUTRAL = {
 # Of what prepared.py needs to write, readers use nothing; what these others import changes nothing.
 NOT_FOLLOWED = ("pipeline/prepared.py", "stages/shared/preflight.py", "stages/shared/remedies.py")
 STAGES = [
+    "settings",
     "phantom",
     "prepare",
     "train_teacher",
