@@ -74,7 +74,10 @@ def by_threads(function: Callable[[S], T], items: Iterable[S], threads: int) -> 
 
 
 class OneBehind:
-    """A thread that does one thing at a time, while the caller prepares the next; errors reach the caller."""
+    """A thread that does one thing at a time, while the caller prepares the next.
+
+    An error is raised where the caller waits.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)

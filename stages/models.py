@@ -1,6 +1,7 @@
 """``mtkd models``: every architecture in both forms, with its cost beside the paper's."""
 
 import json
+from itertools import product
 from typing import Any
 
 from rich.table import Table
@@ -26,7 +27,8 @@ LICENCES = {
 
 def run(decoders: int, as_json: bool) -> None:
     """Print a row for N networks with one decoder each, and one for N decoders."""
-    rows = [_row(name, form, decoders) for name in ARCHITECTURES for form in ("separate", "shared")]
+    forms = product(ARCHITECTURES, ("separate", "shared"))
+    rows = [_row(name, form, decoders) for name, form in forms]
     if as_json:
         print(json.dumps(rows, indent=2))
         return

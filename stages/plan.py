@@ -20,7 +20,7 @@ from pipeline.timing.host import machine_record
 from stages.benchmarks import loading
 from stages.shared.console import console, counted, say
 from stages.shared.params import load_params
-from stages.shared.project import load_project
+from stages.shared.project import Project, load_project
 
 Counts = dict[str, dict[str, int]]  # split -> anatomy -> frames
 HALF = 2  # bytes of a float16
@@ -90,11 +90,12 @@ def _dsad() -> tuple[Params, Counts]:
 
 def _here() -> tuple[Params, Counts]:
     project = load_project()
-    counts: Counts = {
-        split: {a: len(project.frames_of(split, [a])) for a in project.anatomies}
-        for split in SPLITS
-    }
-    return project.params, counts
+    return project.params, {split: _counted(project, split) for split in SPLITS}
+
+
+def _counted(project: Project, split: str) -> dict[str, int]:
+    """Prepared frames of a split, by anatomy."""
+    return {a: len(project.frames_of(split, [a])) for a in project.anatomies}
 
 
 def dsad_counts(splits: Splits, anatomies: Sequence[str]) -> Counts:

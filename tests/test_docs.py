@@ -112,7 +112,7 @@ def test_the_store_that_the_page_writes_is_imported(run, monkeypatch):
     )
     (run / ".dvc").mkdir()
     (run / "dvc.yaml").touch()
-    monkeypatch.setattr("stages.import_teacher._commit", lambda stage: None)
+    monkeypatch.setattr("stages.import_teacher._commit", lambda project, stage: None)
     assert "imported from mine/liver.zarr" in mtkd("import-teacher", "liver", "mine/liver.zarr")
 
 

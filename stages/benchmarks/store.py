@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -155,9 +156,9 @@ def _reading(frames: int, machine: Machine) -> dict[str, float]:
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
         reader = TeacherLogits(stores, 0, 0)
-        times = [_seconds(lambda i=i: _read_and_warp(reader, ids[i], i)) for i in range(frames)]  # type: ignore[misc]
+        times = [_seconds(partial(_read_and_warp, reader, ids[i], i)) for i in range(frames)]
         arrays = [zarr.open_group(one.path, mode="r")["logits"] for one in stores]
-        plain = [_seconds(lambda i=i: [np.asarray(a[0, i]) for a in arrays]) for i in range(frames)]  # type: ignore[misc]
+        plain = [_seconds(partial(_read_plainly, arrays, i)) for i in range(frames)]
         torch.set_num_threads(threads)
     teacher = create_model("segformer_b0", 1).eval().to(machine.torch_device)
     pixels = torch.rand(1, 3, *FULL, device=machine.torch_device)
@@ -196,6 +197,10 @@ def _filled_store(
 
 def _read_and_warp(reader: TeacherLogits, frame: str, pixels: int) -> NDArray[np.float32]:
     return warp_logits(reader.read(frame, 0, pixels), (0.98, 0.03, 0.02, -0.03, 0.98, 0.01))
+
+
+def _read_plainly(arrays: Sequence[Any], frame: int) -> list[NDArray[np.float16]]:
+    return [np.asarray(array[0, frame]) for array in arrays]
 
 
 def _training(project: Project, machine: Machine) -> dict[str, float]:

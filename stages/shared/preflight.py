@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -55,9 +56,8 @@ def preflight(project: Project) -> None:
 def _digest(params: Params) -> str:
     # Their names hold the versions; reading each one's metadata would take longer than all else
     # here.
-    installed = sorted(
-        path.name for folder in sys.path for path in Path(folder).glob("*.dist-info")
-    )
+    paths = chain(*(Path(folder).glob("*.dist-info") for folder in sys.path))
+    installed = sorted(path.name for path in paths)
     settings = (
         params.student,
         params.teacher.arch,

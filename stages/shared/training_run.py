@@ -140,8 +140,6 @@ def train_run(
         MtkdError: as of ``fit``; another process trains the same; a batch can't be shared by so
             many.
     """
-    objective = lesson.objective
-    taught_by = lesson.files
     _require_shareable(settings, machine)
     train = FrameDataset(lesson.frames, anatomies, settings.seed, lesson.soft_targets)
     _say_before(project, settings, train, machine)
@@ -162,21 +160,18 @@ def train_run(
     with _running(title, place, outputs.curves, fabric) as (live, bar):
         sizes = f"{len(train)} training and {len(val)} validation frames"
         say(f"{title}: {settings.arch}, {sizes}, {counted(settings.epochs, 'epoch')}")
-        if fabric.world_size > 1:
-            say(f"{title}: {fabric.world_size} processes share every batch")
-        say(f"{title}: {network.initial_weights}")
-        _say_resumed(title, resume)
+        _say_start(title, network, resume, fabric.world_size)
         with _ended_together(fabric):
             history = fit(
                 fabric,
                 network,
-                TrainingTask(train, val, objective),
+                TrainingTask(train, val, lesson.objective),
                 settings,
                 machine,
                 Callbacks(
                     lambda epoch: _log(live, title, anatomies, epoch) if live else None,
                     lambda epoch, done, total: bar(epoch * total + done, settings.epochs * total),
-                    Unchanged([*_files(train.frames), *_files(val.frames), *taught_by]).check,
+                    Unchanged([*_files(train.frames), *_files(val.frames), *lesson.files]).check,
                 ),
                 resume=resume,
                 stopwatch=stopwatch,
@@ -252,7 +247,10 @@ def _running(
         yield live, bar
 
 
-def _say_resumed(title: str, resume: Resume) -> None:
+def _say_start(title: str, network: Network, resume: Resume, processes: int) -> None:
+    if processes > 1:
+        say(f"{title}: {processes} processes share every batch")
+    say(f"{title}: {network.initial_weights}")
     state, unusable = resume.load()
     if state is not None:
         say(f"{title}: goes on after epoch {len(state['history'])}")

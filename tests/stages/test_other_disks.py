@@ -175,12 +175,13 @@ def test_a_place_that_cannot_be_written_is_told_before_work_begins(run, monkeypa
         shutil.move(folder, f"{folder}.there")
         Path(folder).symlink_to("/no/such/disk")
     shutil.copytree("checkpoints.there", "no disk")
-    monkeypatch.setattr(
-        "stages.shared.project.Places.teacher_checkpoint",
-        lambda self, name: Path(f"no disk/teachers/{name}.safetensors"),
-    )
     said = "is a link to /no/such/disk, which is missing: mount its disk, or make that folder"
-    assert f"error: stores {said}" in mtkd("cache-logits", "liver", code=1)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(
+            "stages.shared.project.Places.teacher_checkpoint",
+            lambda self, name: Path(f"no disk/teachers/{name}.safetensors"),
+        )
+        assert f"error: stores {said}" in mtkd("cache-logits", "liver", code=1)
     assert f"error: checkpoints {said}" in mtkd("train-teacher", "liver", code=1)
 
 
