@@ -705,8 +705,8 @@ def benchmark_networks(
     """
     from stages.benchmarks import networks
 
-    chosen = _values(architectures or FAMILIES)
-    networks.run(chosen, decoders, repeats, output or networks.OUTPUT, _machine(device, 0))
+    selected = _values(architectures or FAMILIES)
+    networks.run(selected, decoders, repeats, output or networks.OUTPUT, _machine(device, 0))
 
 
 @benchmarks.command("store")

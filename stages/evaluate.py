@@ -171,12 +171,18 @@ def _teachers(
     results: list[Result] = []
     masks: Masks = {}
     for anatomy in project.anatomies:
-        own = [frame for frame in frames if frame.anatomy == anatomy]
-        if not own or is_imported(project.teacher_checkpoint(anatomy)):
+        anatomy_frames = [frame for frame in frames if frame.anatomy == anatomy]
+        if not anatomy_frames or is_imported(project.teacher_checkpoint(anatomy)):
             continue
         teacher, _ = load_checkpoint(project.teacher_checkpoint(anatomy))
         results += _evaluated(
-            f"teacher {anatomy}", teacher, own, [anatomy], project.params, machine, processes
+            f"teacher {anatomy}",
+            teacher,
+            anatomy_frames,
+            [anatomy],
+            project.params,
+            machine,
+            processes,
         )
         masks |= predicted_masks(
             teacher, [frame for frame in drawn if frame.anatomy == anatomy], [anatomy], machine
@@ -261,10 +267,13 @@ def _selected_frames(results: Sequence[Result]) -> list[tuple[Frame, str]]:
     """
     selected = []
     for anatomy in dict.fromkeys(row.frame.anatomy for row in results):
-        own = [r for r in results if r.frame.anatomy == anatomy]
+        anatomy_results = [r for r in results if r.frame.anatomy == anatomy]
         rows = (
-            sorted((r for r in own if not np.isnan(r.counts.dice)), key=lambda r: r.counts.dice)
-            or own
+            sorted(
+                (r for r in anatomy_results if not np.isnan(r.counts.dice)),
+                key=lambda r: r.counts.dice,
+            )
+            or anatomy_results
         )
         picks = {"best": rows[-1], "median": rows[len(rows) // 2], "worst": rows[0]}
         selected += [(row.frame, rule) for rule, row in picks.items()]
@@ -279,5 +288,5 @@ def _draw(folder: Path, selected: Sequence[tuple[Frame, str]], masks: Sequence[M
     emptied(folder)
     for frame, rule in selected:
         label = load_label(frame.label).astype(bool)
-        columns = [label, *(own.get(frame.id, np.zeros_like(label)) for own in masks)]
+        columns = [label, *(by_frame.get(frame.id, np.zeros_like(label)) for by_frame in masks)]
         write_png(folder / f"{frame.anatomy}-{rule}.png", strip(load_frame(frame.image), columns))

@@ -109,8 +109,8 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
     if has_label_maps(data):
         root = folder / "masks"
         presence = unfold(data, card.anatomies, root)
-    own = _measured_anatomies(root, card.anatomies)
-    if not own:
+    measured = _measured_anatomies(root, card.anatomies)
+    if not measured:
         raise MtkdError(
             f"{data} holds none of the checkpoint's anatomies ({', '.join(card.anatomies)})"
         )
@@ -118,18 +118,18 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
     everyone = Splits.model_construct(val=[], test=list(surgery_names(root)))
     frames = folder / "frames"
     labels = folder / "labels"
-    settings = PrepareSettings(root, own, everyone, card.image_size, least_training=0)
+    settings = PrepareSettings(root, measured, everyone, card.image_size, least_training=0)
     with progress("frames checked and resized") as bar:
         summary = prepare(settings, frames, labels, workers=2, progress=bar)
     for warning in summary.files:
         say(f"warning: {warning}")
-    listed = list_frames(frames, labels, "test", own)
+    listed = list_frames(frames, labels, "test", measured)
     if not listed:
         raise MtkdError(
             f"{data} holds no frames: expected <surgery>/imageMM.png and maskMM.png under "
-            f"{', '.join(own)}"
+            f"{', '.join(measured)}"
         )
-    label_folders = {anatomy: labels / "test" / anatomy for anatomy in own}
+    label_folders = {anatomy: labels / "test" / anatomy for anatomy in measured}
     for place in label_folders.values():
         presence |= read_presence(place)
     annotations = {anatomy: read_annotations(place) for anatomy, place in label_folders.items()}

@@ -51,7 +51,7 @@ def run(
     """
     require_folder(output)
     network, card = load_checkpoint(checkpoint)
-    shown = _frames(frames, frame_size)
+    compared = _frames(frames, frame_size)
     label = ExportCard(
         card.architecture,
         card.anatomies,
@@ -67,9 +67,9 @@ def run(
             folder / f"{checkpoint.stem}{suffix}" for suffix in (".onnx", ".xml")
         )
         write_onnx(segmenter, label, onnx_file)
-        _compare(onnx_file, segmenter, shown)
+        _compare(onnx_file, segmenter, compared)
         write_openvino(onnx_file, label, xml_file)
-        float32 = _compare(xml_file, segmenter, shown)
+        float32 = _compare(xml_file, segmenter, compared)
         if int8:
             quantised = folder / f"{checkpoint.stem}_int8.xml"
             write_openvino(onnx_file, label, quantised, _calibration(card.anatomies, frame_size))
@@ -100,14 +100,14 @@ def _frames(folder: Path | None, size: tuple[int, int]) -> list[NDArray[np.uint8
     )
     if not paths:
         raise MtkdError(f"{place} holds no PNG frames: name a folder that does, --frames")
-    chosen = [paths[i * len(paths) // COMPARED] for i in range(min(COMPARED, len(paths)))]
-    return [resized(read_frame(path), size) for path in chosen]
+    selected = [paths[i * len(paths) // COMPARED] for i in range(min(COMPARED, len(paths)))]
+    return [resized(read_frame(path), size) for path in selected]
 
 
 def _calibration(anatomies: Sequence[str], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
     frames = Places(Path()).frames_of("train", anatomies)
-    chosen = frames[:: max(1, len(frames) // CALIBRATED)][:CALIBRATED]
-    return [resized(load_frame(frame.image), size) for frame in chosen]
+    selected = frames[:: max(1, len(frames) // CALIBRATED)][:CALIBRATED]
+    return [resized(load_frame(frame.image), size) for frame in selected]
 
 
 def _compare(file: Path, segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]]) -> Run:

@@ -57,12 +57,12 @@ def run(project: Project, anatomy: str, source: Path) -> None:
 
 def _require_dvc(project: Project) -> None:
     """Refuse where DVC could not be told."""
-    here = project.root.absolute()
-    if not (here / "dvc.yaml").is_file() or not any(
-        (folder / ".dvc").is_dir() for folder in (here, *here.parents)
+    root = project.root.absolute()
+    if not (root / "dvc.yaml").is_file() or not any(
+        (folder / ".dvc").is_dir() for folder in (root, *root.parents)
     ):
         raise MtkdError(
-            f"{here} is not a project of DVC, with .dvc and dvc.yaml: run this in the project's "
+            f"{root} is not a project of DVC, with .dvc and dvc.yaml: run this in the project's "
             "checkout"
         )
 
@@ -137,13 +137,13 @@ def _require_fit(given: cache.Store, plan: StorePlan) -> None:
     """
     if given.anatomy != plan.anatomy:
         raise MtkdError(
-            f"{given.path} holds the answers of a teacher of {given.anatomy}, expected "
+            f"{given.path} holds the logits of a teacher of {given.anatomy}, expected "
             f"{plan.anatomy}"
         )
     if plan.params.cache.views:
         raise MtkdError(
-            f"{given.path} answers clean frames, and cache.views is {plan.params.cache.views}: "
-            "set it to 0"
+            f"{given.path} holds logits of clean frames, and cache.views is "
+            f"{plan.params.cache.views}: set it to 0"
         )
     missing = [frame.id for frame in plan.frames if frame.id not in given.frames]
     if missing:
@@ -155,9 +155,9 @@ def _require_fit(given: cache.Store, plan: StorePlan) -> None:
     other = [f.id for f in plan.frames if given.pixels(f.id) != fingerprint(load_frame(f.image))]
     if other:
         raise MtkdError(
-            f"{given.path} answers other pixels of {len(other)} of {len(plan.frames)} training "
-            f"frames, {other[0]} "
-            "first: show the model the frames under data/prepared/frames/train"
+            f"{given.path} holds logits of other pixels of {len(other)} of {len(plan.frames)} "
+            f"training frames, {other[0]} first: give the model the frames under "
+            "data/prepared/frames/train"
         )
 
 
@@ -165,14 +165,14 @@ def _require_same_grid(given: cache.Store, plan: StorePlan) -> None:
     """A student reads all stores on one grid."""
     for anatomy in plan.params.data.anatomies:
         try:
-            one = cache.open_store(plan.project.store(anatomy))
+            other = cache.open_store(plan.project.store(anatomy))
         except cache.StoreError:
             continue
-        if anatomy != plan.anatomy and one.shape[-2:] != given.shape[-2:]:
+        if anatomy != plan.anatomy and other.shape[-2:] != given.shape[-2:]:
             raise MtkdError(
-                f"{given.path} has the grid {given.shape[-2:]}, {one.path} has {one.shape[-2:]}, "
-                "and a student needs "
-                "one: write it on that grid, or remove the other stores if all will be replaced"
+                f"{given.path} has the grid {given.shape[-2:]}, {other.path} has "
+                f"{other.shape[-2:]}, and a student needs one: write it on that grid, or remove "
+                "the other stores if all will be replaced"
             )
 
 

@@ -38,6 +38,7 @@ def run(preset: str, data_root: Path | None, force: bool) -> None:
         write_atomically(PARAMS.with_name(f"{PARAMS}.bak"), PARAMS.read_bytes())
     write_atomically(PARAMS, text.encode())
     root = load_params(PARAMS).data.root
-    there = Path(root).is_dir() or Path(root) == Places(Path()).phantom  # which `dvc repro` makes
-    advice = "`dvc repro`" if there else "put the path of your frames there, then `dvc repro`"
+    # The phantom's folder is what `dvc repro` makes.
+    is_there = Path(root).is_dir() or Path(root) == Places(Path()).phantom
+    advice = "`dvc repro`" if is_there else "put the path of your frames there, then `dvc repro`"
     say(f"{PARAMS}: preset {preset}, data.root {root}; next: {advice}")

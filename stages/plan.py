@@ -59,7 +59,7 @@ def run(what: str, devices: Sequence[int], repeats: int, output: Path, machine: 
         output: JSON file.
         machine: where to measure.
     """
-    params, counts = _dsad() if what == "dsad" else _here()
+    params, counts = _dsad() if what == "dsad" else _of_project()
     say(
         f"measuring {params.teacher.arch} and {params.student.arch} at {_size(params)} on this "
         "machine, "
@@ -88,7 +88,7 @@ def _dsad() -> tuple[Params, Counts]:
     return params, dsad_counts(params.data.splits, params.data.anatomies)
 
 
-def _here() -> tuple[Params, Counts]:
+def _of_project() -> tuple[Params, Counts]:
     project = load_project()
     return project.params, {split: _counted(project, split) for split in SPLITS}
 
@@ -113,7 +113,7 @@ def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> R
     """Each in the batches of its stage; loading on one core."""
     teacher = params.teacher
     student = params.student
-    asked = params.cache
+    caching = params.cache
 
     def measured(arch: str, n: int, task: Task, batch: int, precision: str) -> dict[str, Any]:
         """In a process of its own: memory of another measurement would hide its peak."""
@@ -128,14 +128,14 @@ def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> R
         return result
 
     teach = measured(teacher.arch, 1, "train", teacher.batch_size, teacher.precision)
-    ask = measured(teacher.arch, 1, "infer", asked.batch_size, asked.precision)
+    infer = measured(teacher.arch, 1, "infer", caching.batch_size, caching.precision)
     learn = measured(student.arch, decoders, "train", student.batch_size, student.precision)
     validate = measured(student.arch, decoders, "infer", student.batch_size, student.precision)
     read = loading.measure(params.data.image_size, decoders, 3)
     return Rates(
         teach["milliseconds"] / 1000,
         learn["milliseconds"] / 1000,
-        ask["milliseconds"] / 1000 / asked.batch_size,
+        infer["milliseconds"] / 1000 / caching.batch_size,
         validate["milliseconds"] / 1000 / student.batch_size,
         read["milliseconds"]["all with answers"] / 1000,
         round(max(teach["peak_mib"], learn["peak_mib"]) * 2**20),
@@ -181,8 +181,8 @@ def _steps(frames: int, settings: Training) -> int:
 def makespan(seconds: Sequence[float], devices: int) -> float:
     """Time until the last job ends, if each free device takes the longest that is left."""
     ends = [0.0] * devices
-    for one in sorted(seconds, reverse=True):
-        heapq.heapreplace(ends, ends[0] + one)
+    for job in sorted(seconds, reverse=True):
+        heapq.heapreplace(ends, ends[0] + job)
     return max(ends)
 
 
@@ -190,12 +190,12 @@ def disk(params: Params, counts: Counts, rates: Rates) -> dict[str, float]:
     """GiB of the prepared frames, and of the stores before they are compressed."""
     height, width = params.data.image_size
     stride = create_model(params.teacher.arch, 1).output_stride
-    answer = 2 * -(-height // stride) * -(-width // stride) * HALF
+    logits = 2 * -(-height // stride) * -(-width // stride) * HALF
     every = sum(sum(each.values()) for each in counts.values())
     teachers = len(counts["train"])
     frames = sum(counts["train"].values()) * max(1, params.cache.views)
-    found = {"prepared": every * rates.frame_bytes, "stores": teachers * frames * answer}
-    return {name: round(size / 2**30, 2) for name, size in found.items()}
+    sizes = {"prepared": every * rates.frame_bytes, "stores": teachers * frames * logits}
+    return {name: round(size / 2**30, 2) for name, size in sizes.items()}
 
 
 def _size(params: Params) -> str:

@@ -57,36 +57,36 @@ class Drawing:
     Attributes:
         kind: ``overlay``, ``labels`` (0 = none, i = the model's i-th anatomy), or ``masks`` (a PNG
             of 0 and 255 each).
-        known: the model's anatomies; an anatomy's place among them gives its colour and its label.
+        model_anatomies: an anatomy's place among them gives its colour and its label.
         anatomies: which of them, in the order of drawing.
         opacity: of overlays, 0..1.
     """
 
     kind: Kind
-    known: Sequence[str]
+    model_anatomies: Sequence[str]
     anatomies: Sequence[str]
     opacity: float
 
     @property
-    def chosen(self) -> list[int]:
+    def indices(self) -> list[int]:
         """The anatomies' places among the model's."""
-        return [self.known.index(anatomy) for anatomy in self.anatomies]
+        return [self.model_anatomies.index(anatomy) for anatomy in self.anatomies]
 
     @property
     def labels(self) -> list[int]:
         """One per anatomy."""
-        return [place + 1 for place in self.chosen]
+        return [place + 1 for place in self.indices]
 
     @property
     def colours(self) -> list[tuple[int, int, int]]:
         """One per anatomy."""
-        named = colours_of(self.known)
+        named = colours_of(self.model_anatomies)
         return [named[anatomy][1] for anatomy in self.anatomies]
 
-    def picture(self, shown: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    def picture(self, frame: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """The frame with masks and legend."""
         return add_legend(
-            draw(shown, masks, self.colours, self.opacity), self.anatomies, self.colours
+            draw(frame, masks, self.colours, self.opacity), self.anatomies, self.colours
         )
 
     def files(self, place: Path) -> list[Path]:
@@ -120,8 +120,8 @@ def run(
             doesn't know, an output that is an input or that two frames share, or no frame that
             could be decoded.
     """
-    segment, known = _model(model, machine)
-    drawing = Drawing(kind, known, _selected(anatomies, known, model), opacity)
+    segment, model_anatomies = _model(model, machine)
+    drawing = Drawing(kind, model_anatomies, _selected(anatomies, model_anatomies, model), opacity)
     plan = _plan(source, output, drawing)
     if output.is_dir() and any(output.iterdir()):
         say(f"{output} holds files already: those of the same names are replaced, the others stay")
@@ -176,13 +176,15 @@ def _plan(source: Path, output: Path, drawing: Drawing) -> _Plan:
     return _Plan(source, images, len(images), exact=True)
 
 
-def _selected(anatomies: Sequence[str], known: Sequence[str], model: Path) -> list[str]:
+def _selected(anatomies: Sequence[str], model_anatomies: Sequence[str], model: Path) -> list[str]:
     """The anatomies that were asked for, as the model spells them; all if none was."""
-    names = matched(anatomies, known)
-    unknown = sorted(set(names) - set(known))
+    names = matched(anatomies, model_anatomies)
+    unknown = sorted(set(names) - set(model_anatomies))
     if unknown:
-        raise MtkdError(f"{model} knows no {', '.join(unknown)}; it knows {', '.join(known)}")
-    return list(dict.fromkeys(names)) or list(known)
+        raise MtkdError(
+            f"{model} knows no {', '.join(unknown)}; it knows {', '.join(model_anatomies)}"
+        )
+    return list(dict.fromkeys(names)) or list(model_anatomies)
 
 
 def _segment_all(plan: _Plan, segment: Run, drawing: Drawing, write: Write) -> tuple[int, int]:
@@ -199,7 +201,7 @@ def _segment_all(plan: _Plan, segment: Run, drawing: Drawing, write: Write) -> t
                 broken += 1
                 say(f"skipped: {frame.problem}")
                 continue
-            masks = segment(frame.pixels)[drawing.chosen]
+            masks = segment(frame.pixels)[drawing.indices]
             thread.begin(write, frame, masks)
             written += 1
             bar(written + broken, max(plan.total, written + broken))
@@ -265,7 +267,7 @@ def _say_unread(source: Path) -> None:
 
 def _say_colours(drawing: Drawing) -> None:
     if drawing.kind == "overlay":
-        named = colours_of(drawing.known)
+        named = colours_of(drawing.model_anatomies)
         say(
             ", ".join(
                 f"{anatomy.replace('_', ' ')}: {named[anatomy][0]}" for anatomy in drawing.anatomies
@@ -322,9 +324,9 @@ def _frozen(
     """
     if device.type == "cuda":
         half = Frozen(network, device, torch.float16)
-        shown = torch.from_numpy(as_batch(frame)).to(device).float()
+        pixels = torch.from_numpy(as_batch(frame)).to(device).float()
         if half_suffices(
-            network, half, torch.nn.functional.interpolate(shown, size=size, mode="bilinear")
+            network, half, torch.nn.functional.interpolate(pixels, size=size, mode="bilinear")
         ):
             return half
         say("warning: in half precision this network decides otherwise: float32 is used")
@@ -384,8 +386,8 @@ def _stopped_as_by_hand() -> Iterator[None]:
 @contextmanager
 def _writer(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
     if not is_video(source):
-        yield lambda shown, masks: _write_files(
-            _place(source, shown.name, output), shown, masks, drawing
+        yield lambda frame, masks: _write_files(
+            _place(source, frame.name, output), frame, masks, drawing
         )
         return
     with (_one_video if drawing.kind == "overlay" else _numbered_frames)(
@@ -403,8 +405,8 @@ def _one_video(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
         )
     writers: list[VideoWriter] = []
 
-    def write(shown: InputFrame, masks: NDArray[np.bool_]) -> None:
-        picture = drawing.picture(_pixels(shown), masks)
+    def write(frame: InputFrame, masks: NDArray[np.bool_]) -> None:
+        picture = drawing.picture(_pixels(frame), masks)
         if not writers:
             writers.append(
                 VideoWriter(
@@ -414,7 +416,7 @@ def _one_video(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
                     pixel_aspect(source),
                 )
             )
-        writers[0].write(picture, shown.time)
+        writers[0].write(picture, frame.time)
 
     try:
         yield write
@@ -434,10 +436,10 @@ def _numbered_frames(source: Path, output: Path, drawing: Drawing) -> Iterator[W
     """PNG files, and ``times.csv`` with the time of each."""
     rows = ["frame,seconds"]
 
-    def write(shown: InputFrame, masks: NDArray[np.bool_]) -> None:
-        place = _place(source, shown.name, output)
-        _write_files(place, shown, masks, drawing)
-        rows.append(f"{place.name},{'' if shown.time is None else f'{float(shown.time):.6f}'}")
+    def write(frame: InputFrame, masks: NDArray[np.bool_]) -> None:
+        place = _place(source, frame.name, output)
+        _write_files(place, frame, masks, drawing)
+        rows.append(f"{place.name},{'' if frame.time is None else f'{float(frame.time):.6f}'}")
 
     try:
         yield write
@@ -457,11 +459,11 @@ def _place(source: Path, name: str, output: Path) -> Path:
 
 
 def _write_files(
-    place: Path, shown: InputFrame, masks: NDArray[np.bool_], drawing: Drawing
+    place: Path, frame: InputFrame, masks: NDArray[np.bool_], drawing: Drawing
 ) -> None:
     files = drawing.files(place)
     if drawing.kind == "overlay":
-        write_png(files[0], drawing.picture(_pixels(shown), masks))
+        write_png(files[0], drawing.picture(_pixels(frame), masks))
     elif drawing.kind == "labels":
         _write_grey(files[0], label_map(masks, drawing.labels))
     else:
@@ -473,6 +475,6 @@ def _write_grey(path: Path, values: NDArray[np.uint8]) -> None:
     write_atomically(path, cv2.imencode(".png", values)[1].tobytes())
 
 
-def _pixels(shown: InputFrame) -> NDArray[np.uint8]:
-    assert shown.pixels is not None
-    return shown.pixels
+def _pixels(frame: InputFrame) -> NDArray[np.uint8]:
+    assert frame.pixels is not None
+    return frame.pixels

@@ -86,8 +86,8 @@ def _template_values(project: Project) -> dict[str, Any]:
     }
 
 
-def _is_same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one[key] == other[key] for key in ("processor", "device", "threads"))
+def _is_same_machine(machine: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(machine[key] == other[key] for key in ("processor", "device", "threads"))
 
 
 def _commit(root: Path) -> str:

@@ -72,13 +72,13 @@ class Check:
     Attributes:
         name: what was checked.
         passed: whether it is as it must be; None if it could not be tried here.
-        told: what was measured.
+        measured: what was measured.
         advice: a key of ``ADVICE``.
     """
 
     name: str
     passed: bool | None
-    told: str
+    measured: str
     advice: str
 
 
@@ -99,7 +99,7 @@ def run(machine: Machine, architectures: Sequence[str] = tuple(ARCHITECTURES)) -
         for number, group in enumerate(groups, start=1):
             for check in group(trial):
                 checks.append(check)
-                say(f"{_word(check)}  {check.name}: {check.told}")
+                say(f"{_word(check)}  {check.name}: {check.measured}")
             bar(number, len(groups))
     _print(checks)
     failed = [check for check in checks if check.passed is False]
@@ -117,7 +117,7 @@ def _word(check: Check) -> str:
 def _print(checks: Sequence[Check]) -> None:
     table = Table("check", "result", "measured")
     for check in checks:
-        table.add_row(check.name, _word(check), check.told)
+        table.add_row(check.name, _word(check), check.measured)
     console.print(table)
 
 
@@ -209,8 +209,8 @@ def _last(text: str) -> str:
 
 
 def _device(trial: Trial) -> Iterator[Check]:
-    found = machine_record(trial.machine)
-    where = f"{found['device']}, torch {found['torch']}"
+    record = machine_record(trial.machine)
+    where = f"{record['device']}, torch {record['torch']}"
     if trial.device.type == "cpu":
         yield Check(
             "device", None, f"{where}: no other device; the CPU is compared with itself", "device"
@@ -230,16 +230,16 @@ def _network_checks(architecture: str) -> Callable[[Trial], Iterator[Check]]:
         network = _lively(architecture)
         expected = _pass(network, torch.device("cpu"), "32-true")
         for precision in trial.precisions:
-            found = _pass(network, trial.device, precision)
-            errors = [_relative(a, b) for a, b in zip(found, expected, strict=True)]
+            computed = _pass(network, trial.device, precision)
+            errors = [_relative(a, b) for a, b in zip(computed, expected, strict=True)]
             passed = all(
                 error <= limit for error, limit in zip(errors, LIMITS[precision], strict=True)
             )
-            told = "off by {:.0e} (logits), {:.0e} (loss), {:.0e} (gradients)".format(*errors)
+            measured = "off by {:.0e} (logits), {:.0e} (loss), {:.0e} (gradients)".format(*errors)
             yield Check(
                 f"{architecture} {precision}",
                 passed,
-                told,
+                measured,
                 "network" if precision == "32-true" else "precision",
             )
         yield _frozen_check(network, architecture, trial.device)
@@ -282,13 +282,13 @@ def _pass(network: Network, device: torch.device, precision: str) -> tuple[Tenso
     with float32_products(device, precision):
         (scale * loss).backward()
     gradients = [p.grad.flatten() / scale for p in network.parameters() if p.grad is not None]
-    found = logits.detach(), loss.detach(), torch.cat(gradients)
-    return tuple(x.float().cpu() for x in found)  # type: ignore[return-value]
+    tensors = logits.detach(), loss.detach(), torch.cat(gradients)
+    return tuple(x.float().cpu() for x in tensors)  # type: ignore[return-value]
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
+def _relative(computed: Tensor, expected: Tensor) -> float:
     error = float(
-        (found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30)
+        (computed.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30)
     )
     return error if error == error else float("inf")
 
@@ -300,15 +300,15 @@ def _frozen_check(network: Network, architecture: str, device: torch.device) -> 
     network = network.eval()
     expected = network.margins(frames)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    found = Frozen(network, device, dtype).margins(frames.to(device)).float().cpu()
+    computed = Frozen(network, device, dtype).margins(frames.to(device)).float().cpu()
     unclear = (
         expected.abs() < 0.02 * expected.abs().mean()
         if dtype == torch.float16
         else expected.abs() < 1e-3
     )
-    wrong = int((((found > 0) != (expected > 0)) & ~unclear).sum())
-    told = f"{wrong} of {expected.numel()} cells differ in {str(dtype).rpartition('.')[2]}"
-    return Check(f"{architecture} frozen", wrong <= expected.numel() // 1000, told, "network")
+    wrong = int((((computed > 0) != (expected > 0)) & ~unclear).sum())
+    measured = f"{wrong} of {expected.numel()} cells differ in {str(dtype).rpartition('.')[2]}"
+    return Check(f"{architecture} frozen", wrong <= expected.numel() // 1000, measured, "network")
 
 
 def _graph_check(network: Network, architecture: str, device: torch.device) -> Check:
@@ -342,8 +342,8 @@ def _trained(trial: Trial) -> Iterator[Check]:
             rmtree(trial.folder / rest, ignore_errors=True)
         trial.require("train-teacher", "liver")
         first, *_, last = trial.losses("teachers/liver")
-        told = f"cross-entropy {first:.2f} -> {last:.2f}"
-        yield Check(f"training learns, {precision}", last < 0.6 * first, told, "training")
+        measured = f"cross-entropy {first:.2f} -> {last:.2f}"
+        yield Check(f"training learns, {precision}", last < 0.6 * first, measured, "training")
     for anatomy in ANATOMIES[1:]:
         trial.require("train-teacher", anatomy)
 
@@ -374,8 +374,8 @@ def _stored(trial: Trial) -> Iterator[Check]:
     trial.require("cache-logits")
     for device in dict.fromkeys((trial.machine.device, "cpu")):
         done = trial.mtkd("cache", "verify", "--recompute", "8", device=device)
-        told = "whole" if done.returncode == 0 else _last(done.stderr or done.stdout)
-        yield Check(f"stores verify on {device}", done.returncode == 0, told, "store")
+        measured = "whole" if done.returncode == 0 else _last(done.stderr or done.stdout)
+        yield Check(f"stores verify on {device}", done.returncode == 0, measured, "store")
 
 
 def _distilled(trial: Trial) -> Iterator[Check]:
@@ -388,7 +388,7 @@ def _distilled(trial: Trial) -> Iterator[Check]:
         "training",
     )
     student = "checkpoints/students/mtkd.safetensors"
-    found = {}
+    dice = {}
     for device in dict.fromkeys((trial.machine.device, "cpu")):
         output = f"evaluated-{device}"
         trial.require(
@@ -402,20 +402,20 @@ def _distilled(trial: Trial) -> Iterator[Check]:
             device=device,
         )
         table = json.loads((trial.folder / output / "evaluation.json").read_text())
-        found[device] = float(table["intervals"]["dice"]["mean"]["mean"])
-    apart = abs(found[trial.machine.device] - found["cpu"])
-    told = f"Dice {found[trial.machine.device]:.2f} on the device, {found['cpu']:.2f} on the CPU"
-    yield Check("evaluation agrees with the CPU", apart <= DICE, told, "network")
+        dice[device] = float(table["intervals"]["dice"]["mean"]["mean"])
+    apart = abs(dice[trial.machine.device] - dice["cpu"])
+    measured = f"Dice {dice[trial.machine.device]:.2f} on the device, {dice['cpu']:.2f} on the CPU"
+    yield Check("evaluation agrees with the CPU", apart <= DICE, measured, "network")
 
 
 def _exported(trial: Trial) -> Iterator[Check]:
     done = trial.mtkd("export")
     missing = "pip install" in done.stderr
-    told = _last(done.stdout) if done.returncode == 0 else _last(done.stderr)
+    measured = _last(done.stdout) if done.returncode == 0 else _last(done.stderr)
     yield Check(
         "export answers as the checkpoint",
         None if missing else done.returncode == 0,
-        told,
+        measured,
         "export",
     )
 

@@ -37,9 +37,9 @@ def run(project: Project, anatomies: Sequence[str], jobs: int | None, machine: M
         MtkdError: an unknown anatomy, or teachers that failed; the others are done.
     """
     project.require_anatomies(anatomies)
-    chosen = list(anatomies or project.anatomies)
+    selected = list(anatomies or project.anatomies)
     side_by_side = slots(jobs, machine.torch_device.type)
-    say(f"{len(chosen)} teachers, {len(side_by_side)} at a time")
+    say(f"{len(selected)} teachers, {len(side_by_side)} at a time")
     if machine.torch_device.type == "cpu" and (
         line := load_warning(torch.get_num_threads(), jobs=len(side_by_side))
     ):
@@ -58,14 +58,14 @@ def run(project: Project, anatomies: Sequence[str], jobs: int | None, machine: M
             free.put(slot)
 
     with ThreadPoolExecutor(len(side_by_side)) as pool:
-        done = list(pool.map(train, chosen))
-    failed = [anatomy for anatomy, well in zip(chosen, done, strict=True) if not well]
+        done = list(pool.map(train, selected))
+    failed = [anatomy for anatomy, well in zip(selected, done, strict=True) if not well]
     if failed:
         raise MtkdError(
-            f"{len(failed)} of {len(chosen)} teachers failed, the lines above say why: "
+            f"{len(failed)} of {len(selected)} teachers failed, the lines above say why: "
             f"{', '.join(failed)}"
         )
-    say(f"{len(chosen)} teachers are trained: `dvc repro` goes on from here")
+    say(f"{len(selected)} teachers are trained: `dvc repro` goes on from here")
 
 
 def _repro(project: Project, what: list[str], environment: dict[str, str]) -> bool:

@@ -138,11 +138,11 @@ def _inside(results: Sequence[Result], decoder: int) -> int:
 
 def overlaps(results: Sequence[Result]) -> dict[str, float | None]:
     """The percentage of all pixels that no decoder, one, or several predict."""
-    none, one, several = (_overlapping(results, i) for i in range(3))
-    pixels = none + one + several
+    none, single, several = (_overlapping(results, i) for i in range(3))
+    pixels = none + single + several
     return {
         "none": _share(none, pixels),
-        "one": _share(one, pixels),
+        "one": _share(single, pixels),
         "several": _share(several, pixels),
     }
 

@@ -26,7 +26,7 @@ ANATOMY = "organ"
 FRAMES = 32
 
 
-class _Answers:
+class _StoredLogits:
     """Stored answers without the cost of reading them, which ``mtkd benchmark store`` measures."""
 
     views = 0
@@ -94,7 +94,7 @@ def _measured(
     frames: list[Frame], size: tuple[int, int], teachers: int, rounds: int
 ) -> dict[str, Any]:
     plain = FrameDataset(frames, [ANATOMY], 1)
-    taught = FrameDataset(frames, [ANATOMY], 1, _Answers(teachers, size))
+    distilled = FrameDataset(frames, [ANATOMY], 1, _StoredLogits(teachers, size))
     pixels = load_frame(frames[0].image)
     label = load_label(frames[0].label)
     moves = [sample(1, 0, frame.id, size) for frame in frames]
@@ -115,7 +115,7 @@ def _measured(
         "augment frame": fastest(lambda i: augment_frame(pixels, moves[i])),
         "warp label": fastest(lambda i: warp_label(label, moves[i].affine, IGNORE)),
         "all": fastest(lambda i: plain[0, i]),
-        "all with answers": fastest(lambda i: taught[0, i]),
+        "all with answers": fastest(lambda i: distilled[0, i]),
     }
     return {
         "milliseconds": {name: round(1000 * seconds, 2) for name, seconds in steps.items()},

@@ -64,12 +64,12 @@ def run(
 
 
 def _compared(forms: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    looped = forms["looped"]
-    joined = forms["joined"]
+    sequential = forms["looped"]
+    batched = forms["joined"]
     return {
         **forms,
-        "speedup": round(looped["milliseconds"] / joined["milliseconds"], 2),
-        "memory_ratio": round(joined["peak_mib"] / max(looped["peak_mib"], 0.1), 2),
+        "speedup": round(sequential["milliseconds"] / batched["milliseconds"], 2),
+        "memory_ratio": round(batched["peak_mib"] / max(sequential["peak_mib"], 0.1), 2),
     }
 
 
@@ -85,16 +85,16 @@ def _print(rows: list[dict[str, Any]], decoders: int) -> None:
     for column in ("looped ms", "joined ms", "times as fast", "looped MiB", "joined MiB"):
         table.add_column(column, justify="right")
     for row in rows:
-        looped = row["looped"]
-        joined = row["joined"]
+        sequential = row["looped"]
+        batched = row["joined"]
         table.add_row(
             row["architecture"],
             row["task"],
             row["precision"],
-            f"{looped['milliseconds']:.0f}",
-            f"{joined['milliseconds']:.0f}",
+            f"{sequential['milliseconds']:.0f}",
+            f"{batched['milliseconds']:.0f}",
             f"{row['speedup']:.2f}",
-            f"{looped['peak_mib']:.0f}",
-            f"{joined['peak_mib']:.0f}",
+            f"{sequential['peak_mib']:.0f}",
+            f"{batched['peak_mib']:.0f}",
         )
     console.print(table)

@@ -165,13 +165,13 @@ def _reading(frames: int, machine: Machine) -> dict[str, float]:
     with torch.inference_mode():
         teacher(pixels)
         live = TEACHERS * median([_seconds(lambda: teacher(pixels).cpu()) for _ in range(5)])
-    found = {
+    milliseconds = {
         "store_milliseconds": 1000 * median(times),
         "plain_zarr_read_milliseconds": 1000 * median(plain),
         "live_teachers_milliseconds": 1000 * live,
     }
-    say(", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in found.items()))
-    return {name: round(value, 2) for name, value in found.items()}
+    say(", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in milliseconds.items()))
+    return {name: round(value, 2) for name, value in milliseconds.items()}
 
 
 def _filled_store(

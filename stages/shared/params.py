@@ -149,7 +149,7 @@ def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            return f"{key}: no such key; {_known(problem['loc'])}"
+            return f"{key}: no such key; {_accepted_keys(problem['loc'])}"
         case "missing":
             return f"{key}: is missing"
         case "value_error":
@@ -159,7 +159,7 @@ def _explain(problem: Any) -> str:
             return f"{key}: {message}, found {problem['input']!r}"
 
 
-def _known(location: tuple[str | int, ...]) -> str:
+def _accepted_keys(location: tuple[str | int, ...]) -> str:
     """The keys that would be accepted where an unknown one stands."""
     section: Any = Params
     for part in location[:-1]:

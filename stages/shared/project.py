@@ -166,10 +166,10 @@ def require_folder(output: Path) -> None:
     Raises:
         MtkdError: it, or one that it would lie in, is a file, or nothing can be written there.
     """
-    there = nearest(output)
-    if not there.is_dir():
-        raise MtkdError(f"--output {output}: {there} is a file; name a folder")
-    if not os.access(there, os.W_OK):
+    existing = nearest(output)
+    if not existing.is_dir():
+        raise MtkdError(f"--output {output}: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK):
         raise MtkdError(
-            f"--output {output}: nothing can be written to {there}; name another folder"
+            f"--output {output}: nothing can be written to {existing}; name another folder"
         )

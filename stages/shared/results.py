@@ -28,7 +28,7 @@ def read(path: Path) -> Any:
     if not path.is_file():
         raise MissingFileError(path)
     try:
-        content = json.loads(path.read_text(), object_hook=lambda found: _Record(path, found))
+        content = json.loads(path.read_text(), object_hook=lambda content: _Record(path, content))
     except ValueError as error:
         raise DamagedFileError(path, f"it is not complete JSON ({error})") from error
     if not isinstance(content, _Record):

@@ -117,7 +117,7 @@ class ClusterPredictions:
         return self.client.submit(
             _infer,
             checkpoint,
-            [_absolute(one) for one in inputs],
+            [_absolute(item) for item in inputs],
             settings.batch_size,
             settings.precision,
             pure=False,
@@ -140,12 +140,12 @@ def _result(client: Client, begun: "Future[Prediction]") -> Prediction:
                 say(f"no workers are left: waits for new ones, `dask worker {address}`")
 
 
-def _absolute(shown: InferenceInput) -> InferenceInput:
+def _absolute(item: InferenceInput) -> InferenceInput:
     """The same frame for a process in another folder."""
-    frame = shown.frame
+    frame = item.frame
     image = Path(frame.image).resolve()
     label = Path(frame.label).resolve()
-    return replace(shown, frame=replace(frame, image=image, label=label))
+    return replace(item, frame=replace(frame, image=image, label=label))
 
 
 # The teacher that this worker holds: (file, sha256) and the network.
@@ -194,6 +194,6 @@ def _machine() -> Machine:
         return Machine("auto", 0)
     worker = get_worker()
     workers = worker.client.scheduler_info(n_workers=-1)["workers"]
-    here = sorted(address for address, info in workers.items() if info["host"] == worker.ip)
-    gpu = here.index(worker.address) % torch.cuda.device_count()
-    return Machine(f"cuda:{gpu}", loaders(len(here)))
+    addresses = sorted(address for address, info in workers.items() if info["host"] == worker.ip)
+    gpu = addresses.index(worker.address) % torch.cuda.device_count()
+    return Machine(f"cuda:{gpu}", loaders(len(addresses)))

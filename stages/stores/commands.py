@@ -40,11 +40,11 @@ def list_stores(places: Places) -> None:
         table.add_column(column, justify="right")
     for path in _stores(places.stores):
         try:
-            one = cache.open_store(path)
+            store = cache.open_store(path)
         except cache.StoreError as error:
             table.add_row(str(path), f"unusable: {explained(error, places.root)}", *[""] * 5)
             continue
-        views, frames, _, height, width = one.shape
+        views, frames, _, height, width = store.shape
         size = readable(cache.stats(path)["bytes"])
         table.add_row(
             str(path),
@@ -53,7 +53,7 @@ def list_stores(places: Places) -> None:
             str(views),
             f"{height}x{width}",
             size,
-            one.identity[:12],
+            store.identity[:12],
         )
     begun = _begun(places)
     if begun:
@@ -78,7 +78,7 @@ def _state(project: Project, path: Path, wanted: Wanted) -> str:
 
 def show_stats(places: Places, whose: list[str]) -> None:
     """Sizes of stores as JSON, by anatomy or path."""
-    sizes = {name: cache.stats(path) for name, path in _chosen(places, whose).items()}
+    sizes = {name: cache.stats(path) for name, path in _selected(places, whose).items()}
     print(json.dumps(sizes, indent=2))
 
 
@@ -105,7 +105,7 @@ def verify(
     Raises:
         MtkdError: something is wrong; one line for each problem.
     """
-    selected = _chosen(places, whose)
+    selected = _selected(places, whose)
     anatomies = [name for name in selected if not is_path(name)]
     project = load_project(places.root) if anatomies else None
     verification = _Verification(recompute, tolerance, machine)
@@ -177,71 +177,68 @@ def _prepared_pixels(project: Project) -> list[int] | None:
         plan = make_plans(project, [])[0]
     except MtkdError:
         return None
-    questions = plan.inputs()
-    found = []
+    inputs = plan.inputs()
+    pixels = []
     with progress("frames read") as bar:
-        for one in fingerprints(questions):
-            found.append(one)
-            bar(len(found), len(questions))
-    return found
+        for fingerprint in fingerprints(inputs):
+            pixels.append(fingerprint)
+            bar(len(pixels), len(inputs))
+    return pixels
 
 
 def _other_pixels(path: Path, pixels: Sequence[int] | None) -> list[str]:
     """Whether a store was written, somewhere, for other pixels than those that are prepared."""
-    one = cache.open_store(path)
-    views, frames = one.shape[:2]
+    store = cache.open_store(path)
+    views, frames = store.shape[:2]
     places = product(range(views), range(frames))
     other = [
         place
-        for place, shown in zip(places, pixels or [], strict=False)
-        if one.pixels(place[1], place[0]) != shown
+        for place, expected in zip(places, pixels or [], strict=False)
+        if store.pixels(place[1], place[0]) != expected
     ]
     if not other:
         return []
     view, frame = other[0]
     return [
-        f"{one.path} answers other pixels than the prepared ones in {len(other)} places, frame "
-        f"{one.frames[frame]} "
-        f"(view {view}) first: run `dvc repro -s -f cache_logits@{one.anatomy}`"
+        f"{store.path} holds logits of other pixels than the prepared ones in {len(other)} places, "
+        f"frame {store.frames[frame]} "
+        f"(view {view}) first: run `dvc repro -s -f cache_logits@{store.anatomy}`"
     ]
 
 
 def _recomputed(
     plan: StorePlan, count: int, tolerance: float | None, machine: Machine
 ) -> list[str]:
-    """Where a teacher does not answer what its store says; that there is none to ask counts too."""
+    """Where a teacher's logits are not those of its store; that there is no teacher counts, too."""
     try:
         network = plan.teacher()
     except MtkdError as error:
         return [str(error)]
-    one = cache.open_store(plan.path)
-    questions = plan.inputs()
+    store = cache.open_store(plan.path)
+    inputs = plan.inputs()
     precision = plan.params.cache.precision
     allowed = TOLERANCES[precision] if tolerance is None else tolerance
-    chosen = np.random.default_rng().choice(
-        len(questions), min(count, len(questions)), replace=False
-    )
-    asked = [questions[i] for i in chosen]
+    positions = np.random.default_rng().choice(len(inputs), min(count, len(inputs)), replace=False)
+    sample = [inputs[i] for i in positions]
     problems = []
-    single = [range(i, i + 1) for i in range(len(asked))]
-    with progress(f"{plan.anatomy}: teacher asked again") as bar:
-        answered = predictions(network, asked, single, precision, machine)
+    single = [range(i, i + 1) for i in range(len(sample))]
+    with progress(f"{plan.anatomy}: frames inferred again") as bar:
+        computed = predictions(network, sample, single, precision, machine)
         for number, (position, (logits, _)) in enumerate(
-            zip(chosen, answered, strict=True), start=1
+            zip(positions, computed, strict=True), start=1
         ):
             view, frame = divmod(int(position), len(plan.frames))
             worst = _difference(
-                logits[0, 0], one.read(frame, view).astype(np.float32), _rounding(plan)
+                logits[0, 0], store.read(frame, view).astype(np.float32), _rounding(plan)
             )
             if not worst <= allowed:
                 problems.append(
-                    f"{one.path}: frame {one.frames[frame]} (view {view}): the teacher now "
-                    "answers otherwise: a logit "
-                    f"differs by {worst:.3g} times 1 + |logit|, the tolerance for cache.precision "
-                    f"{precision} is "
-                    f"{allowed:g}: run `dvc repro -s -f cache_logits@{plan.anatomy}`"
+                    f"{store.path}: frame {store.frames[frame]} (view {view}): the teacher's "
+                    f"logits are others now: one differs by {worst:.3g} times 1 + |logit|, the "
+                    f"tolerance for cache.precision {precision} is {allowed:g}: "
+                    f"run `dvc repro -s -f cache_logits@{plan.anatomy}`"
                 )
-            bar(number, len(asked))
+            bar(number, len(sample))
     return problems
 
 
@@ -360,7 +357,7 @@ def is_path(name: str) -> bool:
     return name.endswith(".zarr")
 
 
-def _chosen(places: Places, whose: list[str]) -> dict[str, Path]:
+def _selected(places: Places, whose: list[str]) -> dict[str, Path]:
     """Path of each store that was named, or of all anatomies of params.yaml."""
     if whose and all(is_path(name) for name in whose):
         return {name: Path(name) for name in whose}

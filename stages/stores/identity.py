@@ -48,22 +48,22 @@ def misfits(
         anatomy: whose store is wanted.
         expected: parts of the identity, and ``shard_frames`` where that matters.
     """
-    found = {
+    stored = {
         **attributes.get("identity_parts", {}),
         **{k: attributes.get(k) for k in ("anatomy", "shard_frames")},
     }
     wanted = {"anatomy": anatomy, **expected}
     return {
-        part: f"its {part} is {found.get(part)}, expected {value}"
+        part: f"its {part} is {stored.get(part)}, expected {value}"
         for part, value in wanted.items()
-        if found.get(part) != value
+        if stored.get(part) != value
     }
 
 
-def misfit_line(one: Store, anatomy: str, expected: Mapping[str, object]) -> str:
+def misfit_line(store: Store, anatomy: str, expected: Mapping[str, object]) -> str:
     """One line that says why a store does not fit and what to run; empty if it fits."""
-    found = misfits(one.attributes, anatomy, expected)
-    if not found:
+    differences = misfits(store.attributes, anatomy, expected)
+    if not differences:
         return ""
-    problems = ", ".join(found.values())
-    return f"{one.path} does not fit: {problems}; run `dvc repro cache_logits@{anatomy}`"
+    problems = ", ".join(differences.values())
+    return f"{store.path} does not fit: {problems}; run `dvc repro cache_logits@{anatomy}`"

@@ -69,8 +69,8 @@ class StorePlan:
         network, card = load_checkpoint(self.checkpoint)
         size = self.params.data.image_size
         if card.anatomies != (self.anatomy,):
-            found = ", ".join(card.anatomies)
-            raise MismatchError(self.checkpoint, "list of decoders", found, self.anatomy)
+            decoders = ", ".join(card.anatomies)
+            raise MismatchError(self.checkpoint, "list of decoders", decoders, self.anatomy)
         if card.image_size != size:
             raise MismatchError(self.checkpoint, "image_size", card.image_size, size)
         return network

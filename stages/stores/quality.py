@@ -22,13 +22,13 @@ MOST = 32
 
 
 def run_inference(
-    teacher: Network, questions: Sequence[InferenceInput], settings: Cache, machine: Machine
+    teacher: Network, inputs: Sequence[InferenceInput], settings: Cache, machine: Machine
 ) -> NDArray[np.float32]:
     """A teacher's logits (n, 2, h, w) on n questions, in batches of ``cache.batch_size``."""
-    starts = range(0, len(questions), settings.batch_size)
-    batches = [range(i, min(i + settings.batch_size, len(questions))) for i in starts]
-    found = predictions(teacher, questions, batches, settings.precision, machine)
-    return np.concatenate([logits[:, 0] for logits, _ in found])
+    starts = range(0, len(inputs), settings.batch_size)
+    batches = [range(i, min(i + settings.batch_size, len(inputs))) for i in starts]
+    computed = predictions(teacher, inputs, batches, settings.precision, machine)
+    return np.concatenate([logits[:, 0] for logits, _ in computed])
 
 
 def augmentation_gap(
@@ -52,10 +52,10 @@ def augmentation_gap(
     some = _spread(frames)
     augmentations = [_moving(params.cache.seed, frame.id, params.data.image_size) for frame in some]
 
-    def answer(shown: Sequence[Augmentation]) -> NDArray[np.float32]:
+    def infer(applied: Sequence[Augmentation]) -> NDArray[np.float32]:
         return run_inference(
             teacher,
-            [InferenceInput(*one) for one in zip(some, shown, strict=True)],
+            [InferenceInput(*item) for item in zip(some, applied, strict=True)],
             params.cache,
             machine,
         )
@@ -68,14 +68,14 @@ def augmentation_gap(
     else:
         clean = np.stack([store.read(frame.id) for frame in some]).astype(np.float32)
     warped = np.stack(
-        [warp_logits(z, one.affine) for z, one in zip(clean, augmentations, strict=True)]
+        [warp_logits(z, item.affine) for z, item in zip(clean, augmentations, strict=True)]
     )
-    valid = np.stack([valid_cells(one.affine, clean.shape[-2:]) for one in augmentations])
-    seen = answer(augmentations)
+    valid = np.stack([valid_cells(item.affine, clean.shape[-2:]) for item in augmentations])
+    seen = infer(augmentations)
     return {
         "augmentation_gap": {
             "geometry": _gap(
-                answer([Augmentation(one.affine) for one in augmentations]), warped, valid
+                infer([Augmentation(item.affine) for item in augmentations]), warped, valid
             ),
             "full": _gap(seen, warped, valid),
             "views": _gap(seen, _as_stored(seen, params.cache.keep_bits), valid),
@@ -85,8 +85,8 @@ def augmentation_gap(
 
 
 def _moving(seed: int, frame: str, size: tuple[int, int]) -> Augmentation:
-    turns = (sample(seed, turn, frame, size) for turn in count())
-    return next(one for one in turns if one.affine != IDENTITY)
+    samples = (sample(seed, number, frame, size) for number in count())
+    return next(augmentation for augmentation in samples if augmentation.affine != IDENTITY)
 
 
 def rounding_error(
@@ -117,9 +117,9 @@ def _as_stored(logits: NDArray[np.float32], keep_bits: int | None) -> NDArray[np
 
 
 def _gap(
-    answer: NDArray[np.float32], target: NDArray[np.float32], valid: NDArray[np.bool_]
+    logits: NDArray[np.float32], target: NDArray[np.float32], valid: NDArray[np.bool_]
 ) -> dict[str, float]:
-    p = _probability(answer)[valid]
+    p = _probability(logits)[valid]
     q = _probability(target)[valid]
     return {
         "kl": _short(_divergence(p, q).mean()),

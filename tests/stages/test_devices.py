@@ -40,7 +40,11 @@ STUDENT = "checkpoints/students/mtkd.safetensors"
             ["cache", "verify", "liver", "--recompute", "1"],
             "choose another --device",
         ),
-        ("stages.evaluate.evaluate", ["evaluate"], "choose another --device"),
+        (
+            "stages.evaluate.evaluate",
+            ["evaluate"],
+            "choose another --device, such as cpu; or, of the stage, lower evaluate.batch_size",
+        ),
         (
             "stages.evaluate_folder.evaluate",
             ["evaluate", "--checkpoint", STUDENT, "--data"],

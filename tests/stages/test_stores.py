@@ -109,15 +109,15 @@ def test_verify_finds_answers_in_the_wrong_place(run):
         writer.finish("stores/liver.zarr")
     said = mtkd("cache", "verify", code=1)
     assert (
-        f"answers other pixels than the prepared ones in 2 places, frame {whole.frames[0]} (view "
-        "0) first" in said
+        "holds logits of other pixels than the prepared ones in 2 places, "
+        f"frame {whole.frames[0]} (view 0) first" in said
     )
     assert "stores/colon.zarr: whole" in said
 
 
 def test_verify_asks_the_teacher_again(run):
     assert mtkd("cache", "verify", "--recompute", "3").count("whole") == 2
-    assert "answers otherwise" in mtkd(
+    assert "logits are others now" in mtkd(
         "cache", "verify", "--recompute", "6", "--tolerance", "0", code=1
     )
     shutil.copy("checkpoints/teachers/colon.safetensors", "checkpoints/teachers/liver.safetensors")
@@ -139,7 +139,7 @@ def test_a_store_of_another_device_is_the_teachers_and_never_another_teachers(
     """The answers of a device are emulated: they differ from the store's as far as the precision
     lets them.
     """
-    real = commands.answers
+    real = commands.predictions
 
     def elsewhere(network, asked, batches, wanted, machine):
         assert wanted == precision
@@ -176,7 +176,7 @@ def test_verify_asks_every_teacher_that_it_can_and_reports_all_together(run):
     output = mtkd("cache", "verify", "--recompute", "2", code=1)
     assert "2 problems:" in output
     assert "its view_seed is 1, expected 9; run `dvc repro cache_logits@colon`" in output
-    assert "answers otherwise" not in output
+    assert "logits are others now" not in output
 
 
 def change(run, **values):
@@ -418,7 +418,7 @@ def test_an_import_that_fails_replaces_nothing(run, dvc):
         in output
     )
     file.write_bytes(sound)
-    assert "holds the answers of a teacher of liver" in mtkd(
+    assert "holds the logits of a teacher of liver" in mtkd(
         "import-teacher", "colon", "liver.zarr", code=1
     )
     _write_answers("fine.zarr", frames, grid=(32, 48))
@@ -442,7 +442,9 @@ def test_answers_to_other_frames_are_not_imported(run, dvc):
         "import-teacher", "liver", "few.zarr", code=1
     )
     _write_answers("dark.zarr", frames, lambda pixels: pixels // 2)
-    assert "answers other pixels of 6 of 6" in mtkd("import-teacher", "liver", "dark.zarr", code=1)
+    assert "holds logits of other pixels of 6 of 6" in mtkd(
+        "import-teacher", "liver", "dark.zarr", code=1
+    )
     assert "is not there" in mtkd("import-teacher", "liver", "none.zarr", code=1)
     assert "is not a logit store" in mtkd("import-teacher", "liver", "data", code=1)
     assert files(run / "stores/liver.zarr") == before
