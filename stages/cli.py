@@ -1012,9 +1012,9 @@ def _require(extra: str, *packages: str) -> None:
             import_module(package)
         except Exception as error:  # a damaged package raises anything
             reason = " ".join(str(error).split())[:200]
-            remedy = f"pip install --force-reinstall {package}"
+            command = f"pip install --force-reinstall {package}"
             raise MtkdError(
-                f"{package} is installed but cannot be imported ({reason}). Run: {remedy}"
+                f"{package} is installed but cannot be imported ({reason}). Run: {command}"
             ) from error
 
 

@@ -113,13 +113,13 @@ def _action(error: Exception, root: Path) -> str:
         # DVC does not see that a file is damaged or made for something else: the stage is forced.
         return f"run `dvc repro -s -f {stage}`"
     if stage is None and path.suffix == ".safetensors":
-        return _action_of_a_given_checkpoint(error)
+        return _action_for_named_checkpoint(error)
     # A copy that failed is not a store yet.
     is_copy = any(part.endswith(".partial") for part in path.parts)
     return WRITE_AGAIN if isinstance(error, STORE_ERRORS) and not is_copy else ""
 
 
-def _action_of_a_given_checkpoint(error: Exception) -> str:
+def _action_for_named_checkpoint(error: Exception) -> str:
     """What to do about a checkpoint that no stage writes: the user has named it."""
     if isinstance(error, MissingFileError):
         return "name a .safetensors file that `mtkd train-teacher` or `mtkd train-student` wrote"
