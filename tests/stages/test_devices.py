@@ -178,7 +178,7 @@ def test_every_teacher_has_its_gpu_and_its_cores(run, two_gpus, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     both, given = threading.Barrier(2, timeout=60), {}
 
-    def repro(what, environment):
+    def repro(project, what, environment):
         if what != ["prepare"]:
             both.wait()
             given[what[1]] = environment
@@ -199,7 +199,7 @@ def test_runs_of_a_study_have_a_gpu_each(run, monkeypatch):
     seen = []
     monkeypatch.setattr(runs, "slots", lambda jobs, kind: list(given[:jobs]))
     monkeypatch.setattr(runs, "_keep", _tell)
-    monkeypatch.setattr(runs, "_told", lambda case, ended: seen.append(ended.result()) or [])
+    monkeypatch.setattr(runs, "_outcome", lambda case, ended: seen.append(ended.result()) or [])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     student = load_project().params.student
     cases = [Case(f"run {i}", student.model_copy(update={"seed": i}), None) for i in range(3)]
@@ -210,7 +210,11 @@ def test_runs_of_a_study_have_a_gpu_each(run, monkeypatch):
 
 def _tell(case, file, threads, machine):
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("{}")
+    dice = {"mean": 1.0}
+    measured = {"name": case.name, "arch": case.student.arch, "seed": case.student.seed}
+    measured |= {"epochs": 1, "dice": dice, "validation": dice, "val_dice": [1.0]}
+    measured |= {"seconds_per_epoch": 1.0, "peak_mib": 1, "threads": threads}
+    file.write_text(json.dumps(measured))
     return os.environ["CUDA_VISIBLE_DEVICES"]
 
 

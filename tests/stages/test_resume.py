@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,12 +249,14 @@ def test_one_run_has_one_writer(run, monkeypatch):
 def test_data_that_changes_during_a_run_stops_it(run, monkeypatch):
     from stages.shared import training_run
 
-    def meddle(*arguments, step, **others):
+    def meddle(*arguments, **others):
+        *before, callbacks = arguments
+
         def changed(*where):
             os.utime(run / "stores/colon.zarr/zarr.json")
-            step(*where)
+            callbacks.step(*where)
 
-        return whole(*arguments, step=changed, **others)
+        return whole(*before, replace(callbacks, step=changed), **others)
 
     whole = training_run.fit
     monkeypatch.setattr(training_run, "fit", meddle)
