@@ -62,8 +62,8 @@ def test_a_verb_that_fails_is_a_failed_check(tmp_path, monkeypatch):
     for group, verb in ((RUN_CHECKS[0], "phantom"), (RUN_CHECKS[2], "cache-logits")):
         (check,) = group(trial)
         assert check.passed is False
-        assert check.told.startswith(f"mtkd {verb}: ")
-        assert "is missing" in check.told
+        assert check.measured.startswith(f"mtkd {verb}: ")
+        assert "is missing" in check.measured
 
 
 def test_a_cpu_alone_is_no_failure():
