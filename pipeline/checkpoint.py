@@ -83,6 +83,8 @@ def load_card(path: Path) -> Card:
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Name the file in what is wrong with it."""
+    if path.is_dir():
+        raise MtkdError(f"{path} is a folder, expected a checkpoint ({SUFFIX})")
     if not path.is_file():
         raise MissingFileError(path)
     if path.suffix != SUFFIX:

@@ -132,6 +132,9 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             typer.echo(f"stopped: {_after_a_stop(ctx)}", err=True)
             raise typer.Exit(130) from None
+        except typer.BadParameter as error:  # of a choice, in the words of the library that checks
+            error.message = error.message.removeprefix("Value error, ")
+            raise
         except Exception as error:
             if ctx.params.get("debug") or not _can_be_mended(error):
                 raise

@@ -89,15 +89,15 @@ def _import_checkpoint(project: Project, anatomy: str, source: Path) -> None:
     save_checkpoint(target, network, card.image_size)
     _take_training_for_done(project, anatomy, source)
     say(
-        f"{target}: imported from {source}; next: `dvc repro`, which asks it and trains the "
-        "student, but not it"
+        f"{target}: imported from {source}; next: `dvc repro`, which runs it on all frames and "
+        "trains the student"
     )
 
 
 def _import_store(project: Project, anatomy: str, source: Path) -> None:
     """Copy the logits, each checked, into a store of this project's frames and settings."""
-    (plan,) = make_plans(project, [anatomy])
     given = cache.open_store(source)
+    (plan,) = make_plans(project, [anatomy])
     _require_fit(given, plan)
     errors = given.integrity_errors()
     if errors:

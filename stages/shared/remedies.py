@@ -4,6 +4,7 @@ The errors below say what is wrong. Of these tables one says which stage writes 
 another what each verb can do with less memory.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -49,7 +50,7 @@ USELESS = (DamagedFileError, MismatchError, IdentityError, IntegrityError)
 
 
 TRAINING = (
-    "--accumulate 2 computes a batch in two pieces; or lower batch_size, data.image_size, or use "
+    "--accumulate 2 (MTKD_ACCUMULATE=2) computes a batch in two pieces; or lower batch_size, data.image_size, or use "
     "precision bf16-mixed"
 )
 ANOTHER_DEVICE = "choose another --device, such as cpu"
@@ -74,12 +75,26 @@ def stage_that_writes(path: Path, root: Path = Path()) -> str | None:
         path: absolute, or relative to the current folder.
         root: the project's folder.
     """
-    try:
-        inside = path.absolute().relative_to(root.absolute()).as_posix()
-    except ValueError:
-        return None
+    # As it is written, since outputs may be links; then where links lead, as those of a study do.
+    named = _absolute(path), _absolute(root)
+    followed = path.resolve(), root.resolve()
+    for file, folder in (named, followed):
+        stage = _writer_of(file.relative_to(folder)) if file.is_relative_to(folder) else None
+        if stage is not None:
+            return stage
+    return None
+
+
+def _absolute(path: Path) -> Path:
+    """Without dots, and with links as they are."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve follows links)
+
+
+def _writer_of(path: Path) -> str | None:
+    """The stage that writes a path below the project's folder."""
     for output, stage in WRITTEN_BY.items():
-        match = re.fullmatch(re.escape(output).replace(r"\{\}", "([^/]+)") + "(/.*)?", inside)
+        pattern = re.escape(output).replace(r"\{\}", "([^/]+)") + "(/.*)?"
+        match = re.fullmatch(pattern, path.as_posix())
         if match:
             return stage.replace("{}", match[1] or "")
     return None
@@ -114,6 +129,8 @@ def _action(error: Exception, root: Path) -> str:
         return f"run `dvc repro -s -f {stage}`"
     if stage is None and path.suffix == ".safetensors":
         return _action_for_named_checkpoint(error)
+    if isinstance(error, MissingStoreError):
+        return "name a .zarr store; `mtkd cache ls` lists this project's"
     # A copy that failed is not a store yet.
     is_copy = any(part.endswith(".partial") for part in path.parts)
     return WRITE_AGAIN if isinstance(error, STORE_ERRORS) and not is_copy else ""

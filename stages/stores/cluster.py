@@ -135,6 +135,8 @@ def _result(client: Client, begun: "Future[Prediction]") -> Prediction:
         try:
             return begun.result(timeout=PATIENCE)
         except TimeoutError:
+            if begun.done():  # the task's own error
+                raise
             if not _workers(client):
                 address = client.scheduler.address
                 say(f"no workers are left: waits for new ones, `dask worker {address}`")

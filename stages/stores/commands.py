@@ -213,7 +213,7 @@ def _recomputed(
     try:
         network = plan.teacher()
     except MtkdError as error:
-        return [str(error)]
+        return [explained(error, plan.project.root)]
     store = cache.open_store(plan.path)
     inputs = plan.inputs()
     precision = plan.params.cache.precision

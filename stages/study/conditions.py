@@ -132,6 +132,8 @@ def run(project: Project, design: Design, jobs: int, output: Path, machine: Mach
         MtkdError: a teacher or its store is missing or of another run, a student or a condition is
             not known, or ``output`` is not a Markdown file.
     """
+    _require_known("--student", design.students, STUDENTS)
+    _require_known("--way", design.conditions, _possible(design.study))
     more = len(project.distillation_frames()) / len(project.frames_of("train"))
     conditions = choose_conditions(project, design, more)
     prepare_page(output)
@@ -157,7 +159,7 @@ def choose_conditions(project: Project, design: Design, more: float) -> Conditio
         more: how many times the labelled frames are in an epoch of distillation.
 
     Raises:
-        MtkdError: a student or a condition is not known.
+        MtkdError: the project does not have a condition.
     """
     conditions = STUDIES[design.study]
     if design.study == "gain" and more > 1:
@@ -165,10 +167,15 @@ def choose_conditions(project: Project, design: Design, more: float) -> Conditio
     if project.params.student.class_weights:
         # Every student has them: a condition that only adds them is the baseline again.
         conditions = {name: c for name, c in conditions.items() if not c.class_weights}
-    _require_known("--student", design.students, STUDENTS)
     _require_known("--way", design.conditions, conditions)
     wanted = {BASELINE, *(design.conditions or conditions)}
     return {name: condition for name, condition in conditions.items() if name in wanted}
+
+
+def _possible(study: str) -> list[str]:
+    """Names of a study's conditions, with those that only some projects have."""
+    unlabelled = _unlabelled_conditions(2) if study == "gain" else {}
+    return [*STUDIES[study], *unlabelled]
 
 
 def _require_known(option: str, names: Sequence[str], valid_names: Collection[str]) -> None:

@@ -87,7 +87,7 @@ def test_every_output_of_dvc_has_its_stage():
         ),
         (
             cache.MissingStoreError(Path("no.zarr")),
-            "no.zarr is missing: write it again, or take a whole copy",
+            "no.zarr is missing: name a .zarr store; `mtkd cache ls` lists this project's",
         ),
         (
             cache.IntegrityError(Path("stores/.liver.zarr.partial/new"), "check the disk"),
@@ -143,3 +143,24 @@ def test_what_to_do_about_little_memory_depends_on_the_verb():
     for verb in verbs:
         line = explained(TooLittleMemoryError(), verb=verb)
         assert line == f"too little memory: {LESS_MEMORY.get(verb, ANOTHER_DEVICE)}"
+
+
+def test_links_and_dots_lead_to_the_stage(tmp_path):
+    """A study's project links to the frames and teachers of its own."""
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    (tmp_path / "scratch/views").mkdir(parents=True)
+    (tmp_path / "scratch/views/data").symlink_to(tmp_path / "data")
+    linked = tmp_path / "scratch/views/data/prepared/frames/train/liver/index.csv"
+    assert stage_that_writes(linked, tmp_path) == "prepare"
+    assert (
+        stage_that_writes(tmp_path / "stores/../stores/liver.zarr", tmp_path)
+        == "cache_logits@liver"
+    )
+
+
+def test_outputs_that_are_links_keep_their_stage(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/stores").symlink_to(tmp_path / "disk")
+    path = tmp_path / "project/stores/liver.zarr"
+    assert stage_that_writes(path, tmp_path / "project") == "cache_logits@liver"
