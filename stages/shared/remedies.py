@@ -50,8 +50,8 @@ USELESS = (DamagedFileError, MismatchError, IdentityError, IntegrityError)
 
 
 TRAINING = (
-    "--accumulate 2 (MTKD_ACCUMULATE=2) computes a batch in two pieces; or lower batch_size, data.image_size, or use "
-    "precision bf16-mixed"
+    "--accumulate 2 computes a batch in two pieces (MTKD_ACCUMULATE=2 under `dvc repro`); or lower "
+    "batch_size, data.image_size, or use precision bf16-mixed"
 )
 ANOTHER_DEVICE = "choose another --device, such as cpu"
 # By verb, what to do where memory is too little.
