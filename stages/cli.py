@@ -848,7 +848,7 @@ def _comparison(name: str) -> Callable[..., None]:
         device: DeviceOption = Device.AUTO,
         workers: Workers = None,
     ) -> None:
-        from stages.study.conditions import STUDENTS, Design, run
+        from stages.study.gain import STUDENTS, Design, run
 
         design = Design(name, students or list(STUDENTS), ways or [], seeds, epochs)
         page = output or Path(f"results/study_{name}.md")

@@ -22,7 +22,7 @@ from pipeline.deployment.export import (
 from pipeline.deployment.video import is_frame
 from pipeline.dsad import read_frame
 from pipeline.errors import MtkdError
-from pipeline.evaluation.exported import resized, runtime_dice
+from pipeline.evaluation.runtime_dice import resized, runtime_dice
 from pipeline.files import walk
 from pipeline.prepared import load_frame
 from stages.shared.console import say

@@ -146,7 +146,7 @@ def _does_work(module, name: str, function: object) -> bool:
 
 def _require_study(name: str, arguments: Sequence[str]) -> None:
     """The names of students and ways, which a study reads when it runs."""
-    from stages.study.conditions import STUDENTS, STUDIES, _unlabelled_conditions
+    from stages.study.gain import STUDENTS, STUDIES, _unlabelled_conditions
 
     if name not in STUDIES:
         return

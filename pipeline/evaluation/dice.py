@@ -1,7 +1,8 @@
 """Dice and IoU as in Kolbinger's evaluation (2023).
 
-They are measured per frame, on the anatomy that the frame is labelled for. Three sums per frame do
-not warrant a metrics library, whose import costs more than the computation.
+They are measured per frame, on the anatomy that the frame is labelled for; the formulae are
+:class:`pipeline.counts.Counts`. Three sums per frame do not warrant a metrics library, whose import
+costs more than the computation.
 """
 
 from collections.abc import Sequence

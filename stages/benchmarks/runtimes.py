@@ -18,7 +18,7 @@ from rich.table import Table
 from pipeline.checkpoint import load_card
 from pipeline.deployment.export import Run, as_batch, trace, write_int8
 from pipeline.errors import MtkdError
-from pipeline.evaluation.exported import runtime_dice
+from pipeline.evaluation.runtime_dice import runtime_dice
 from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models import create_model

@@ -26,7 +26,7 @@ from pipeline.timing.latency import FORMS, RUNTIMES
 from stages import cli
 from stages.shared.console import counted
 from stages.shared.project import Places
-from stages.study.conditions import STUDENTS
+from stages.study.gain import STUDENTS
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -385,7 +385,7 @@ def test_settings_are_checked_by_a_stage(project):
         (["cache", "verify"], "stores.commands.verify", False),
         (["plan"], "plan.run", False),
         (["selfcheck"], "selfcheck.run", False),
-        (["study", "gain"], "study.conditions.run", True),
+        (["study", "gain"], "study.gain.run", True),
         (["study", "parity"], "study.parity.run", True),
         (["export"], "export.run", False),
         (["predict", "f.png", "--output", "o"], "predict.run", False),

@@ -234,7 +234,7 @@ def test_loaders_are_the_share_of_the_cores(two_gpus, monkeypatch):
 @pytest.mark.parametrize(
     ("inside", "command", "workers"),
     [
-        ("stages.study.conditions.run", ["study", "gain", "--jobs", "2"], 6),
+        ("stages.study.gain.run", ["study", "gain", "--jobs", "2"], 6),
         ("stages.study.parity.run", ["study", "parity"], 8),
         ("stages.benchmarks.store.run", ["benchmark", "store"], 8),
     ],

@@ -24,7 +24,7 @@ from stages.shared.project import load_project
 from stages.shared.results import read
 from stages.study import parity
 from stages.study import runs as study_runs
-from stages.study.conditions import Condition, _case, _closed, _table
+from stages.study.gain import Condition, _case, _closed, _table
 from stages.study.runs import RunResult, _data_identity, _measure, case_file
 from stages.study.targets import Case, _coarsened, training_material
 
