@@ -602,7 +602,7 @@ def evaluate(
     if checkpoint is not None and data is not None:
         from stages import evaluate_folder
 
-        evaluate_folder.run(checkpoint, data, output, _machine(device, workers))
+        evaluate_folder.run(_places(), checkpoint, data, output, _machine(device, workers))
         return
     from stages import evaluate
 
@@ -756,18 +756,17 @@ def benchmark_runtimes(
     Beside the paper's times; for this run's student also its Dice. Without
     --arch, --runtime or --form it is all of them.
     """
-    from stages.benchmarks.runtimes import OUTPUT, run
+    from stages.benchmarks.runtimes import OUTPUT, Settings, run
 
-    run(
-        _values(architectures or Architecture),
+    settings = Settings(
         _values(runtimes or Runtime),
         _values(forms or Form),
         decoders,
         (720, 1280),
         repeats,
-        output or OUTPUT,
         _machine(device, 0),
     )
+    run(_places(), _values(architectures or Architecture), settings, output or OUTPUT)
 
 
 def _values(choices: Iterable[StrEnum]) -> list[str]:
@@ -799,7 +798,7 @@ def plan(
     """
     from stages import plan
 
-    plan.run(what.value, devices or [1, 8], repeats, output, _machine(device, 0))
+    plan.run(_places(), what.value, devices or [1, 8], repeats, output, _machine(device, 0))
 
 
 studies = typer.Typer(
@@ -973,7 +972,7 @@ def export(
         _require("int8", "nncf")
     from stages import export
 
-    export.run(checkpoint, output, (height, width), frames, int8)
+    export.run(_places(), checkpoint, output, (height, width), frames, int8)
 
 
 @app.command(rich_help_panel=DEPLOYMENT)
@@ -1070,7 +1069,7 @@ def init(
     """Put a preset in place as params.yaml."""
     from stages import init
 
-    init.run(preset, data_root, force)
+    init.run(_places(), preset, data_root, force)
 
 
 def _print_whatever_comes() -> None:

@@ -35,10 +35,11 @@ TOLERANCE = 2.0  # of the normalised surface Dice, in pixels
 
 
 @translated_errors()
-def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
+def run(places: Places, checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
     """Measure a checkpoint on every frame of a data set.
 
     Args:
+        places: of the project, if this is one; its results are not written over.
         checkpoint: a teacher or a student.
         data: a folder in DSAD's layout; or one of complete label maps, ``<surgery>/imageMM.png``
             and ``labelMM.png`` with 0 = none and i = the i-th line of ``anatomies.txt`` (in the
@@ -50,7 +51,7 @@ def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
         MtkdError: no checkpoint, nothing in the data that it could be measured on, or no place for
             the output.
     """
-    _require_folders(data, output)
+    _require_folders(places, data, output)
     network, card = load_checkpoint(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         prepared = _prepared(data, card, Path(folder))
@@ -71,13 +72,14 @@ def run(checkpoint: Path, data: Path, output: Path, machine: Machine) -> None:
     say(f"-> {output}")
 
 
-def _require_folders(data: Path, output: Path) -> None:
+def _require_folders(places: Places, data: Path, output: Path) -> None:
     """Before anything is measured."""
     if not data.is_dir():
         problem = "is not a folder" if data.exists() else "does not exist"
         raise MtkdError(f"--data {data} {problem}: name a folder of frames")
     require_folder(output)
-    if output.resolve() == Places(Path()).results.resolve() and Path("dvc.yaml").is_file():
+    is_project = (places.root / "dvc.yaml").is_file()
+    if is_project and output.resolve() == places.results.resolve():
         raise MtkdError(
             f"--output {output} holds the tables of the evaluate stage: name another folder"
         )

@@ -24,7 +24,7 @@ from pipeline.dsad import read_frame
 from pipeline.errors import MtkdError
 from pipeline.evaluation.runtime_dice import resized, runtime_dice
 from pipeline.files import walk
-from pipeline.prepared import load_frame
+from pipeline.prepared import Frame, load_frame
 from stages.shared.console import say
 from stages.shared.project import Places, require_folder
 
@@ -34,11 +34,17 @@ TESTED = 200
 
 
 def run(
-    checkpoint: Path, output: Path, frame_size: tuple[int, int], frames: Path | None, int8: bool
+    places: Places,
+    checkpoint: Path,
+    output: Path,
+    frame_size: tuple[int, int],
+    frames: Path | None,
+    int8: bool,
 ) -> None:
     """Write ``<output>/<checkpoint>.onnx`` and ``.xml``, with ``int8`` also ``_int8.xml``.
 
     Args:
+        places: of the project, for its prepared frames.
         checkpoint: a student or a teacher.
         output: folder.
         frame_size: (H, W) of the frames that the files take.
@@ -51,7 +57,7 @@ def run(
     """
     require_folder(output)
     network, card = load_checkpoint(checkpoint)
-    compared = _frames(frames, frame_size)
+    compared = _frames(frames or places.prepared_frames / "test", frame_size)
     label = ExportCard(
         card.architecture,
         card.anatomies,
@@ -72,8 +78,10 @@ def run(
         float32 = _compare(xml_file, segmenter, compared)
         if int8:
             quantised = folder / f"{checkpoint.stem}_int8.xml"
-            write_openvino(onnx_file, label, quantised, _calibration(card.anatomies, frame_size))
-            _say_cost(float32, load_exported(quantised)[0], label, quantised)
+            train = places.frames_of("train", card.anatomies)
+            write_openvino(onnx_file, label, quantised, _calibration(train, frame_size))
+            test = places.frames_of("test", card.anatomies)
+            _say_cost(float32, quantised, label, test)
     say(f"-> {output}")
 
 
@@ -91,8 +99,7 @@ def _delivery(output: Path, stem: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _frames(folder: Path | None, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
-    place = folder or Places(Path()).prepared_frames / "test"
+def _frames(place: Path, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
     paths = (
         [path for path in walk(place) if path.suffix.lower() == ".png" and is_frame(path)]
         if place.is_dir()
@@ -104,8 +111,7 @@ def _frames(folder: Path | None, size: tuple[int, int]) -> list[NDArray[np.uint8
     return [resized(read_frame(path), size) for path in selected]
 
 
-def _calibration(anatomies: Sequence[str], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
-    frames = Places(Path()).frames_of("train", anatomies)
+def _calibration(frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
     selected = frames[:: max(1, len(frames) // CALIBRATED)][:CALIBRATED]
     return [resized(load_frame(frame.image), size) for frame in selected]
 
@@ -126,13 +132,13 @@ def _compare(file: Path, segmenter: Segmenter, frames: Sequence[NDArray[np.uint8
     return exported
 
 
-def _say_cost(float32: Run, int8: Run, label: ExportCard, file: Path) -> None:
-    """Dice of both on labelled test frames."""
-    test = Places(Path()).frames_of("test", label.anatomies)
+def _say_cost(float32: Run, file: Path, label: ExportCard, test: Sequence[Frame]) -> None:
+    """Dice of a quantised file beside the other one's, on labelled test frames."""
     if not test:
         say(f"{file.name}: no labelled test frames, so what it costs in Dice is not known")
         return
     test = test[:: -(-len(test) // TESTED)]
+    int8, _ = load_exported(file)
     before, after = (
         runtime_dice(run, test, label.anatomies, label.frame_size) for run in (float32, int8)
     )

@@ -1,6 +1,6 @@
 """``mtkd import-teacher``: what was trained elsewhere, in place of a teacher trained here.
 
-Either a checkpoint of this project, or the answers of any other model as a store.
+Either a checkpoint of this project, or the logits of any other model as a store.
 """
 
 import subprocess
@@ -26,7 +26,7 @@ from stages.stores.writing import Prediction, write_store
 
 
 def run(project: Project, anatomy: str, source: Path) -> None:
-    """Import a teacher or its answers, and have DVC take the stages that would make them for done.
+    """Import a teacher or its logits, and have DVC take the stages that would make them for done.
 
     Nothing is replaced before everything was checked.
 
@@ -34,7 +34,7 @@ def run(project: Project, anatomy: str, source: Path) -> None:
         project: where it goes.
         anatomy: one of data.anatomies.
         source: a checkpoint (``.safetensors``) of this project with one decoder, trained at
-            data.image_size; or a store (``.zarr``) with the answers of any model on all training
+            data.image_size; or a store (``.zarr``) with the logits of any model on all training
             frames.
 
     Raises:

@@ -7,11 +7,11 @@ from pathlib import Path
 from pipeline.errors import MtkdError
 from pipeline.files import write_atomically
 from stages.shared.console import say
-from stages.shared.params import PARAMS, load_params
+from stages.shared.params import load_params
 from stages.shared.project import Places
 
 
-def run(preset: str, data_root: Path | None, force: bool) -> None:
+def run(places: Places, preset: str, data_root: Path | None, force: bool) -> None:
     """Write params.yaml from ``stages/presets/<preset>.yaml``, comments included.
 
     Raises:
@@ -30,15 +30,17 @@ def run(preset: str, data_root: Path | None, force: bool) -> None:
         text = re.sub(
             r"(?m)^  root: .*$", lambda _: f"  root: {data_root.resolve()}", text, count=1
         )
-    if PARAMS.exists():
+    params = places.params_file
+    if params.exists():
+        backup = params.with_name(f"{params.name}.bak")
         if not force:
             raise MtkdError(
-                f"{PARAMS} is here already: add --force to replace it (it is kept as {PARAMS}.bak)"
+                f"{params} is here already: add --force to replace it (it is kept as {backup})"
             )
-        write_atomically(PARAMS.with_name(f"{PARAMS}.bak"), PARAMS.read_bytes())
-    write_atomically(PARAMS, text.encode())
-    root = load_params(PARAMS).data.root
+        write_atomically(backup, params.read_bytes())
+    write_atomically(params, text.encode())
+    root = load_params(params).data.root
     # The phantom's folder is what `dvc repro` makes.
-    is_there = Path(root).is_dir() or Path(root) == Places(Path()).phantom
+    is_there = Path(root).is_dir() or Path(root) == places.phantom
     advice = "`dvc repro`" if is_there else "put the path of your frames there, then `dvc repro`"
-    say(f"{PARAMS}: preset {preset}, data.root {root}; next: {advice}")
+    say(f"{params}: preset {preset}, data.root {root}; next: {advice}")

@@ -20,7 +20,7 @@ from pipeline.timing.host import machine_record
 from stages.benchmarks import loading
 from stages.shared.console import console, counted, say
 from stages.shared.params import load_params
-from stages.shared.project import Project, load_project
+from stages.shared.project import Places, Project, load_project
 
 Counts = dict[str, dict[str, int]]  # split -> anatomy -> frames
 HALF = 2  # bytes of a float16
@@ -35,7 +35,7 @@ class Rates:
         teacher_step, student_step: one optimiser step on a whole batch.
         teacher_frame: native logits of one frame, in the batches and the precision of cache_logits.
         student_frame: the same in the batches of the student's validation.
-        load_frame: one core from disk to augmented tensor, with stored answers to warp.
+        load_frame: one core from disk to augmented tensor, with stored logits to warp.
         memory: of a training step of teacher and of student, on top of the network, largest.
         frame_bytes: one prepared frame and its label.
     """
@@ -49,17 +49,25 @@ class Rates:
     frame_bytes: int
 
 
-def run(what: str, devices: Sequence[int], repeats: int, output: Path, machine: Machine) -> None:
+def run(
+    places: Places,
+    what: str,
+    devices: Sequence[int],
+    repeats: int,
+    output: Path,
+    machine: Machine,
+) -> None:
     """Measure, compute, print and write as JSON.
 
     Args:
+        places: of the project; ``dsad`` needs none.
         what: ``dsad``: the paper's recipe on DSAD; ``here``: params.yaml on the prepared frames.
         devices: for how many devices.
         repeats: calls per measurement, at least; they are repeated for a second.
         output: JSON file.
         machine: where to measure.
     """
-    params, counts = _dsad() if what == "dsad" else _of_project()
+    params, counts = _dsad() if what == "dsad" else _of_project(load_project(places.root))
     say(
         f"measuring {params.teacher.arch} and {params.student.arch} at {_size(params)} on this "
         "machine, "
@@ -88,8 +96,7 @@ def _dsad() -> tuple[Params, Counts]:
     return params, dsad_counts(params.data.splits, params.data.anatomies)
 
 
-def _of_project() -> tuple[Params, Counts]:
-    project = load_project()
+def _of_project(project: Project) -> tuple[Params, Counts]:
     return project.params, {split: _counted(project, split) for split in SPLITS}
 
 
@@ -137,7 +144,7 @@ def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> R
         learn["milliseconds"] / 1000,
         infer["milliseconds"] / 1000 / caching.batch_size,
         validate["milliseconds"] / 1000 / student.batch_size,
-        read["milliseconds"]["all with answers"] / 1000,
+        read["milliseconds"]["all with logits"] / 1000,
         round(max(teach["peak_mib"], learn["peak_mib"]) * 2**20),
         read["bytes_per_frame"],
     )
@@ -146,7 +153,7 @@ def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> R
 def hours(params: Params, counts: Counts, rates: Rates, devices: int) -> dict[str, float]:
     """Hours of each stage.
 
-    Teachers train side by side, each on one device, the longest first. The answers and the
+    Teachers train side by side, each on one device, the longest first. The logits and the
     students' batches are shared by the devices, as if that cost nothing.
     """
     teachers = [

@@ -413,7 +413,7 @@ def _exported(trial: Trial) -> Iterator[Check]:
     missing = "pip install" in done.stderr
     measured = _last(done.stdout) if done.returncode == 0 else _last(done.stderr)
     yield Check(
-        "export answers as the checkpoint",
+        "exported files give the checkpoint's masks",
         None if missing else done.returncode == 0,
         measured,
         "export",

@@ -27,7 +27,7 @@ FRAMES = 32
 
 
 class _StoredLogits:
-    """Stored answers without the cost of reading them, which ``mtkd benchmark store`` measures."""
+    """Stored logits without the cost of reading them, which ``mtkd benchmark store`` measures."""
 
     views = 0
     view_seed = 0
@@ -54,9 +54,9 @@ def run(size: tuple[int, int], teachers: int, rounds: int, output: Path) -> None
         say(f"{name}: {step:.2f} ms")
     say(
         f"{measured['frames_per_second']:.0f} frames/s per core, "
-        f"{measured['frames_per_second_taught']:.0f} with"
+        f"{measured['frames_per_second_taught']:.0f} with the logits of {teachers} teachers to warp"
     )
-    say(f"the answers of {teachers} teachers to warp -> {output}")
+    say(f"-> {output}")
 
 
 def measure(size: tuple[int, int], teachers: int, rounds: int) -> dict[str, Any]:
@@ -64,7 +64,8 @@ def measure(size: tuple[int, int], teachers: int, rounds: int) -> dict[str, Any]
 
     Args:
         size: (H, W) of the prepared frames.
-        teachers: how many stored answers, at a quarter of the size, are warped with each frame.
+        teachers: how many; their stored logits, at a quarter of the size, are warped with each
+            frame.
         rounds: how often the frames are loaded; the fastest round counts.
     """
     threads = cv2.getNumThreads()
@@ -115,12 +116,12 @@ def _measured(
         "augment frame": fastest(lambda i: augment_frame(pixels, moves[i])),
         "warp label": fastest(lambda i: warp_label(label, moves[i].affine, IGNORE)),
         "all": fastest(lambda i: plain[0, i]),
-        "all with answers": fastest(lambda i: distilled[0, i]),
+        "all with logits": fastest(lambda i: distilled[0, i]),
     }
     return {
         "milliseconds": {name: round(1000 * seconds, 2) for name, seconds in steps.items()},
         "frames_per_second": round(1 / steps["all"], 1),
-        "frames_per_second_taught": round(1 / steps["all with answers"], 1),
+        "frames_per_second_taught": round(1 / steps["all with logits"], 1),
         "bytes_per_frame": sum(f.image.stat().st_size + f.label.stat().st_size for f in frames)
         // len(frames),
     }

@@ -22,7 +22,7 @@ from pipeline.evaluation.runtime_dice import runtime_dice
 from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models import create_model
-from pipeline.prepared import load_frame
+from pipeline.prepared import Frame, load_frame
 from pipeline.timing.cost import multiply_adds, parameters
 from pipeline.timing.host import LIBRARIES, machine_record
 from pipeline.timing.interleaved import Timing, try_interleaved
@@ -35,7 +35,6 @@ from stages.shared.project import Places
 from stages.shared.remedies import explained
 
 OUTPUT = Path("results/benchmark_all.json")
-PLACES = Places(Path())
 CALIBRATED = 32
 
 
@@ -78,8 +77,18 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """What is measured of every architecture; see :func:`run`."""
+class Settings:
+    """What is measured of every architecture.
+
+    Attributes:
+        runtimes: which; those that are not installed are left out and named.
+        forms: of the network: joined, looped, frozen, graph, compiled; those that this device
+            knows.
+        decoders: how many anatomies.
+        size: (H, W) of the frame.
+        repeats: calls per measurement, after one that doesn't count.
+        machine: where PyTorch computes.
+    """
 
     runtimes: Sequence[str]
     forms: Sequence[str]
@@ -97,34 +106,19 @@ class _Settings:
         ]
 
 
-def run(
-    architectures: Sequence[str],
-    runtimes: Sequence[str],
-    forms: Sequence[str],
-    decoders: int,
-    size: tuple[int, int],
-    repeats: int,
-    output: Path,
-    machine: Machine,
-) -> None:
+def run(places: Places, architectures: Sequence[str], settings: Settings, output: Path) -> None:
     """Measure, print, and write as JSON, a :class:`Row` for each variant.
 
     Args:
+        places: of the project, for its student and its test frames.
         architectures: which.
-        runtimes: which; those that are not installed are left out and named.
-        forms: of the network: joined, looped, frozen, graph, compiled; those that this device
-            knows.
-        decoders: how many anatomies.
-        size: (H, W) of the frame.
-        repeats: calls per measurement, after one that doesn't count.
+        settings: what is measured of each.
         output: JSON file.
-        machine: where PyTorch computes.
 
     Raises:
         MtkdError: some could not be measured; what could is written before.
     """
-    settings = _Settings(runtimes, forms, decoders, size, repeats, machine)
-    host = machine_record(machine, LIBRARIES)
+    host = machine_record(settings.machine, LIBRARIES)
     rows: list[Row] = []
     failed: list[str] = []
     with progress("architectures measured") as bar, tempfile.TemporaryDirectory() as folder:
@@ -132,9 +126,9 @@ def run(
             for form in ("separate", "shared"):
                 try:
                     with translated_errors():
-                        measured = _measured(arch, form, settings, Path(folder))
+                        measured = _measured(arch, form, settings, places, Path(folder))
                 except MtkdError as error:
-                    failed.append(f"{arch} {form}: {explained(error, verb='benchmark')}")
+                    failed.append(f"{arch} {form}: {explained(error, places.root, 'benchmark')}")
                     say(failed[-1])
                     continue
                 rows += measured
@@ -143,14 +137,14 @@ def run(
                 for row in measured:
                     say(f"{row.name} {form} {_variant(row)}: {_speed(row)}")
             bar(number, len(architectures))
-    _print(rows, size)
+    _print(rows, settings.size)
     if rows:
         say(f"-> {output}")
     if failed:
         raise MtkdError("\n  ".join([f"{len(failed)} could not be measured:", *failed]))
 
 
-def _write(output: Path, settings: _Settings, host: dict[str, Any], rows: Sequence[Row]) -> None:
+def _write(output: Path, settings: Settings, host: dict[str, Any], rows: Sequence[Row]) -> None:
     write_json(
         output,
         {
@@ -170,7 +164,7 @@ def _speed(row: Row) -> str:
     return row.problem or f"{_short(row.milliseconds)} ms, {row.fps:.2f} frames/s"
 
 
-def _measured(arch: str, form: str, settings: _Settings, folder: Path) -> list[Row]:
+def _measured(arch: str, form: str, settings: Settings, places: Places, folder: Path) -> list[Row]:
     """All variants of one architecture and form, in interleaved measurement.
 
     From frame to masks, and then the network alone.
@@ -178,7 +172,7 @@ def _measured(arch: str, form: str, settings: _Settings, folder: Path) -> list[R
     is_shared = form == "shared"
     decoders = settings.decoders if is_shared else 1
     networks = 1 if is_shared else settings.decoders
-    trained = _trained(arch, settings.decoders) if is_shared else None
+    trained = _trained(places, arch, settings.decoders) if is_shared else None
     candidates = [
         Candidate(
             arch, decoders, settings.size, settings.machine, networks, *variant, checkpoint=trained
@@ -190,9 +184,7 @@ def _measured(arch: str, form: str, settings: _Settings, folder: Path) -> list[R
     networks_alone = _interleaved(alone, folder, settings.repeats)
     count = networks * parameters(create_model(arch, decoders))
     operations = networks * multiply_adds(arch, decoders, settings.size)
-    dice = (
-        _dice(trained, settings) if trained and (PLACES.prepared_frames / "test").is_dir() else {}
-    )
+    dice = _dice(trained, settings, places) if trained else {}
     reference = _reference(candidates, networks_alone)
     paper_time = _paper_time(arch, form, settings.decoders)
     return [
@@ -251,9 +243,9 @@ def _interleaved(
     return list(chain.from_iterable(timings))
 
 
-def _trained(arch: str, decoders: int) -> Path | None:
+def _trained(places: Places, arch: str, decoders: int) -> Path | None:
     """This run's distilled student, if it is such a network."""
-    path = PLACES.student_checkpoint("mtkd")
+    path = places.student_checkpoint("mtkd")
     if not path.is_file():
         return None
     card = load_card(path)
@@ -292,42 +284,46 @@ def _difference(timing: Timing | None, reference: Any) -> float | None:
     return largest if isfinite(largest) else None
 
 
-def _dice(student: Path, settings: _Settings) -> dict[Variant, float | None]:
-    """Dice of this run's student on the test surgeries by variant, at the size of its training."""
+def _dice(student: Path, settings: Settings, places: Places) -> dict[Variant, float | None]:
+    """Dice of this run's student on the test surgeries by variant, at the size of its training.
+
+    Nothing where no test frames are prepared.
+    """
+    if not (places.prepared_frames / "test").is_dir():
+        return {}
     card = load_card(student)
     anatomies = card.anatomies
     machine = settings.machine
     network = Candidate(
         card.architecture, len(anatomies), card.image_size, machine, checkpoint=student
     )
-    frames = PLACES.frames_of("test", anatomies)
+    frames = places.frames_of("test", anatomies)
+    training_frames = places.frames_of("train", anatomies)
     dice: dict[Variant, float | None] = {}
     with tempfile.TemporaryDirectory() as folder:
         for variant in settings.variants("shared"):
             runtime, precision, form = variant
             candidate = replace(network, runtime=runtime, precision=precision, form=form)
             if runtime != "PyTorch":
-                graph = _whole_graph(candidate, Path(folder), anatomies)
+                graph = _whole_graph(candidate, Path(folder), training_frames)
                 candidate = replace(candidate, graph=graph)
             function = _one_by_one(candidate.function())
             dice[variant] = runtime_dice(function, frames, anatomies, card.image_size)
     return dice
 
 
-def _whole_graph(candidate: Candidate, folder: Path, anatomies: Sequence[str]) -> Path:
+def _whole_graph(candidate: Candidate, folder: Path, training_frames: Sequence[Frame]) -> Path:
     """From a frame to masks as a file; int8 is calibrated on training frames."""
     frame = example(candidate.size, "whole")
     graph = trace(candidate.module(), frame, folder / f"{candidate.form}.onnx")
     if candidate.precision != "int8":
         return graph
-    return write_int8(graph, graph.with_suffix(".xml"), _calibration(anatomies))
+    return write_int8(graph, graph.with_suffix(".xml"), _calibration(training_frames))
 
 
-def _calibration(anatomies: Sequence[str]) -> list[NDArray[np.uint8]]:
-    train = PLACES.frames_of("train", anatomies)
-    return [
-        as_batch(load_frame(frame.image)) for frame in train[:: max(1, len(train) // CALIBRATED)]
-    ]
+def _calibration(frames: Sequence[Frame]) -> list[NDArray[np.uint8]]:
+    selected = frames[:: max(1, len(frames) // CALIBRATED)]
+    return [as_batch(load_frame(frame.image)) for frame in selected]
 
 
 def _one_by_one(function: Callable[[NDArray[Any]], NDArray[Any]]) -> Run:

@@ -26,7 +26,7 @@ class Places:
 
     @property
     def params_file(self) -> Path:
-        """The settings as they were read."""
+        """The settings that every verb reads."""
         return self.root / PARAMS
 
     @property
@@ -73,6 +73,11 @@ class Places:
     def results(self) -> Path:
         """Tables, curves, pictures and measurements."""
         return self.root / "results"
+
+    @property
+    def study_runs(self) -> Path:
+        """What each training run of a study reached."""
+        return self.results / "study"
 
     @property
     def report(self) -> Path:

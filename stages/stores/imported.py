@@ -7,16 +7,16 @@ from safetensors.numpy import save
 
 from pipeline.files import write_atomically
 
-KEY = "answers of"
+KEY = "answers of"  # as earlier versions wrote it, too
 
 
 def write_stand_in(checkpoint: Path, identity: str) -> None:
-    """Say, in the place of a teacher's checkpoint, which store's answers stand for it."""
+    """Say, in the place of a teacher's checkpoint, which store's logits stand for it."""
     write_atomically(checkpoint, save({}, metadata={KEY: identity}))
 
 
 def is_imported(checkpoint: Path) -> bool:
-    """Whether only the teacher's answers are here, and no weights."""
+    """Whether only the teacher's logits are here, and no weights."""
     try:
         with safe_open(checkpoint, framework="numpy") as file:
             return KEY in (file.metadata() or {})

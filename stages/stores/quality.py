@@ -1,4 +1,4 @@
-"""What stored answers lose: to being warped instead of asked anew, and to rounding."""
+"""What stored logits lose: to being warped instead of computed anew, and to rounding."""
 
 from collections.abc import Sequence
 from itertools import count
@@ -16,7 +16,7 @@ from pipeline.models.network import Network
 from pipeline.prepared import Frame
 from pipeline.settings import Cache, Params
 
-# One frame in a hundred is asked again, at least and at most:
+# The teacher runs again on one frame in a hundred, at least and at most:
 FEWEST = 16
 MOST = 32
 
@@ -24,7 +24,7 @@ MOST = 32
 def run_inference(
     teacher: Network, inputs: Sequence[InferenceInput], settings: Cache, machine: Machine
 ) -> NDArray[np.float32]:
-    """A teacher's logits (n, 2, h, w) on n questions, in batches of ``cache.batch_size``."""
+    """A teacher's logits (n, 2, h, w) on n inputs, in batches of ``cache.batch_size``."""
     starts = range(0, len(inputs), settings.batch_size)
     batches = [range(i, min(i + settings.batch_size, len(inputs))) for i in starts]
     computed = predictions(teacher, inputs, batches, settings.precision, machine)
@@ -34,20 +34,20 @@ def run_inference(
 def augmentation_gap(
     teacher: Network, frames: Sequence[Frame], store: Store, params: Params, machine: Machine
 ) -> dict[str, Any]:
-    """How far the student's target lies from the teacher's answer on an augmented frame.
+    """How far the student's target lies from the teacher's logits on an augmented frame.
 
     It is measured on frames spread over the whole set, each with the first of its transforms that
     moves it.
 
-    ``geometry``: the clean frame's answer, warped, against that on the warped frame. ``full``:
-    against that on the frame as the student sees it, warped and recoloured. ``views``: the latter
-    answer itself, as a stored view holds it.
+    ``geometry``: the clean frame's logits, warped, against those of the warped frame. ``full``:
+    against those of the frame as the student sees it, warped and recoloured. ``views``: the latter
+    logits themselves, as a stored view holds them.
 
     Returns:
         Under ``augmentation_gap`` for each of the three: ``kl``, the mean over valid cells of
-            KL(answer || target) in
-        nats, and ``disagreement``, the percentage of valid cells where the larger of the two logits
-        is another. Under ``augmentation_gap_frames``, the number of frames that were asked again.
+            KL(teacher || target) in nats, and ``disagreement``, the percentage of valid cells where
+            the larger of the two logits is another. Under ``augmentation_gap_frames``, the number
+            of frames that the teacher ran on again.
     """
     some = _spread(frames)
     augmentations = [_moving(params.cache.seed, frame.id, params.data.image_size) for frame in some]

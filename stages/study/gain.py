@@ -139,7 +139,9 @@ def run(project: Project, design: Design, jobs: int, output: Path, machine: Mach
     prepare_page(output)
     if any(condition.distill for condition in conditions.values()):
         open_stores(project)  # refuses stores of other teachers, also where no run is missing
-    results = measure_all(build_cases(project, design, conditions), jobs, machine)
+    results = measure_all(
+        build_cases(project, design, conditions), project.study_runs, jobs, machine
+    )
     teachers = _teachers(project, machine)
     runs = _by_student(results)
     curves = output.with_suffix(".svg")

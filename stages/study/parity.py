@@ -51,7 +51,7 @@ def run(
     prepare_page(output)
     _write_views(project, views, machine)
     runs: dict[str, list[RunResult]] = {}
-    for result in measure_all(_cases(project, seeds), jobs, machine):
+    for result in measure_all(_cases(project, seeds), project.study_runs, jobs, machine):
         runs.setdefault(result.name, []).append(result)
     text = "\n".join(_table(runs, views))
     write_atomically(output, text.encode())

@@ -43,7 +43,6 @@ from stages.shared.slots import Slot, environment, slots
 from stages.shared.training_run import seeded_network
 from stages.study.targets import Case, training_material
 
-FOLDER = Path("results/study")
 Dice = dict[str, float | None]  # percent per anatomy, and "mean"
 _epochs: Any = None  # how many this process has trained, where the study can read it
 
@@ -98,15 +97,23 @@ class RunResult:
         return {"test": self.dice, "validation": self.validation}[split]
 
 
-def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[RunResult]:
+def measure_all(
+    cases: Sequence[Case], folder: Path, jobs: int, machine: Machine
+) -> list[RunResult]:
     """The results of all cases, in order; those that an earlier run left are read.
+
+    Args:
+        cases: what to train.
+        folder: of the results, one file per case.
+        jobs: runs at the same time.
+        machine: where.
 
     Raises:
         MtkdError: the device is not in this machine; or runs failed, and the others are kept.
     """
     machine = replace(machine, device=machine.torch_device.type)
     free = slots(jobs, machine.device)
-    files = _case_files(cases)
+    files = _case_files(cases, folder)
     missing = [(case, file) for case, file in zip(cases, files, strict=True) if not file.is_file()]
     say(f"{len(cases) - len(missing)} of {len(cases)} runs are there, {len(missing)} to go")
     if missing:
@@ -119,11 +126,13 @@ def measure_all(cases: Sequence[Case], jobs: int, machine: Machine) -> list[RunR
     return [RunResult.read(file) for file in files]
 
 
-def _case_files(cases: Sequence[Case]) -> list[Path]:
-    folders = dict.fromkeys(case.folder for case in cases)
-    projects = {folder: load_project(folder) for folder in folders}
-    data = {folder: _data_identity(project) for folder, project in projects.items()}
-    return [case_file(case, projects[case.folder], data[case.folder]) for case in cases]
+def _case_files(cases: Sequence[Case], folder: Path) -> list[Path]:
+    roots = dict.fromkeys(case.folder for case in cases)
+    projects = {root: load_project(root) for root in roots}
+    data = {root: _data_identity(project) for root, project in projects.items()}
+    return [
+        folder / case_file_name(case, projects[case.folder], data[case.folder]) for case in cases
+    ]
 
 
 class _Processes:
@@ -189,7 +198,7 @@ def _outcome(case: Case, ended: Future[RunResult]) -> list[str]:
         reason = "its process ended by itself, as when the kernel needs its memory"
         problem = f"{name}: {reason}: try fewer --jobs"
     except (MtkdError, StoreError, OSError) as error:
-        problem = f"{name}: {explained(error, verb='study')}"
+        problem = f"{name}: {explained(error, case.folder, 'study')}"
     except Exception as error:
         problem = f"{name}: {type(error).__name__}: {error}"
     say(problem)
@@ -216,8 +225,8 @@ def _data_identity(project: Project) -> str:
     return frames_digest(frames) + labels_digest(frames)
 
 
-def case_file(case: Case, project: Project, data: str) -> Path:
-    """Where the result of a case lies; its name holds a hash of what determines it.
+def case_file_name(case: Case, project: Project, data: str) -> str:
+    """The file of a case's result; its name holds a hash of what determines it.
 
     Args:
         case: settings.
@@ -245,7 +254,7 @@ def case_file(case: Case, project: Project, data: str) -> Path:
         }
     digest = sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:10]
     name = re.sub(r"\W+", "_", case.name)
-    return FOLDER / f"{name}-{case.student.arch}-{case.student.seed}-{digest}.json"
+    return f"{name}-{case.student.arch}-{case.student.seed}-{digest}.json"
 
 
 def _keep(case: Case, file: Path, threads: int, machine: Machine) -> RunResult:

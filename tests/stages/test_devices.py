@@ -18,7 +18,7 @@ from pipeline.timing.latency import FORMS
 from stages import train_teachers
 from stages.benchmarks import runtimes
 from stages.cli import _machine
-from stages.shared.project import load_project
+from stages.shared.project import Places, load_project
 from stages.shared.slots import slots
 from stages.study import runs
 from stages.study.targets import Case
@@ -81,9 +81,8 @@ def test_a_row_that_does_not_fit_says_so_and_the_others_are_measured(run, monkey
     monkeypatch.setattr(runtimes, "try_interleaved", without_joined)
     said = []
     monkeypatch.setattr(runtimes, "say", said.append)
-    runtimes.run(
-        ["mininetv2"], ["PyTorch"], FORMS, 2, (64, 96), 1, Path("all.json"), Machine("cpu")
-    )
+    settings = runtimes.Settings(["PyTorch"], FORMS, 2, (64, 96), 1, Machine("cpu"))
+    runtimes.run(Places(Path()), ["mininetv2"], settings, Path("all.json"))
     rows = {
         (row["form"], row["precision"], row["decoding"]): row
         for row in json.loads(Path("all.json").read_text())["rows"]

@@ -20,7 +20,7 @@ def measured(monkeypatch):
         cases.extend(some)
         return [{"milliseconds": 2 + case.batch, "peak_mib": 3.0} for case in some]
 
-    loading = {"milliseconds": {"all with answers": 5.0}, "bytes_per_frame": 100}
+    loading = {"milliseconds": {"all with logits": 5.0}, "bytes_per_frame": 100}
     monkeypatch.setattr(plan, "measure", measure)
     monkeypatch.setattr(plan.loading, "measure", lambda *_: loading)
     return cases

@@ -11,20 +11,14 @@ from pipeline.errors import MtkdError
 from pipeline.machine import Machine
 from pipeline.timing.latency import FORMS, available
 from stages.benchmarks import runtimes
+from stages.shared.project import Places
 from stages.shared.results import read
 
 
 def test_every_runtime_in_both_forms_and_they_agree(run):
-    runtimes.run(
-        ["mininetv2"],
-        ["PyTorch", "ONNX Runtime", "OpenVINO"],
-        FORMS,
-        2,
-        (64, 96),
-        2,
-        Path("all.json"),
-        Machine("cpu"),
-    )
+    kinds = ["PyTorch", "ONNX Runtime", "OpenVINO"]
+    settings = runtimes.Settings(kinds, FORMS, 2, (64, 96), 2, Machine("cpu"))
+    runtimes.run(Places(Path()), ["mininetv2"], settings, Path("all.json"))
     rows = json.loads(Path("all.json").read_text())["rows"]
     ways = {(row["form"], row["runtime"], row["precision"], row["decoding"]) for row in rows}
     assert len(ways) == len(rows)
@@ -71,7 +65,10 @@ def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(run, monkeypatch, 
     monkeypatch.setattr(runtimes, "_measured", measured)
     with pytest.raises(MtkdError, match=f"1 could not be measured:\n  mininetv2 separate: {line}"):
         runtimes.run(
-            ["mininetv2"], ["PyTorch"], FORMS, 2, (64, 96), 1, Path("all.json"), Machine("cpu")
+            Places(Path()),
+            ["mininetv2"],
+            runtimes.Settings(["PyTorch"], FORMS, 2, (64, 96), 1, Machine("cpu")),
+            Path("all.json"),
         )
     assert {row["form"] for row in json.loads(Path("all.json").read_text())["rows"]} == {"shared"}
 

@@ -25,7 +25,7 @@ from stages.shared.results import read
 from stages.study import parity
 from stages.study import runs as study_runs
 from stages.study.gain import Condition, _case, _closed, _table
-from stages.study.runs import RunResult, _data_identity, _measure, case_file
+from stages.study.runs import RunResult, _data_identity, _measure, case_file_name
 from stages.study.targets import Case, _coarsened, training_material
 
 
@@ -71,11 +71,11 @@ def test_a_study_keeps_its_runs(run):
 def test_a_run_that_was_measured_on_other_labels_is_another(run):
     project = load_project()
     case = Case("alone", project.params.student, None)
-    before = case_file(case, project, _data_identity(project))
-    assert case_file(case, project, _data_identity(project)) == before
+    before = case_file_name(case, project, _data_identity(project))
+    assert case_file_name(case, project, _data_identity(project)) == before
     label = next((run / "data/prepared/labels/test").rglob("*.png"))
     label.write_bytes(label.read_bytes() + b"0")
-    assert case_file(case, project, _data_identity(project)) != before
+    assert case_file_name(case, project, _data_identity(project)) != before
 
 
 def result(seed=1, *, dice=None, validation=None):
