@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.environment import clean_processes
-from pipeline.errors import TooLittleMemoryError
+from pipeline.errors import MtkdError
 from pipeline.machine import keep_freed_memory
 from pipeline.training_errors import translated_errors
 
@@ -79,19 +79,16 @@ def interleave(
     *,
     seconds: float = 0.0,
 ) -> list[Timing]:
-    """As :func:`try_interleaved`, of subjects that must all fit into memory.
+    """As :func:`try_interleaved`, of subjects that must all be measured.
 
     Raises:
-        TooLittleMemoryError: one of them does not.
-        MtkdError: a process ended by itself.
+        MtkdError: the problem of the first one that can't be.
     """
-    timings = [
-        timing
-        for timing in try_interleaved(subjects, warmup, repeats, progress, seconds=seconds)
-        if timing is not None
-    ]
-    if len(timings) < len(subjects):
-        raise TooLittleMemoryError
+    timings = []
+    for timing in try_interleaved(subjects, warmup, repeats, progress, seconds=seconds):
+        if isinstance(timing, MtkdError):
+            raise timing
+        timings.append(timing)
     return timings
 
 
@@ -102,7 +99,7 @@ def try_interleaved(
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     seconds: float = 0.0,
-) -> list[Timing | None]:
+) -> list[Timing | MtkdError]:
     """Call each subject ``repeats`` times after ``warmup`` calls that don't count.
 
     Each subject has a process of its own, with the same settings of the allocator: memory of
@@ -118,10 +115,8 @@ def try_interleaved(
             sooner.
 
     Returns:
-        In order; None for a subject that the memory is too little for.
-
-    Raises:
-        MtkdError: a process ended by itself.
+        In order; for a subject that can't be measured, its problem: too little memory, kernels
+        that can't be launched, a process that ended by itself. The others are measured.
     """
     warmup = max(1, warmup)
     if subjects and all(subject.device.type == "cuda" for subject in subjects):
@@ -143,19 +138,32 @@ def try_interleaved(
         return [process.timing(warmup) for process in processes]
 
 
-def _alone(subject: Measurable, warmup: int, repeats: int, seconds: float) -> Timing | None:
-    """Of one subject, in this process; None if the memory is too little."""
-    taken: list[float] = []
+def _alone(subject: Measurable, warmup: int, repeats: int, seconds: float) -> Timing | MtkdError:
+    """Of one subject, in this process; its problem if it has one."""
+
+    def timed() -> Timing:
+        taken: list[float] = []
+        _prepare(subject)
+        while len(taken) < warmup + repeats or sum(taken[warmup:]) < seconds:
+            taken.append(_call())
+        return Timing(taken[0], taken[warmup:], *_end())
+
     try:
-        with translated_errors():
-            _prepare(subject)
-            while len(taken) < warmup + repeats or sum(taken[warmup:]) < seconds:
-                taken.append(_call())
-            return Timing(taken[0], taken[warmup:], *_end())
-    except TooLittleMemoryError:
-        return None
+        return attempted(timed)
     finally:
         _forget()
+
+
+def attempted(work: Callable[[], T]) -> T | MtkdError:
+    """What the work returns; its problem, if that is one that a user can mend."""
+    try:
+        with translated_errors():
+            return work()
+    except MtkdError as error:
+        # The frames of a traceback would keep what failed, and its memory.
+        error.__cause__ = None
+        error.__context__ = None
+        return error.with_traceback(None)
 
 
 def _forget() -> None:
@@ -176,41 +184,44 @@ def _new_process() -> ProcessPoolExecutor:
 
 @dataclass
 class _Process:
-    """Of one subject: its process, whether its memory suffices, and how long its calls took."""
+    """Of one subject: its process, its problem if it has one, and how long its calls took."""
 
     pool: ProcessPoolExecutor
-    fits: bool = True
+    problem: MtkdError | None = None
     seconds: list[float] = field(default_factory=list)
 
     def run(self, function: Callable[..., T], *arguments: Any) -> T | None:
-        """The result of a function in the process; None if there is too little memory for it.
+        """The result of a function in the process; None if it has a problem.
 
         From then on the result is None in any case.
         """
-        if not self.fits:
+        if self.problem:
             return None
-        try:
-            with translated_errors():
-                return self.pool.submit(function, *arguments).result()
-        except TooLittleMemoryError:
-            self.fits = False
-            self.pool.shutdown()  # the others have its memory
-            return None
+        result = attempted(lambda: self.pool.submit(function, *arguments).result())
+        if not isinstance(result, MtkdError):
+            return result
+        self.problem = result
+        self.pool.shutdown()  # the others have its memory
+        return None
 
     def call(self) -> None:
         taken = self.run(_call)
         if taken is not None:
             self.seconds.append(taken)
 
-    def timing(self, warmup: int) -> Timing | None:
+    def timing(self, warmup: int) -> Timing | MtkdError:
         end = self.run(_end)
-        return None if end is None else Timing(self.seconds[0], self.seconds[warmup:], *end)
+        if self.problem:
+            return self.problem
+        assert end is not None
+        return Timing(self.seconds[0], self.seconds[warmup:], *end)
 
 
 def _shortest(processes: Sequence[_Process], warmup: int) -> float:
     """Seconds that the counted calls of each subject took at least; infinite if none is left."""
     return min(
-        (sum(process.seconds[warmup:]) for process in processes if process.fits), default=inf
+        (sum(process.seconds[warmup:]) for process in processes if not process.problem),
+        default=inf,
     )
 
 

@@ -6,7 +6,8 @@ All of one architecture is measured in one run.
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, groupby
+from functools import partial
+from itertools import groupby
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pipeline.models import create_model
 from pipeline.prepared import Frame, load_frame
 from pipeline.timing.cost import multiply_adds, parameters
 from pipeline.timing.host import LIBRARIES, machine_record
-from pipeline.timing.interleaved import Timing, try_interleaved
+from pipeline.timing.interleaved import Timing, attempted, try_interleaved
 from pipeline.timing.latency import Candidate, Variant, example, export_graph, variants
 from pipeline.training_errors import translated_errors
 from stages.reporting.figures import FIGURES, figures
@@ -47,7 +48,7 @@ class Row:
         runtime, precision, decoding: the variant.
         parameters, multiply_adds: of all networks that a frame needs.
         milliseconds, p95_milliseconds, first_milliseconds, fps, peak_mib: from a frame to its
-            masks; None if it does not fit into memory.
+            masks; None if that has a problem.
         network_milliseconds: of the network alone.
         problem: why figures are missing or worth nothing, or None.
         logit_difference: largest difference of a logit from PyTorch's in float32.
@@ -184,7 +185,8 @@ def _measured(arch: str, form: str, settings: Settings, places: Places, folder: 
     networks_alone = _interleaved(alone, folder, settings.repeats)
     count = networks * parameters(create_model(arch, decoders))
     operations = networks * multiply_adds(arch, decoders, settings.size)
-    dice = _dice(trained, settings, places) if trained else {}
+    measured_dice = _dice(trained, settings, places) if trained else {}
+    dices = [measured_dice.get((c.runtime, c.precision, c.form)) for c in candidates]
     reference = _reference(candidates, networks_alone)
     paper_time = _paper_time(arch, form, settings.decoders)
     return [
@@ -198,22 +200,24 @@ def _measured(arch: str, form: str, settings: Settings, places: Places, folder: 
             multiply_adds=operations,
             **_figures(whole),
             network_milliseconds=_figures(network)["milliseconds"],
-            problem=_problem(whole, network),
+            problem=_problem(whole, network, dice),
             logit_difference=_difference(network, reference),
             weights="trained" if trained else "random",
-            dice=dice.get((candidate.runtime, candidate.precision, candidate.form)),
+            dice=None if isinstance(dice, MtkdError) else dice,
             paper_ms_rtx3090=paper_time,
         )
-        for candidate, whole, network in zip(candidates, wholes, networks_alone, strict=True)
+        for candidate, whole, network, dice in zip(
+            candidates, wholes, networks_alone, dices, strict=True
+        )
     ]
 
 
 def _reference(
-    candidates: Sequence[Candidate], timings: Sequence[Timing | None]
+    candidates: Sequence[Candidate], timings: Sequence[Timing | MtkdError]
 ) -> NDArray[np.float32] | None:
-    """The logits of the first variant of PyTorch that fits into memory."""
+    """The logits of the first variant of PyTorch that was measured."""
     for candidate, timing in zip(candidates, timings, strict=True):
-        if timing and candidate.runtime == "PyTorch":
+        if isinstance(timing, Timing) and candidate.runtime == "PyTorch":
             return timing.output
     return None
 
@@ -224,23 +228,26 @@ def _paper_time(arch: str, form: str, decoders: int) -> float | None:
     return published.get("time_ms_rtx3090")
 
 
-def _figures(timing: Timing | None) -> Mapping[str, float | None]:
-    return figures(timing) if timing else dict.fromkeys(FIGURES)
+def _figures(timing: Timing | MtkdError) -> Mapping[str, float | None]:
+    return figures(timing) if isinstance(timing, Timing) else dict.fromkeys(FIGURES)
 
 
 def _interleaved(
     candidates: Sequence[Candidate], folder: Path, repeats: int
-) -> list[Timing | None]:
-    """The variants of one runtime are interleaved.
+) -> list[Timing | MtkdError]:
+    """The variants of one runtime are interleaved; one's problem is not the others'.
 
-    Another runtime's come after, or all of them would not fit into memory.
+    Another runtime's come after, or all of them would not fit into memory. What can't be exported
+    is not measured.
     """
     groups = groupby(candidates, key=lambda candidate: candidate.runtime)
-    timings = []
+    timings: list[Timing | MtkdError] = []
     for _, group in groups:
-        with_graphs = [_with_graph(candidate, folder) for candidate in group]
-        timings.append(try_interleaved(with_graphs, 1, repeats))
-    return list(chain.from_iterable(timings))
+        ready = [attempted(partial(_with_graph, c, folder)) for c in group]
+        measurable = [candidate for candidate in ready if isinstance(candidate, Candidate)]
+        measured = iter(try_interleaved(measurable, 1, repeats))
+        timings += [c if isinstance(c, MtkdError) else next(measured) for c in ready]
+    return timings
 
 
 def _trained(places: Places, arch: str, decoders: int) -> Path | None:
@@ -264,19 +271,22 @@ def _with_graph(candidate: Candidate, folder: Path) -> Candidate:
     return replace(candidate, graph=file if file.is_file() else export_graph(candidate, path))
 
 
-def _problem(whole: Timing | None, network: Timing | None) -> str | None:
-    if whole is None or network is None:
-        return "out of memory"
-    return (
-        None
-        if network.output is None or np.isfinite(network.output).all()
-        else "not all logits are finite"
-    )
+def _problem(*results: Timing | MtkdError | float | None) -> str | None:
+    for result in results:
+        if isinstance(result, MtkdError):
+            return str(result)
+        if isinstance(result, Timing) and not _is_finite(result.output):
+            return "not all logits are finite"
+    return None
 
 
-def _difference(timing: Timing | None, reference: Any) -> float | None:
+def _is_finite(output: NDArray[np.float32] | None) -> bool:
+    return output is None or bool(np.isfinite(output).all())
+
+
+def _difference(timing: Timing | MtkdError, reference: Any) -> float | None:
     """Largest difference of a logit from PyTorch's in float32."""
-    if timing is None or timing.output is None or reference is None:
+    if isinstance(timing, MtkdError) or timing.output is None or reference is None:
         return None
     if timing.output.ndim < reference.ndim:  # margins
         reference = reference[:, :, 1] - reference[:, :, 0]
@@ -284,10 +294,12 @@ def _difference(timing: Timing | None, reference: Any) -> float | None:
     return largest if isfinite(largest) else None
 
 
-def _dice(student: Path, settings: Settings, places: Places) -> dict[Variant, float | None]:
+def _dice(
+    student: Path, settings: Settings, places: Places
+) -> dict[Variant, float | MtkdError | None]:
     """Dice of this run's student on the test surgeries by variant, at the size of its training.
 
-    Nothing where no test frames are prepared.
+    Nothing where no test frames are prepared; of a variant that can't compute it, its problem.
     """
     if not (places.prepared_frames / "test").is_dir():
         return {}
@@ -299,16 +311,20 @@ def _dice(student: Path, settings: Settings, places: Places) -> dict[Variant, fl
     )
     frames = places.frames_of("test", anatomies)
     training_frames = places.frames_of("train", anatomies)
-    dice: dict[Variant, float | None] = {}
+
+    def measured(candidate: Candidate) -> float | None:
+        if candidate.runtime != "PyTorch":
+            graph = _whole_graph(candidate, Path(folder), training_frames)
+            candidate = replace(candidate, graph=graph)
+        function = _one_by_one(candidate.function())
+        return runtime_dice(function, frames, anatomies, card.image_size)
+
+    dice: dict[Variant, float | MtkdError | None] = {}
     with tempfile.TemporaryDirectory() as folder:
         for variant in settings.variants("shared"):
             runtime, precision, form = variant
             candidate = replace(network, runtime=runtime, precision=precision, form=form)
-            if runtime != "PyTorch":
-                graph = _whole_graph(candidate, Path(folder), training_frames)
-                candidate = replace(candidate, graph=graph)
-            function = _one_by_one(candidate.function())
-            dice[variant] = runtime_dice(function, frames, anatomies, card.image_size)
+            dice[variant] = attempted(partial(measured, candidate))
     return dice
 
 

@@ -4,6 +4,7 @@ What does not fit into memory costs the others nothing, and devices finish what 
 """
 
 import os
+import weakref
 from dataclasses import dataclass
 from time import sleep
 
@@ -11,17 +12,23 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.deployment.runner import LaunchError
 from pipeline.errors import MtkdError, TooLittleMemoryError
 from pipeline.timing import interleaved
 from pipeline.timing.interleaved import interleave, try_interleaved
 
+failed = []
+
 
 @dataclass
 class Subject:
-    """Out of memory while it is built, or in a call (0, 1, ...); ended by the kernel; or none."""
+    """Out of memory while it is built, or in a call (0, 1, ...); not to be launched; ended by the
+    kernel; or none.
+    """
 
     builds: bool = True
     fails_in: int = -1
+    launches: bool = True
     killed: bool = False
     device = torch.device("cpu")
 
@@ -29,6 +36,11 @@ class Subject:
         calls = []
         if not self.builds:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        if not self.launches:
+            network = torch.nn.Identity()  # which a traceback would keep
+            failed.append(weakref.ref(network))
+            raise LaunchError("a network can't be launched as one graph here") from OSError()
 
         def call():
             calls.append(None)
@@ -42,11 +54,22 @@ class Subject:
         return call
 
 
-def test_what_does_not_fit_is_none_and_the_others_are_measured():
-    first, second, third = try_interleaved(
-        [Subject(builds=False), Subject(), Subject(fails_in=1)], 1, 2
+def test_what_fails_is_its_problem_and_the_others_are_measured():
+    first, second, third, fourth, fifth = try_interleaved(
+        [
+            Subject(builds=False),
+            Subject(),
+            Subject(fails_in=1),
+            Subject(killed=True),
+            Subject(launches=False),
+        ],
+        1,
+        2,
     )
-    assert first is third is None
+    assert isinstance(first, TooLittleMemoryError)
+    assert isinstance(third, TooLittleMemoryError)
+    assert "a process of this work ended by itself" in str(fourth)
+    assert isinstance(fifth, LaunchError)
     assert len(second.seconds) == 2
     assert second.output == 3
     assert second.median >= 0.01
@@ -65,7 +88,8 @@ def test_short_calls_are_repeated_for_some_time():
     assert sum(timing.seconds) >= 0.1
     assert 5 <= len(timing.seconds) <= 10
     assert steps[-1] == (len(steps), len(steps))
-    assert try_interleaved([Subject(fails_in=1)], 1, 2, seconds=0.1) == [None]
+    (problem,) = try_interleaved([Subject(fails_in=1)], 1, 2, seconds=0.1)
+    assert isinstance(problem, TooLittleMemoryError)
 
 
 @pytest.mark.parametrize(("kind", "waits"), [("cpu", 0), ("cuda", 1), ("mps", 1)])
@@ -85,10 +109,13 @@ def test_on_cuda_subjects_come_one_after_another_in_this_process(monkeypatch):
     )
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
     monkeypatch.setattr(interleaved, "SECONDS_ON_CUDA", 0.1)
-    first, second, third = try_interleaved(
-        [Subject(builds=False), Subject(), Subject(fails_in=1)], 1, 2
+    first, second, third, fourth = try_interleaved(
+        [Subject(launches=False), Subject(), Subject(fails_in=1), Subject(builds=False)], 1, 2
     )
-    assert first is third is None
+    assert isinstance(first, LaunchError)
+    assert failed.pop()() is None
+    assert isinstance(third, TooLittleMemoryError)
+    assert isinstance(fourth, TooLittleMemoryError)
     assert second.peak == 200
     assert sum(second.seconds) >= 0.1
     assert second.output == len(second.seconds) + 1

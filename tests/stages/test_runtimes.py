@@ -73,6 +73,46 @@ def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(run, monkeypatch, 
     assert {row["form"] for row in json.loads(Path("all.json").read_text())["rows"]} == {"shared"}
 
 
+def test_a_problem_of_one_variant_is_in_its_row(run, monkeypatch):
+    """One can't be exported, another can't compute its Dice."""
+    export, dice = runtimes.export_graph, runtimes.runtime_dice
+    dices = []
+
+    def export_graph(candidate, path):
+        if candidate.form == "joined":
+            raise MtkdError("the disk is full")
+        return export(candidate, path)
+
+    def runtime_dice(*arguments):
+        dices.append(arguments)
+        if len(dices) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return dice(*arguments)
+
+    monkeypatch.setattr(runtimes, "export_graph", export_graph)
+    monkeypatch.setattr(runtimes, "runtime_dice", runtime_dice)
+    settings = runtimes.Settings(
+        ["PyTorch", "ONNX Runtime"], ["joined", "looped"], 2, (64, 96), 1, Machine("cpu")
+    )
+    runtimes.run(Places(Path()), ["mininetv2"], settings, Path("all.json"))
+    rows = {
+        (row["runtime"], row["precision"], row["decoding"]): row
+        for row in json.loads(Path("all.json").read_text())["rows"]
+        if row["form"] == "shared"
+    }
+    first = rows.pop(("PyTorch", "float32", "joined"))
+    assert first["problem"] == "too little memory"
+    assert first["milliseconds"] > 0
+    assert first["dice"] is None
+    second = rows.pop(("ONNX Runtime", "float32", "joined"))
+    assert second["problem"] == "the disk is full"
+    assert second["milliseconds"] is second["network_milliseconds"] is None
+    assert rows
+    for row in rows.values():
+        assert row["problem"] is None
+        assert row["milliseconds"] > 0
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("--arch", "segformer_b0"), ("--runtime", "OpenVINO")]
 )
