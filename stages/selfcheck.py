@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree, rmtree
 from signal import SIGKILL
+from textwrap import shorten
 from time import monotonic, sleep
 from typing import Any
 
@@ -29,13 +30,14 @@ from torch import Tensor
 
 from pipeline.deployment.export import Segmenter
 from pipeline.deployment.runner import LaunchError, Runner
-from pipeline.errors import MtkdError
+from pipeline.errors import MtkdError, TooLittleMemoryError
 from pipeline.machine import Machine, computing, float32_products
 from pipeline.models import ARCHITECTURES, create_model
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network, normalise
 from pipeline.timing.host import machine_record
 from pipeline.training import supervised
+from pipeline.training_errors import translated_errors
 from stages.shared.console import console, progress, say
 
 PRESET = Path(__file__).parent / "presets" / "demo.yaml"
@@ -54,6 +56,7 @@ DICE = 0.1
 ADVICE = {
     "device": "install a torch that fits the driver (https://pytorch.org/get-started), "
     "or go on with --device cpu",
+    "memory": "end other programs on the device, or go on with --device cpu",
     "network": "update torch and the driver; until then use --device cpu, and tell us: "
     "this must not happen",
     "precision": "use precision: 32-true in params.yaml",
@@ -93,7 +96,11 @@ def run(machine: Machine, architectures: Sequence[str] = tuple(ARCHITECTURES)) -
         MtkdError: something failed.
     """
     checks: list[Check] = []
-    groups = [_device, *(_network_checks(arch) for arch in architectures), *RUN_CHECKS]
+    networks = [
+        _failing(_network_checks(architecture), architecture, "network")
+        for architecture in architectures
+    ]
+    groups = [_failing(_device, "device", "device"), *networks, *RUN_CHECKS]
     with progress("checks") as bar, tempfile.TemporaryDirectory() as folder:
         trial = Trial(Path(folder), machine)
         for number, group in enumerate(groups, start=1):
@@ -128,6 +135,7 @@ class Trial:
         self.folder = folder
         self.machine = machine
         self.device = machine.torch_device
+        self.device_name = str(self.device)
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -159,7 +167,7 @@ class Trial:
         root = str(Path(__file__).parents[1])
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {
-            "MTKD_DEVICE": device or self.machine.device,
+            "MTKD_DEVICE": device or self.device_name,
             "PYTHONPATH": paths,
         }
         command = [sys.executable, "-m", "stages.cli", *arguments]
@@ -203,6 +211,10 @@ class VerbError(Exception):
     """A verb of the trial ended badly."""
 
 
+def _first(text: str) -> str:
+    return shorten(text.strip().partition("\n")[0], 200, placeholder=" ...")
+
+
 def _last(text: str) -> str:
     lines = text.strip().splitlines() or ["(it said nothing)"]
     return lines[-1][:200]
@@ -221,8 +233,9 @@ def _device(trial: Trial) -> Iterator[Check]:
         return
     free, total = (size / 2**30 for size in torch.cuda.mem_get_info(trial.device))
     count = torch.cuda.device_count()
-    driver = f"{count} devices, {free:.0f} of {total:.0f} GiB free, CUDA {torch.version.cuda}"
-    yield Check("device", free > 2, f"{where}, {driver}", "device")
+    driver = f"{count} devices, {total:.0f} GiB, CUDA {torch.version.cuda}"
+    yield Check("device", True, f"{where}, {driver}", "device")
+    yield Check("device memory", free > 2, f"{free:.1f} GiB free", "memory")
 
 
 def _network_checks(architecture: str) -> Callable[[Trial], Iterator[Check]]:
@@ -372,7 +385,7 @@ def _resumed(trial: Trial) -> Iterator[Check]:
 
 def _stored(trial: Trial) -> Iterator[Check]:
     trial.require("cache-logits")
-    for device in dict.fromkeys((trial.machine.device, "cpu")):
+    for device in dict.fromkeys((trial.device_name, "cpu")):
         done = trial.mtkd("cache", "verify", "--recompute", "8", device=device)
         measured = "whole" if done.returncode == 0 else _last(done.stderr or done.stdout)
         yield Check(f"stores verify on {device}", done.returncode == 0, measured, "store")
@@ -389,7 +402,7 @@ def _distilled(trial: Trial) -> Iterator[Check]:
     )
     student = "checkpoints/students/mtkd.safetensors"
     dice = {}
-    for device in dict.fromkeys((trial.machine.device, "cpu")):
+    for device in dict.fromkeys((trial.device_name, "cpu")):
         output = f"evaluated-{device}"
         trial.require(
             "evaluate",
@@ -403,8 +416,9 @@ def _distilled(trial: Trial) -> Iterator[Check]:
         )
         table = json.loads((trial.folder / output / "evaluation.json").read_text())
         dice[device] = float(table["intervals"]["dice"]["mean"]["mean"])
-    apart = abs(dice[trial.machine.device] - dice["cpu"])
-    measured = f"Dice {dice[trial.machine.device]:.2f} on the device, {dice['cpu']:.2f} on the CPU"
+    on_device = dice[trial.device_name]
+    apart = abs(on_device - dice["cpu"])
+    measured = f"Dice {on_device:.2f} on {trial.device_name}, {dice['cpu']:.2f} on the CPU"
     yield Check("evaluation agrees with the CPU", apart <= DICE, measured, "network")
 
 
@@ -423,13 +437,18 @@ def _exported(trial: Trial) -> Iterator[Check]:
 def _failing(
     group: Callable[[Trial], Iterator[Check]], name: str, advice: str
 ) -> Callable[[Trial], Iterator[Check]]:
-    """A group of checks whose verbs may fail: that is its result."""
+    """A group of checks that may end in an error, whatever it is: that is its result."""
 
     def checks(trial: Trial) -> Iterator[Check]:
         try:
-            yield from group(trial)
-        except VerbError as error:
+            with translated_errors():
+                yield from group(trial)
+        except TooLittleMemoryError as error:
+            yield Check(name, False, str(error), "memory")
+        except (MtkdError, VerbError) as error:
             yield Check(name, False, str(error), advice)
+        except Exception as error:
+            yield Check(name, False, f"{type(error).__name__}: {_first(str(error))}", advice)
 
     return checks
 

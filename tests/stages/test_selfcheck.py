@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from pipeline.deployment.runner import LaunchError
 from pipeline.errors import MtkdError
 from pipeline.machine import Machine
 from stages import selfcheck
-from stages.selfcheck import RUN_CHECKS, Trial, _device, _network_checks
+from stages.selfcheck import RUN_CHECKS, Trial, _device, _failing, _network_checks
 
 
 def test_a_whole_check_passes_on_the_cpu(capsys, monkeypatch):
@@ -52,6 +53,42 @@ def test_nan_fails(monkeypatch):
     assert {
         check.passed for check in _network_checks("mininetv2")(Trial(None, Machine("cpu")))
     } == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("error", "measured", "remedy"),
+    [
+        (RuntimeError("no kernel image\nis available"), "RuntimeError: no kernel image", "update"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "too little memory", "end other programs"),
+        (LaunchError("it can't be launched"), "it can't be launched", "update torch"),
+    ],
+)
+def test_an_error_in_a_group_is_a_failed_check_and_the_others_go_on(
+    monkeypatch, capsys, error, measured, remedy
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(selfcheck, "_pass", fail)
+    monkeypatch.setattr(selfcheck, "RUN_CHECKS", (_failing(_device, "again", "device"),))
+    with pytest.raises(MtkdError, match=f"1 of 3 checks failed; what to do:\n  {remedy}"):
+        selfcheck.run(Machine("cpu"), ["mininetv2"])
+    output = capsys.readouterr().out
+    assert f"FAIL  mininetv2: {measured}\n" in output
+    assert output.count("skip  device") == 2
+
+
+def test_a_device_whose_memory_is_taken_fails_by_its_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    trial = Trial(None, Machine("auto"))
+    device, memory = _device(trial)
+    assert (device.passed, memory.passed) == (True, False)
+    assert memory.measured == "1.0 GiB free"
+    assert memory.advice == "memory"
+    assert trial.device_name == "cuda"  # in rows, and for the verbs
 
 
 def test_a_verb_that_fails_is_a_failed_check(tmp_path, monkeypatch):
