@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from shutil import copytree, rmtree
 from signal import SIGKILL
@@ -43,14 +44,19 @@ from stages.shared.console import console, progress, say
 PRESET = Path(__file__).parent / "presets" / "demo.yaml"
 ANATOMIES = ("liver", "colon")
 FRAME = (96, 128)
-# Relative errors against the CPU in float32 that arithmetic alone explains: (logits, loss,
-# gradients). With a network that is not trained, deep batch norms make gradients hang on the last
-# digits.
+# Relative errors against the CPU in float32 that arithmetic alone explains: (logits, loss).
 LIMITS = {
-    "32-true": (2e-3, 1e-4, 0.1),
-    "bf16-mixed": (1.0, 0.05, 2.0),
-    "16-mixed": (0.5, 0.02, 2.0),
+    "32-true": (2e-3, 1e-4),
+    "tf32": (0.5, 0.02),
+    "bf16-mixed": (0.95, 0.05),
+    "16-mixed": (0.5, 0.02),
 }
+# Likewise of the gradients of the decoders and of the encoder: (least cosine, largest ratio of the
+# norms, either way). With a network that is not trained, deep batch norms make the encoder's hang
+# on the last digits: of deeplabv3_resnet50 the cosines are 0.6 and 0.1 where factors are rounded as
+# in bfloat16. So the encoder's direction is left to the check whether training learns.
+EXACT = ((0.995, 1.1), (0.995, 1.1))
+ROUNDED = ((0.3, 1.5), (-inf, 3.0))
 # Dice, in percent, by which the same student's test frames may differ from one device to another.
 DICE = 0.1
 ADVICE = {
@@ -140,11 +146,10 @@ class Trial:
     @property
     def precisions(self) -> tuple[str, ...]:
         """What training knows on this device."""
-        return (
-            ("32-true", "bf16-mixed", "16-mixed")
-            if self.device.type == "cuda"
-            else ("32-true", "bf16-mixed")
-        )
+        if self.device.type != "cuda":
+            return ("32-true", "bf16-mixed")
+        has_tf32 = torch.cuda.get_device_capability(self.device) >= (8, 0)
+        return ("32-true", *(("tf32",) if has_tf32 else ()), "bf16-mixed", "16-mixed")
 
     def write_params(self, **changes: dict[str, Any]) -> None:
         """A params.yaml whose whole run takes a minute on a CPU."""
@@ -244,22 +249,27 @@ def _network_checks(architecture: str) -> Callable[[Trial], Iterator[Check]]:
         expected = _pass(network, torch.device("cpu"), "32-true")
         for precision in trial.precisions:
             computed = _pass(network, trial.device, precision)
-            errors = [_relative(a, b) for a, b in zip(computed, expected, strict=True)]
-            passed = all(
-                error <= limit for error, limit in zip(errors, LIMITS[precision], strict=True)
-            )
-            measured = "off by {:.0e} (logits), {:.0e} (loss), {:.0e} (gradients)".format(*errors)
-            yield Check(
-                f"{architecture} {precision}",
-                passed,
-                measured,
-                "network" if precision == "32-true" else "precision",
-            )
+            yield _pass_check(f"{architecture} {precision}", computed, expected, precision)
         yield _frozen_check(network, architecture, trial.device)
         if trial.device.type == "cuda":
             yield _graph_check(network, architecture, trial.device)
 
     return checks
+
+
+def _pass_check(name: str, computed: "_Pass", expected: "_Pass", precision: str) -> Check:
+    logits = _relative(computed.logits, expected.logits)
+    loss = _relative(computed.loss, expected.loss)
+    most = LIMITS[precision]
+    passed = logits <= most[0] and loss <= most[1]
+    measured = f"off by {logits:.0e} (logits), {loss:.0e} (loss)"
+    limits = EXACT if precision == "32-true" else ROUNDED
+    for part, (least, largest) in zip(("decoders", "encoder"), limits, strict=True):
+        cosine, ratio = _direction(getattr(computed, part), getattr(expected, part))
+        passed = passed and cosine >= least and 1 / largest <= ratio <= largest
+        measured += f", {cosine:.2f} x{ratio:.2f} (gradients, {part})"
+    advice = "network" if precision == "32-true" else "precision"
+    return Check(name, passed, measured, advice)
 
 
 def _lively(architecture: str) -> Network:
@@ -281,8 +291,25 @@ def _frames(number: int) -> Tensor:
     )
 
 
-def _pass(network: Network, device: torch.device, precision: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, loss and gradients of one batch, on the CPU, in float32."""
+@dataclass(frozen=True)
+class _Pass:
+    """What one batch gives, on the CPU, in float32.
+
+    Attributes:
+        logits: (B, N, 2, h, w).
+        loss: ().
+        decoders: gradients of their weights, (n,).
+        encoder: of all other weights, (m,).
+    """
+
+    logits: Tensor
+    loss: Tensor
+    decoders: Tensor
+    encoder: Tensor
+
+
+def _pass(network: Network, device: torch.device, precision: str) -> _Pass:
+    """Forward and backward."""
     network = deepcopy(network).to(device).train()
     frames = _frames(4).to(device)
     anatomy = torch.arange(4, device=device) % len(ANATOMIES)
@@ -294,9 +321,23 @@ def _pass(network: Network, device: torch.device, precision: str) -> tuple[Tenso
         loss = objective.terms(logits, {"label": label, "anatomy": anatomy})["cross_entropy"].sum()
     with float32_products(device, precision):
         (scale * loss).backward()
-    gradients = [p.grad.flatten() / scale for p in network.parameters() if p.grad is not None]
-    tensors = logits.detach(), loss.detach(), torch.cat(gradients)
-    return tuple(x.float().cpu() for x in tensors)  # type: ignore[return-value]
+    decoders: list[Tensor] = []
+    encoder: list[Tensor] = []
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            part = decoders if name.startswith("heads.") else encoder
+            part.append(parameter.grad.flatten() / scale)
+    tensors = logits.detach(), loss.detach(), torch.cat(decoders), torch.cat(encoder)
+    return _Pass(*(x.float().cpu() for x in tensors))
+
+
+def _direction(computed: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Cosine between two gradients, and the ratio of their norms; NaN is not within any limit."""
+    a = computed.double()
+    b = expected.double()
+    least = 1e-30
+    cosine = a @ b / (a.norm() * b.norm()).clamp(min=least)
+    return float(cosine), float(a.norm() / b.norm().clamp(min=least))
 
 
 def _relative(computed: Tensor, expected: Tensor) -> float:

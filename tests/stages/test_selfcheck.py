@@ -1,5 +1,7 @@
 """``mtkd selfcheck``: rehearsed on the CPU; what is wrong must fail."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from pipeline.deployment.runner import LaunchError
 from pipeline.errors import MtkdError
 from pipeline.machine import Machine
 from stages import selfcheck
-from stages.selfcheck import RUN_CHECKS, Trial, _device, _failing, _network_checks
+from stages.selfcheck import RUN_CHECKS, Trial, _device, _failing, _lively, _network_checks
 
 
 def test_a_whole_check_passes_on_the_cpu(capsys, monkeypatch):
@@ -31,8 +33,8 @@ def test_a_network_that_answers_otherwise_fails(monkeypatch, capsys):
     exact = selfcheck._pass
 
     def off(network, device, precision):
-        logits, loss, gradients = exact(network, device, precision)
-        return (logits * 1.01 if off.calls else logits), loss, gradients
+        computed = exact(network, device, precision)
+        return replace(computed, logits=computed.logits * (1.01 if off.calls else 1))
 
     off.calls = 0
 
@@ -49,10 +51,54 @@ def test_a_network_that_answers_otherwise_fails(monkeypatch, capsys):
 
 
 def test_nan_fails(monkeypatch):
-    monkeypatch.setattr(selfcheck, "_pass", lambda *_: (torch.tensor([float("nan")]),) * 3)
+    nan = torch.tensor([float("nan")])
+    monkeypatch.setattr(selfcheck, "_pass", lambda *_: selfcheck._Pass(nan, nan, nan, nan))
     assert {
         check.passed for check in _network_checks("mininetv2")(Trial(None, Machine("cpu")))
     } == {True, False}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "tf32", "bf16-mixed", "16-mixed"])
+def test_wrong_gradients_fail_in_every_precision(precision):
+    network = _lively("mininetv2")
+    expected = selfcheck._pass(network, torch.device("cpu"), "32-true")
+
+    def passes(decoders=1.0, encoder=1.0, logits=1.0):
+        computed = selfcheck._Pass(
+            logits * expected.logits,
+            expected.loss,
+            decoders * expected.decoders,
+            encoder * expected.encoder,
+        )
+        return selfcheck._pass_check("", computed, expected, precision).passed
+
+    assert passes()
+    for factor in (-1.0, 0.0, 0.5, 2.0, float("nan")):
+        assert not passes(factor, factor)
+    assert not passes(encoder=0.0)
+    assert not passes(logits=0.0)
+    noise = torch.randn(expected.decoders.shape, generator=torch.Generator().manual_seed(0))
+    scrambled = noise * expected.decoders.norm() / noise.norm()
+    wrong = replace(expected, decoders=scrambled)
+    assert not selfcheck._pass_check("", wrong, expected, precision).passed
+
+
+def test_rounding_alone_passes():
+    """Of factors to bfloat16's seven bits, as autocast does it."""
+    network = _lively("mininetv2")
+    expected = selfcheck._pass(network, torch.device("cpu"), "32-true")
+    computed = selfcheck._pass(network, torch.device("cpu"), "bf16-mixed")
+    assert selfcheck._pass_check("", computed, expected, "bf16-mixed").passed
+    assert not selfcheck._pass_check("", computed, expected, "32-true").passed
+
+
+@pytest.mark.parametrize(("capability", "known"), [((7, 5), False), ((9, 0), True)])
+def test_tf32_is_checked_where_the_device_has_it(monkeypatch, capability, known):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    precisions = Trial(None, Machine("cuda")).precisions
+    assert ("tf32" in precisions) == known
+    assert precisions[0] == "32-true"  # trained last: what comes later uses its teachers
 
 
 @pytest.mark.parametrize(
