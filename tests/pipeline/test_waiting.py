@@ -2,20 +2,26 @@
 without values.
 """
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from fake_cuda import Waits, moved, pretended
 from torch import nn
 
+from pipeline import training_errors
+from pipeline.datasets import EpochBatches, Share
+from pipeline.deployment.export import Segmenter
+from pipeline.deployment.runner import _infer
 from pipeline.distillation import distilled
-from pipeline.evaluation import dice
 from pipeline.models import ARCHITECTURES, create_model
+from pipeline.models.frozen import Frozen, Margins
 from pipeline.models.network import normalise
-from pipeline.settings import Distill
-from pipeline.training import supervised
+from pipeline.settings import Distill, Training
+from pipeline.stopwatch import Stopwatch
+from pipeline.training import Trainer, _validate, supervised
 from pipeline.training_errors import FiniteTerms
 
 DECODERS, FRAMES, SIZE = 2, 2, (64, 96)
@@ -97,19 +103,74 @@ def test_no_loss_waits(way, grid):
     assert seen.operations > 20
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_no_training_step_waits(name):
-    network, objective = create_model(name, DECODERS), objective_of("classes_balanced")
+class Loader:
+    """Batches on a device; after each it keeps how often the host has waited so far."""
+
+    def __init__(self, device, batches, seen):
+        self.batches, self.seen = [batch_on(device) for _ in range(batches)], seen
+        self.waits = []
+
+    def __iter__(self):
+        for batch in self.batches:
+            yield batch
+            self.waits.append(dict(self.seen.waits))
+
+
+def stub_fabric(device):
+    """What a training asks of Fabric, for one process on a device of :func:`pretended`."""
+    device = torch.device(device)
+    return SimpleNamespace(
+        device=device,
+        world_size=1,
+        global_rank=0,
+        is_global_zero=True,
+        no_backward_sync=lambda model, enabled: nullcontext(),
+        backward=lambda loss: loss.backward(),
+        autocast=lambda: torch.autocast(device.type, torch.bfloat16),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "pieces"), [*((name, 1) for name in ARCHITECTURES), ("mininetv2", 2)]
+)
+def test_no_step_of_an_epoch_waits(monkeypatch, name, pieces):
+    """The trainer's own epoch, until it reads the sums at its end."""
+    network, seen = create_model(name, DECODERS), Waits()
+    # Of a copy that has arrived; that nobody waits for it is shown below.
+    monkeypatch.setattr(
+        training_errors, "to_host", lambda terms: lambda: np.zeros(terms.shape, np.float32)
+    )
     with pretended():
-        moved(network, "meta").train()
+        moved(network, "meta")
+        normalise(batch_on("meta")["frame"], network)  # copies its constants, once
         # Training takes Adam's fused form, which has fewer operations and needs a device that
         # exists.
-        optimizer, batch = torch.optim.Adam(network.parameters(), foreach=True), batch_on("meta")
-        normalise(batch["frame"], network)  # copies its constants, once
-        with Waits() as seen:
-            backward(network(normalise(batch["frame"], network)), objective, batch)
-            optimizer.step()
-    assert not seen.waits
+        optimizer = torch.optim.Adam(network.parameters(), foreach=True)
+        settings = Training.model_construct(
+            epochs=2,
+            learning_rate=1e-3,
+            final_learning_rate=1e-4,
+            batch_size=pieces * FRAMES,
+            precision="32-true",
+            seed=0,
+        )
+        trainer = Trainer(
+            stub_fabric("meta"),
+            network,
+            network,
+            optimizer,
+            objective_of("classes_balanced"),
+            settings,
+            Stopwatch(),
+        )
+        sampler = EpochBatches(2 * pieces * FRAMES, pieces * FRAMES, 0, Share(0, 1, pieces))
+        loader = Loader("meta", sampler.steps * pieces, seen)
+        loaders = SimpleNamespace(train=loader, val=[], sampler=sampler)
+        task = SimpleNamespace(train=SimpleNamespace(anatomies=["liver", "colon"]))
+        steps = []
+        with seen, suppress(Exception):  # there are no values to sum up
+            trainer.epoch(0, task, loaders, lambda done, total: steps.append(dict(seen.waits)))
+    assert steps == [{}] * 2
     assert seen.operations > 100
 
 
@@ -141,14 +202,33 @@ def test_no_forward_pass_waits(name, training):
 
 
 def test_validation_does_not_wait_before_its_end():
-    with pretended(), torch.no_grad(), Waits() as seen:
-        batch, table = batch_on("cuda"), torch.zeros(5, 4, dtype=torch.int64, device="cuda")
-        masks = dice.anatomy_masks(
-            torch.zeros(FRAMES, DECODERS, 2, 8, 12, device="cuda"), batch["anatomy"], SIZE
-        )
-        table[batch["position"]] = dice.count(masks, batch["label"])
+    network, seen = create_model("mininetv2", DECODERS), Waits()
+    with pretended():
+        moved(network, "cuda")
+        normalise(batch_on("cuda")["frame"], network)
+        loader = Loader("cuda", 3, seen)
+        with seen, suppress(Exception):  # there are no values to count
+            _validate(stub_fabric("cuda"), network, loader, 5)
+    assert loader.waits == [{}] * 3
+    assert seen.operations > 100
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_frame_waits_in_the_frozen_form(name):
+    """From a frame on the device to its masks there, as `mtkd predict` computes them."""
+    network = create_model(name, DECODERS).eval()
+    frozen = Frozen(network, torch.device("cpu"), torch.float16)
+    frozen.native = (network.frozen(wide=True) or Margins(network)).eval().half()
+    segmenter = Segmenter(frozen, (80, 120), SIZE).eval()
+    with pretended(), torch.no_grad():
+        moved(segmenter, "cuda")
+        frame = torch.zeros(1, 3, 80, 120, dtype=torch.uint8, device="cuda")
+        with Waits() as seen:
+            masks = _infer(segmenter, frame)
+    assert masks.shape == (1, DECODERS, 80, 120)
+    assert masks.device.type == "cuda"
     assert not seen.waits
-    assert seen.operations > 10
+    assert seen.operations > 30
 
 
 def test_a_loss_is_judged_when_the_next_one_is_there(monkeypatch):
