@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import MtkdError
 from pipeline.models.dropout import Dropout
-from pipeline.models.network import Network
+from pipeline.models.network import Network, frame_by_frame
 
 # Dilations of the second branch of the 16 multi-dilation residuals (first TensorFlow code).
 DILATIONS = (1, 2, 1, 4, 1, 8, 1, 16, 1, 1, 1, 2, 1, 8, 1, 16)
@@ -193,6 +193,8 @@ class FrozenHead(nn.Module):
 class WideHead(nn.Module):
     """All decoders of a network as groups of one: few large kernels, as suits a GPU.
 
+    Its maps have the channels of all decoders, so that one frame is decoded at a time.
+
     Args:
         heads: with margins.
     """
@@ -207,6 +209,9 @@ class WideHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """(B, 128, h, w) and (B, 64, 2 h, 2 w) -> margins (B, N, 4 h, 4 w)."""
+        return frame_by_frame(self._decode, features)
+
+    def _decode(self, features: Sequence[Tensor]) -> Tensor:
         encoded, refinement = features
         x = F.relu(_double(encoded, *self.upsample())).unflatten(1, (self.decoders, WIDTH))
         x = (x + refinement[:, None]).flatten(1, 2)

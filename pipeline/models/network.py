@@ -155,6 +155,23 @@ def _on(device: torch.device, values: Statistics) -> Tensor:
         return torch.tensor(values, device=device)[:, None, None]
 
 
+def frame_by_frame(
+    decode: Callable[[Sequence[Tensor]], Tensor], features: Sequence[Tensor]
+) -> Tensor:
+    """What all frames of a batch give, one after another: memory does not grow with their number.
+
+    Args:
+        decode: from the maps of one frame to its margins (1, N, h, w).
+        features: [(B, C_i, h_i, w_i)].
+
+    Returns:
+        (B, N, h, w).
+    """
+    frames = zip(*(stage.split(1) for stage in features), strict=True)
+    margins = [decode(frame) for frame in frames]
+    return margins[0] if len(margins) == 1 else torch.cat(margins)
+
+
 def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits (B, N, 2, h, w) on another grid.
 

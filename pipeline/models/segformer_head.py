@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models.dropout import Dropout, draw
+from pipeline.models.network import frame_by_frame
 
 # Rows of the finest stage that fit the cache with their 256 channels.
 STRIP_ROWS = 16
@@ -176,6 +177,8 @@ class FrozenHead(nn.Module):
 class WideHead(nn.Module):
     """All decoders of a network as one with as many channels, as suits a GPU.
 
+    Its maps are so wide that one frame is decoded at a time.
+
     Args:
         heads: with margins.
     """
@@ -197,6 +200,9 @@ class WideHead(nn.Module):
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
         """Stages [(B, C_i, h_i, w_i)], finest first -> margins (B, N, h_0, w_0)."""
+        return frame_by_frame(self._decode, stages)
+
+    def _decode(self, stages: Sequence[Tensor]) -> Tensor:
         weights = [self.get_buffer(f"weight{number}") for number in range(self.stages)]
         x = F.conv2d(stages[0], weights[0], self.bias)
         coarser = [

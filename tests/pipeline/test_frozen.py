@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.deployment.export import Segmenter
 from pipeline.deployment.runner import Runner
@@ -70,6 +71,29 @@ def test_frozen_masks_are_the_networks(name):
     differ = plain(shown) != frozen(shown)
     assert not (differ & (plain.margins(shown).abs() > 1e-3)).any()
     assert plain(shown).float().mean() not in (0, 1)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many values the largest tensor has that any operation returns."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.values = max(self.values, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("name", ["mininetv2", "segformer_b0"])
+def test_maps_of_wide_decoders_do_not_grow_with_the_batch(name):
+    wide = create_model(name, 11).eval().frozen(wide=True).eval()
+    largest = []
+    for batch in (1, 4):
+        with torch.no_grad(), Largest() as seen:
+            wide(torch.zeros(batch, 3, 96, 128))
+        largest.append(seen.values)
+    assert largest[0] == largest[1]
 
 
 @pytest.mark.parametrize("name", ["mininetv2", "segformer_b0", "deeplabv3_efficientnet_lite0"])
