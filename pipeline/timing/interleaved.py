@@ -49,7 +49,7 @@ class Timing:
     """How long calls took, and what they needed.
 
     Attributes:
-        first: seconds of the first call, that nothing was ready for.
+        first: seconds of the first call; it makes a graph, or compiles.
         seconds: of each counted call.
         peak: bytes that a call held at most, on top of what was there before the first one.
         output: of the last call; None if calls return nothing.

@@ -8,6 +8,7 @@ the part.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +127,15 @@ class Candidate:
 
     def _in_pytorch(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
         frame = example(self.size, self.part)
-        return Runner(self.module(), frame, self.device, LAUNCH_MODES.get(self.form, "eager"))
+        module = self.module()
+        mode = LAUNCH_MODES.get(self.form, "eager")
+
+        @cache
+        def runner() -> Runner:
+            """Made by the first call, whose time and memory are those of a graph's capture, too."""
+            return Runner(module, frame, self.device, mode)
+
+        return lambda frame: runner()(frame)
 
     def module(self) -> nn.Module:
         """From a frame to masks, or from a normalised frame to logits."""

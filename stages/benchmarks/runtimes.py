@@ -27,7 +27,15 @@ from pipeline.prepared import Frame, load_frame
 from pipeline.timing.cost import multiply_adds, parameters
 from pipeline.timing.host import LIBRARIES, machine_record
 from pipeline.timing.interleaved import Timing, attempted, try_interleaved
-from pipeline.timing.latency import Candidate, Variant, example, export_graph, variants
+from pipeline.timing.latency import (
+    FORMS,
+    LAUNCH_MODES,
+    Candidate,
+    Variant,
+    example,
+    export_graph,
+    variants,
+)
 from pipeline.training_errors import translated_errors
 from stages.reporting.figures import FIGURES, figures
 from stages.reporting.paper_tables import table as paper_table
@@ -51,7 +59,8 @@ class Row:
             masks; None if that has a problem.
         network_milliseconds: of the network alone.
         problem: why figures are missing or worth nothing, or None.
-        logit_difference: largest difference of a logit from PyTorch's in float32.
+        logit_difference: largest difference of a logit from PyTorch's in float32; None if that was
+            not measured.
         weights: ``trained`` or ``random``.
         dice: percent on the test surgeries, of trained weights.
         paper_ms_rtx3090: the paper's time.
@@ -98,6 +107,24 @@ class Settings:
     repeats: int
     machine: Machine
 
+    def require_variants(self) -> None:
+        """Refuse what would measure nothing.
+
+        Raises:
+            MtkdError: no runtime that is installed knows any of the forms on this device.
+        """
+        device = self.machine.torch_device
+        if variants(self.runtimes, self.forms, device):
+            return
+        known = dict.fromkeys(form for _, _, form in variants(self.runtimes, FORMS, device))
+        runtimes = ", ".join(self.runtimes)
+        if not known:
+            raise MtkdError(f"--runtime {runtimes}: not installed here")
+        raise MtkdError(
+            f"--form {', '.join(self.forms)}: not known on {device.type} to {runtimes}; "
+            f"choose {', '.join(known)}"
+        )
+
     def variants(self, form: str) -> list[Variant]:
         """What to measure; a network with one decoder has no sequential ones."""
         return [
@@ -117,8 +144,10 @@ def run(places: Places, architectures: Sequence[str], settings: Settings, output
         output: JSON file.
 
     Raises:
-        MtkdError: some could not be measured; what could is written before.
+        MtkdError: nothing can be measured here so; or some could not be, and what could is written
+            before.
     """
+    settings.require_variants()
     host = machine_record(settings.machine, LIBRARIES)
     rows: list[Row] = []
     failed: list[str] = []
@@ -215,9 +244,11 @@ def _measured(arch: str, form: str, settings: Settings, places: Places, folder: 
 def _reference(
     candidates: Sequence[Candidate], timings: Sequence[Timing | MtkdError]
 ) -> NDArray[np.float32] | None:
-    """The logits of the first variant of PyTorch that was measured."""
+    """The logits of PyTorch in float32, launched as they are; None if none was measured."""
     for candidate, timing in zip(candidates, timings, strict=True):
-        if isinstance(timing, Timing) and candidate.runtime == "PyTorch":
+        variant = (candidate.runtime, candidate.precision)
+        is_exact = variant == ("PyTorch", "float32") and candidate.form not in LAUNCH_MODES
+        if is_exact and isinstance(timing, Timing):
             return timing.output
     return None
 
@@ -288,10 +319,17 @@ def _difference(timing: Timing | MtkdError, reference: Any) -> float | None:
     """Largest difference of a logit from PyTorch's in float32."""
     if isinstance(timing, MtkdError) or timing.output is None or reference is None:
         return None
-    if timing.output.ndim < reference.ndim:  # margins
-        reference = reference[:, :, 1] - reference[:, :, 0]
-    largest = float(f"{np.abs(timing.output - reference).max():.2e}")
+    output = timing.output
+    if output.ndim != reference.ndim:
+        output = _margins(output)
+        reference = _margins(reference)
+    largest = float(f"{np.abs(output - reference).max():.2e}")
     return largest if isfinite(largest) else None
+
+
+def _margins(output: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of logits (1, N, 2, h, w), or of a frozen form, which gives margins (1, N, h, w)."""
+    return output[:, :, 1] - output[:, :, 0] if output.ndim == 5 else output
 
 
 def _dice(

@@ -14,8 +14,10 @@ import torch
 
 from pipeline.deployment.runner import LaunchError
 from pipeline.errors import MtkdError, TooLittleMemoryError
-from pipeline.timing import interleaved
+from pipeline.machine import Machine
+from pipeline.timing import interleaved, latency
 from pipeline.timing.interleaved import interleave, try_interleaved
+from pipeline.timing.latency import Candidate
 
 failed = []
 
@@ -100,6 +102,35 @@ def test_a_call_lasts_until_the_device_is_done(monkeypatch, kind, waits):
     monkeypatch.setattr(interleaved, "_subject", subject)
     interleaved._call()
     assert waited == [torch.device(kind)] * waits
+
+
+@pytest.mark.parametrize("form", ["graph", "compiled"])
+def test_the_first_call_makes_a_graph(monkeypatch, form):
+    """So its time and its memory are seen, and no other call's is."""
+    held = [0]
+
+    class Captures:
+        def __init__(self, module, frame, device, launch):
+            assert launch == form
+            sleep(0.05)
+            held[0] = 300
+
+        def __call__(self, frame):
+            return np.zeros(1, np.float32)
+
+    def peak_memory(device, *, reset=False):
+        return held[0]
+
+    monkeypatch.setattr(latency, "Runner", Captures)
+    monkeypatch.setattr(Candidate, "module", lambda self: None)
+    monkeypatch.setattr(Candidate, "device", torch.device("cuda"))
+    monkeypatch.setattr(interleaved, "peak_memory", peak_memory)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    monkeypatch.setattr(interleaved, "SECONDS_ON_CUDA", 0.0)
+    candidate = Candidate("x", 1, (4, 4), Machine("cpu"), 2, "PyTorch", "float16", form)
+    (timing,) = try_interleaved([candidate], 1, 3)
+    assert timing.peak == 300
+    assert timing.first >= 0.05 > timing.median
 
 
 def test_on_cuda_subjects_come_one_after_another_in_this_process(monkeypatch):

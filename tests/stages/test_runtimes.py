@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import mtkd
 
 from pipeline.errors import MtkdError
 from pipeline.machine import Machine
-from pipeline.timing.latency import FORMS, available
+from pipeline.timing import latency
+from pipeline.timing.interleaved import Timing
+from pipeline.timing.latency import FORMS, Candidate, available
 from stages.benchmarks import runtimes
 from stages.shared.project import Places
 from stages.shared.results import read
@@ -111,6 +114,49 @@ def test_a_problem_of_one_variant_is_in_its_row(run, monkeypatch):
     for row in rows.values():
         assert row["problem"] is None
         assert row["milliseconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("forms", "compared"),
+    [
+        (["joined", "graph"], [0.0, 8.0]),
+        (["graph", "frozen"], [8.0, 0.0]),
+        (["graph", "compiled"], [None, None]),
+    ],
+)
+def test_logits_are_compared_with_float32_or_not_at_all(forms, compared):
+    """Joined ones with frozen margins, too."""
+    logits = np.zeros((1, 1, 2, 4, 4), np.float32)
+    outputs = {"joined": logits, "frozen": logits[:, :, 0]}
+    candidates = []
+    timings = []
+    for form in forms:
+        precision = "float32" if form in outputs else "float16"
+        output = outputs.get(form, logits[:, :, 0] + 8)
+        candidates.append(Candidate("x", 1, (4, 4), Machine("cpu"), 1, "PyTorch", precision, form))
+        timings.append(Timing(1.0, [1.0], 0, output))
+    reference = runtimes._reference(candidates, timings)
+    assert [runtimes._difference(timing, reference) for timing in timings] == compared
+    joined = Timing(1.0, [1.0], 0, logits + np.array([0, 3], np.float32)[:, None, None])
+    assert runtimes._difference(joined, outputs["frozen"]) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--form", "graph"], "--form graph: not known on cpu to PyTorch, ONNX Runtime, OpenVINO;"),
+        (["--runtime", "OpenVINO", "--form", "frozen"], "to OpenVINO; choose joined, looped"),
+    ],
+)
+def test_a_form_that_the_device_does_not_know_is_refused(options, line):
+    output = mtkd("benchmark", "runtimes", "--device", "cpu", *options, code=1)
+    assert line in output
+
+
+def test_a_runtime_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(latency, "find_spec", lambda package: None)
+    output = mtkd("benchmark", "runtimes", "--device", "cpu", "--runtime", "OpenVINO", code=1)
+    assert "--runtime OpenVINO: not installed here" in output
 
 
 @pytest.mark.parametrize(
