@@ -1,5 +1,6 @@
 """``mtkd predict``: anatomy on a frame, a folder of frames, or a video."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -363,9 +364,16 @@ class _OneSize:
         try:
             self.run = self._runner(size, "graph")
             self.launched = True
+            return
         except LaunchError as error:
-            say(f"warning: {error}: its kernels are launched one by one, which takes longer")
-            self.graphs = False
+            reason = str(error)
+        except torch.OutOfMemoryError:
+            reason = "too little memory to launch a network as one graph"
+        say(f"warning: {reason}: its kernels are launched one by one, which takes longer")
+        self.graphs = False
+        # What was begun is garbage now, and the one that launches one by one needs its memory.
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def _runner(self, size: tuple[int, int], launch: LaunchMode) -> Runner:
         module = Segmenter(self.frozen, size, self.network_size).eval()

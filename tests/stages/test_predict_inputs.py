@@ -159,15 +159,26 @@ def test_an_empty_argument_is_not_the_current_folder(run):
     assert "an argument is empty" in output
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_frames_of_one_size_are_launched_at_once_from_the_second_on(monkeypatch, capsys, fails):
+@pytest.mark.parametrize(
+    ("fails", "reason"),
+    [
+        (None, ""),
+        (LaunchError("it can't be launched"), "it can't be launched"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "too little memory to launch a network"),
+    ],
+)
+def test_frames_of_one_size_are_launched_at_once_from_the_second_on(
+    monkeypatch, capsys, fails, reason
+):
     launches = []
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
 
     class Recorded:
         def __init__(self, module, example, device, launch):
             launches.append((tuple(example.shape[2:]), launch))
             if fails and launch == "graph":
-                raise LaunchError("a network can't be launched as one graph here")
+                raise fails
 
         def __call__(self, frame):
             return frame
@@ -184,7 +195,6 @@ def test_frames_of_one_size_are_launched_at_once_from_the_second_on(monkeypatch,
         ((8, 8), "graph"),
     ]
     assert launches == (expected[:4] if fails else expected)
-    assert (
-        capsys.readouterr().out.count("warning: a network can't be launched as one graph here")
-        == fails
-    )
+    output = capsys.readouterr().out
+    assert output.count(f"warning: {reason}") == len(freed) == bool(fails)
+    assert ("one by one" in output) == bool(fails)
