@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.annotations import matched
 from pipeline.checkpoint import load_checkpoint
@@ -289,11 +290,8 @@ def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
 
         def segment(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
             if not kept:
-                kept.append(
-                    _OneSize(
-                        _frozen(network, device, frame, card.image_size), device, card.image_size
-                    )
-                )
+                frozen = _frozen(network, device, frame, card.image_size)
+                kept.append(_OneSize(network, frozen, device, card.image_size))
             return kept[0](as_batch(frame))[0].astype(bool)
 
         return segment, list(card.anatomies)
@@ -334,25 +332,69 @@ def _frozen(
     return Frozen(network, device, torch.float32)
 
 
+class _Watched(Segmenter):
+    """Notes whether all logits of the last frame are finite."""
+
+    finite: Tensor
+
+    def __init__(
+        self, frozen: Frozen, frame_size: tuple[int, int], network_size: tuple[int, int]
+    ) -> None:
+        super().__init__(frozen, frame_size, network_size)
+        # On the network's device. A graph writes it with every frame.
+        self.register_buffer("finite", torch.ones_like(frozen.scale[0, 0, 0], dtype=torch.bool))
+
+    def _native(self, frame: Tensor) -> Tensor:
+        margins = super()._native(frame)
+        self.finite.copy_(margins.isfinite().all())
+        return margins
+
+
 class _OneSize:
     """Masks of frames (1, 3, H, W).
 
-    Sizes may change; of one that stays, all kernels are launched at once.
+    Sizes may change; of one that stays, all kernels are launched at once. Half precision is left
+    for good at the first frame whose logits are not finite in it.
+
+    Args:
+        network: in float32, for that case.
+        frozen: made from it.
+        device: of both.
+        network_size: (H, W) at which the network sees frames.
     """
 
-    def __init__(self, frozen: Frozen, device: torch.device, network_size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        frozen: Frozen,
+        device: torch.device,
+        network_size: tuple[int, int],
+    ) -> None:
+        self.network = network
         self.frozen = frozen
         self.device = device
         self.network_size = network_size
         self.size = (0, 0)
         self.launched = False
         self.run: Runner | None = None
+        self.watched: _Watched | None = None  # in half precision, by the runner
         self.graphs = device.type == "cuda"
 
     def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        masks = self._masks(frame)
+        # The runner has waited for the end of the frame, so that reading this waits for nothing.
+        if self.watched is None or bool(self.watched.finite):
+            return masks
+        say("warning: in half precision the logits of a frame are not finite: float32 is used")
+        self.frozen = Frozen(self.network, self.device, torch.float32)
+        self.size = (0, 0)
+        return self._masks(frame)
+
+    def _masks(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         size = (frame.shape[2], frame.shape[3])
         if size != self.size:
             self.run = None
+            self.watched = None
             self.launched = False  # its memory is the next one's
             self.run = self._runner(size, "eager")
         elif self.graphs and not self.launched:
@@ -376,8 +418,12 @@ class _OneSize:
         torch.cuda.empty_cache()
 
     def _runner(self, size: tuple[int, int], launch: LaunchMode) -> Runner:
-        module = Segmenter(self.frozen, size, self.network_size).eval()
-        return Runner(module, torch.zeros(1, 3, *size, dtype=torch.uint8), self.device, launch)
+        in_half = self.frozen.dtype != torch.float32
+        module = (_Watched if in_half else Segmenter)(self.frozen, size, self.network_size).eval()
+        example = torch.zeros(1, 3, *size, dtype=torch.uint8)
+        runner = Runner(module, example, self.device, launch)
+        self.watched = module if isinstance(module, _Watched) else None
+        return runner
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """``mtkd predict`` on what people have: links, foreign formats, damaged files."""
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -10,8 +11,11 @@ from helpers import mtkd, write_png
 from PIL import Image
 
 import stages.predict as stage
-from pipeline.deployment.runner import LaunchError
+from pipeline.deployment.export import Segmenter
+from pipeline.deployment.runner import LaunchError, Runner
 from pipeline.deployment.video import InputFrame, list_images, pixel_aspect, read_images, read_video
+from pipeline.models import create_model
+from pipeline.models.frozen import Frozen
 
 TEACHER = "checkpoints/teachers/liver.safetensors"
 
@@ -184,7 +188,8 @@ def test_frames_of_one_size_are_launched_at_once_from_the_second_on(
             return frame
 
     monkeypatch.setattr(stage, "Runner", Recorded)
-    segment = stage._OneSize(None, torch.device("cuda"), (8, 8))
+    frozen = SimpleNamespace(dtype=torch.float32)
+    segment = stage._OneSize(None, frozen, torch.device("cuda"), (8, 8))
     for height in (8, 8, 8, 4, 8, 8):
         segment(np.zeros((1, 3, height, 8), np.uint8))
     expected = [
@@ -198,3 +203,27 @@ def test_frames_of_one_size_are_launched_at_once_from_the_second_on(
     output = capsys.readouterr().out
     assert output.count(f"warning: {reason}") == len(freed) == bool(fails)
     assert ("one by one" in output) == bool(fails)
+
+
+def test_half_precision_is_left_at_the_first_frame_that_overflows(capsys):
+    """Here in bfloat16, with a decoder that overflows where a frame is bright."""
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    network = create_model("mininetv2", 2).eval()
+    half = Frozen(network, device, torch.bfloat16)
+    half.native.register_forward_hook(
+        lambda module, frames, margins: margins + (torch.inf if frames[0].mean() > 2 else 0)
+    )
+    size = (48, 64)
+    module = Segmenter(Frozen(network, device, torch.float32), size, size).eval()
+    exact = Runner(module, torch.zeros(1, 3, *size, dtype=torch.uint8), device)
+    segment = stage._OneSize(network, half, device, size)
+    dark, bright = (np.full((1, 3, *size), value, np.uint8) for value in (20, 250))
+    noisy = frame(size=size).transpose(2, 0, 1)[None]
+    segment(dark)
+    assert segment.watched is not None
+    assert capsys.readouterr().out == ""
+    for pixels in (bright, noisy, bright, dark):
+        assert (segment(pixels) == exact(pixels)).all()
+    assert capsys.readouterr().out.count("warning: in half precision the logits of a frame") == 1
+    assert segment.watched is None
