@@ -205,7 +205,7 @@ def test_runs_of_a_study_have_a_gpu_each(run, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     student = load_project().params.student
     cases = [Case(f"run {i}", student.model_copy(update={"seed": i}), None) for i in range(3)]
-    runs.measure_all(cases, 2, Machine("cpu"))
+    runs.measure_all(cases, run / "runs", 2, Machine("cpu"))
     assert sorted(seen) in (["0", "0", "1"], ["0", "1", "1"])
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
