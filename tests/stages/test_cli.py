@@ -24,6 +24,7 @@ from pipeline.models import ARCHITECTURES
 from pipeline.timing.host import machine_record
 from pipeline.timing.latency import FORMS, RUNTIMES
 from stages import cli
+from stages.benchmarks.runtimes import Settings
 from stages.shared.console import counted
 from stages.shared.project import Places
 from stages.study.gain import STUDENTS
@@ -202,7 +203,7 @@ def measured(project, monkeypatch):
     calls = []
 
     def record(name):
-        return lambda *arguments: calls.append((name, *filter(is_setting, arguments)))
+        return lambda *arguments: calls.append((name, *chosen(arguments)))
 
     monkeypatch.setattr("stages.benchmark.run", record("benchmark"))
     for name in ("networks", "store", "loading", "runtimes"):
@@ -210,8 +211,13 @@ def measured(project, monkeypatch):
     return calls
 
 
-def is_setting(argument):
-    return not isinstance(argument, Machine | Places)
+def chosen(arguments):
+    """What a user has chosen, one after another, without the machine and the project."""
+    for argument in arguments:
+        if isinstance(argument, Settings):
+            yield from chosen(vars(argument).values())
+        elif not isinstance(argument, Machine | Places):
+            yield argument
 
 
 NETWORKS = ["segformer_b0", "mininetv2", "deeplabv3_efficientnet_lite0"]
