@@ -348,11 +348,10 @@ def _dice(
         card.architecture, len(anatomies), card.image_size, machine, checkpoint=student
     )
     frames = places.frames_of("test", anatomies)
-    training_frames = places.frames_of("train", anatomies)
 
     def measured(candidate: Candidate) -> float | None:
         if candidate.runtime != "PyTorch":
-            graph = _whole_graph(candidate, Path(folder), training_frames)
+            graph = _whole_graph(candidate, Path(folder), places, anatomies)
             candidate = replace(candidate, graph=graph)
         function = _one_by_one(candidate.function())
         return runtime_dice(function, frames, anatomies, card.image_size)
@@ -366,13 +365,16 @@ def _dice(
     return dice
 
 
-def _whole_graph(candidate: Candidate, folder: Path, training_frames: Sequence[Frame]) -> Path:
+def _whole_graph(
+    candidate: Candidate, folder: Path, places: Places, anatomies: Sequence[str]
+) -> Path:
     """From a frame to masks as a file; int8 is calibrated on training frames."""
     frame = example(candidate.size, "whole")
     graph = trace(candidate.module(), frame, folder / f"{candidate.form}.onnx")
     if candidate.precision != "int8":
         return graph
-    return write_int8(graph, graph.with_suffix(".xml"), _calibration(training_frames))
+    calibration = _calibration(places.frames_of("train", anatomies))
+    return write_int8(graph, graph.with_suffix(".xml"), calibration)
 
 
 def _calibration(frames: Sequence[Frame]) -> list[NDArray[np.uint8]]:
