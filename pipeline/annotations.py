@@ -1,7 +1,6 @@
 """What DSAD holds beside its masks: which organs a frame shows, and each annotator's masks.
 
-Both concern evaluation alone. A file that is damaged, or has nothing about the frames here, is a
-warning and is left out.
+A file that is damaged, or has nothing about the frames here, is a warning and is left out.
 """
 
 import csv
@@ -36,6 +35,7 @@ DSAD_COLUMNS = (
 )
 # Columns that are only implied are wrong if they deny more than this share of a surgery's masks.
 DENIED = 0.5
+WEAK_LABELS = "weak_labels.csv"  # in the folder of a surgery
 PRESENCE = "presence.csv"
 ANNOTATORS = "annotators.csv"
 COUNTED = ("tp", "fp", "fn", "tn")
@@ -180,31 +180,58 @@ def spelling(name: str) -> str:
     return "_".join(name.lower().split())
 
 
-def write_beside(sources: Sequence[Source], folder: Path, image_size: tuple[int, int]) -> list[str]:
-    """Write what is known beside the masks of one anatomy's frames.
+def write_presence(
+    sources: Sequence[Source], mapped: Mapping[Source, Shows], folder: Path
+) -> tuple[list[str], list[str]]:
+    """Write which anatomies the frames of one anatomy show, if something is known of it.
 
     Args:
         sources: frames of one anatomy.
-        folder: gets ``presence.csv`` (frame, then 0 or 1 per anatomy) and ``annotators.csv``
-            (frame, annotator, tp, fp, fn, tn against the consensus), each only if there is
-            something to tell.
+        mapped: what complete label maps show; they are believed above weak labels.
+        folder: gets ``presence.csv``: frame, then 0 or 1 per anatomy.
+
+    Returns:
+        Warnings, and where weak labels contradict masks or maps.
+    """
+    if not sources:
+        return [], []
+    weak, warnings, contradictions = _weak_labels(sources)
+    for source, shows in mapped.items():
+        said = weak.get(source, {})
+        wrong = [name for name, shown in shows.items() if said.get(name, shown) is not shown]
+        file = source.image.with_name(WEAK_LABELS)
+        contradictions += [
+            f"{file}: says that {source.name} {_shows(said[name])} {name}, and its map does"
+            f"{'' if shows[name] else ' not'}"
+            for name in wrong
+        ]
+        weak[source] = {**said, **shows}
+    rows = [_presence_row(source, weak[source]) for source in sources if source in weak]
+    if rows:
+        names = list(dict.fromkeys(chain.from_iterable(rows)))
+        _write(folder / PRESENCE, names, [_cells(row, names) for row in rows])
+    return warnings, contradictions
+
+
+def write_annotators(
+    sources: Sequence[Source], folder: Path, image_size: tuple[int, int]
+) -> list[str]:
+    """Write what single annotators drew on the frames of one anatomy, if they did.
+
+    Args:
+        sources: frames of one anatomy.
+        folder: gets ``annotators.csv``: frame, annotator, tp, fp, fn, tn against the consensus.
         image_size: (H, W) at which masks are compared.
 
     Returns:
         Warnings.
     """
     warnings: list[str] = []
-    presence: list[dict[str, object]] = []
     counts: list[list[object]] = []
-    if sources:
-        presence, warnings = _presence(sources)
     for source in sources:
         source_counts, source_warnings = _compare_annotators(source, image_size)
         counts += source_counts
         warnings += source_warnings
-    if presence:
-        names = list(dict.fromkeys(chain.from_iterable(presence)))
-        _write(folder / PRESENCE, names, [_cells(row, names) for row in presence])
     if counts:
         _write(folder / ANNOTATORS, ["frame", "annotator", *COUNTED], counts)
     return warnings
@@ -214,14 +241,17 @@ def _cells(row: Mapping[str, object], names: Sequence[str]) -> list[object]:
     return [row.get(name, "") for name in names]
 
 
-def _presence(sources: Sequence[Source]) -> tuple[list[dict[str, object]], list[str]]:
-    """Rows of ``presence.csv`` for the frames of one anatomy, and warnings."""
+def _weak_labels(
+    sources: Sequence[Source],
+) -> tuple[dict[Source, Shows], list[str], list[str]]:
+    """What weak labels say of the frames of one anatomy, warnings, and contradictions."""
     root = sources[0].image.parents[2]
     anatomies = [path.name for path in folders(root) if path.name not in OTHER_FOLDERS]
     listed, warnings = _listed(root)
-    rows: list[dict[str, object]] = []
+    believed: dict[Source, Shows] = {}
+    contradictions: list[str] = []
     for surgery in dict.fromkeys(source.image.parent for source in sources):
-        file = surgery / "weak_labels.csv"
+        file = surgery / WEAK_LABELS
         if not file.exists():
             continue
         try:
@@ -230,10 +260,11 @@ def _presence(sources: Sequence[Source]) -> tuple[list[dict[str, object]], list[
             warnings.append(f"{error}; it is left out")
             continue
         of_surgery = [source for source in sources if source.image.parent == surgery]
-        shows, surgery_warnings = _believed(file, weak_labels, of_surgery)
-        rows += [_presence_row(source, anatomy_shows) for source, anatomy_shows in shows.items()]
+        shows, surgery_warnings, contradicted = _believed(file, weak_labels, of_surgery)
+        believed |= shows
         warnings += surgery_warnings
-    return rows, warnings
+        contradictions += contradicted
+    return believed, warnings, contradictions
 
 
 def _listed(root: Path) -> tuple[list[str], list[str]]:
@@ -251,8 +282,12 @@ def _presence_row(source: Source, shows: Shows) -> dict[str, object]:
 
 def _believed(
     file: Path, weak_labels: WeakLabels, sources: Sequence[Source]
-) -> tuple[dict[Source, Shows], list[str]]:
-    """What the weak labels of one surgery say and no mask contradicts, and warnings."""
+) -> tuple[dict[Source, Shows], list[str], list[str]]:
+    """What the weak labels of one surgery say and no mask contradicts.
+
+    Returns:
+        That, warnings, and where masks contradict them.
+    """
     shows = weak_labels.of(sources)
     warnings = [] if shows else [f"{file}: has no row for any frame here"]
     denied = _denied(shows)
@@ -262,15 +297,21 @@ def _believed(
             "their masks show, so its columns are in another order: name them in a first row or in "
             "anatomies.txt; it is left out"
         )
-        return {}, warnings
+        return {}, warnings, []
+    contradictions = []
     for source in denied:
-        warnings.append(
-            f"{file}: says that {source.name} shows no {source.anatomy}, and {source.mask} does"
+        contradictions.append(
+            f"{file}: says that {source.name} {_shows(False)} {source.anatomy}, and {source.mask} "
+            "does"
         )
         shows[source] = {
             anatomy: shown for anatomy, shown in shows[source].items() if anatomy != source.anatomy
         }
-    return shows, warnings
+    return shows, warnings, contradictions
+
+
+def _shows(is_visible: bool) -> str:
+    return "shows" if is_visible else "shows no"
 
 
 def _denied(shows: Mapping[Source, Shows]) -> list[Source]:

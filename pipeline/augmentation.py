@@ -127,9 +127,9 @@ def warp(
 
 
 def warp_label(
-    label: NDArray[np.uint8], affine: tuple[float, ...], ignore: int
+    label: NDArray[np.integer[Any]], affine: tuple[float, ...], ignore: int
 ) -> NDArray[np.int16]:
-    """Warp a label (H, W) of 0 and 1 by nearest neighbour.
+    """Warp a label (H, W) of small integers by nearest neighbour.
 
     What lies outside the original frame becomes ``ignore``.
     """

@@ -22,6 +22,12 @@ class Counts:
     fn: int
     tn: int
 
+    def __add__(self, other: "Counts") -> "Counts":
+        """Of both frames together."""
+        return Counts(
+            self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn
+        )
+
     @property
     def dice(self) -> float:
         """2 TP / (2 TP + FP + FN) in 0..1; NaN if label and mask are both empty."""

@@ -22,8 +22,8 @@ from pipeline.augmentation import (
     warp_label,
     warp_logits,
 )
-from pipeline.losses.partial_labels import IGNORE
-from pipeline.prepared import Frame, load_frame, load_label
+from pipeline.labels import NOT_LABELLED, load_labels
+from pipeline.prepared import Frame, load_frame
 
 Key = tuple[int, int]  # epoch, position of the frame
 
@@ -33,10 +33,11 @@ class Sample(TypedDict, total=False):
 
     Attributes:
         frame: (3, H, W) uint8 RGB.
-        label: (H, W) int16, 1 = anatomy, 0 = background, -1 = outside the original frame, or no
-            label.
-        anatomy: () int64, index of the anatomy that the frame is labelled for; 0 for one without a
-            label.
+        organ: (H, W) int16, which anatomy a pixel is known to show; see
+            :class:`pipeline.labels.FrameLabels`.
+        background: (N,) bool, the decoders to which a pixel of no known anatomy is background.
+        anatomy: () int64, index of the anatomy that the frame is labelled for; N for one without a
+            decoder here, or without a label.
         position: () int64, index of the frame in its data set.
         teachers: (N, 2, h, w) float32 stored logits, moved as the frame was; only with soft
             targets.
@@ -45,7 +46,8 @@ class Sample(TypedDict, total=False):
     """
 
     frame: Tensor
-    label: Tensor
+    organ: Tensor
+    background: Tensor
     anatomy: Tensor
     position: Tensor
     teachers: Tensor
@@ -76,13 +78,14 @@ class SoftTargets(Protocol):
 
 
 class FrameDataset(Dataset[Sample]):
-    """Prepared frames with their one label each, or none.
+    """Prepared frames with what is known of them.
 
     Args:
         frames: the frames, in order.
-        anatomies: the decoders, in order; every labelled frame belongs to one of them.
+        anatomies: the N decoders, in order.
         augment: seed of the augmentation, or None for clean frames.
         soft_targets: stored logits of the teachers, or None.
+        maps: whether complete label maps are used, too.
     """
 
     def __init__(
@@ -91,7 +94,10 @@ class FrameDataset(Dataset[Sample]):
         anatomies: Sequence[str],
         augment: int | None = None,
         soft_targets: SoftTargets | None = None,
+        *,
+        maps: bool = True,
     ) -> None:
+        self.maps = maps
         self.frames = list(frames)
         self.anatomies = list(anatomies)
         self.augment = augment
@@ -106,13 +112,13 @@ class FrameDataset(Dataset[Sample]):
         clean = load_frame(frame.image)
         augmentation = self._augmentation(epoch, frame, clean.shape[:2])
         pixels = augment_frame(clean, augmentation)
-        label = np.full(clean.shape[:2], IGNORE, np.int16)
-        if frame.labelled:
-            label = warp_label(load_label(frame.label), augmentation.affine, IGNORE)
+        labels = load_labels(frame, self.anatomies, clean.shape[:2], maps=self.maps)
+        organ = warp_label(labels.organ, augmentation.affine, NOT_LABELLED)
         item = Sample(
             frame=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
-            label=torch.from_numpy(label),
-            anatomy=torch.tensor(self.anatomies.index(frame.anatomy) if frame.labelled else 0),
+            organ=torch.from_numpy(organ),
+            background=torch.from_numpy(labels.background),
+            anatomy=torch.tensor(labels.own),
             position=torch.tensor(position),
         )
         if self.soft_targets is not None:
@@ -186,14 +192,27 @@ class EpochBatches(Sampler[list[Key]]):
     in the loss.
 
     Args:
-        frames: number of frames.
+        frames: number of frames that every epoch has.
         batch_size: frames per batch, over all processes.
         seed: of the order.
         share: which pieces of every batch; by default it is whole.
+        others: number of frames after these, of which each epoch has some.
+        drawn: how many.
     """
 
-    def __init__(self, frames: int, batch_size: int, seed: int, share: Share | None = None) -> None:
-        self.frames = frames
+    def __init__(
+        self,
+        frames: int,
+        batch_size: int,
+        seed: int,
+        share: Share | None = None,
+        *,
+        others: int = 0,
+        drawn: int = 0,
+    ) -> None:
+        self.always = frames
+        self.others = others
+        self.frames = frames + min(drawn, others)
         self.batch_size = batch_size
         self.seed = seed
         self.share = share or Share()
@@ -206,13 +225,23 @@ class EpochBatches(Sampler[list[Key]]):
         return full + (rest > 1)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.frames)
+        order = self._order()
         for step in range(self.steps):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
             for piece in self.share.of(batch):
                 others = [i for i in batch if i not in piece]
                 lacking = max(0, self.share.least - len(piece))
                 yield [(self.epoch, i) for i in piece + others[:lacking]]
+
+    def _order(self) -> NDArray[np.int64]:
+        """The positions of the epoch's frames, in the order of its batches."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.frames)
+        if self.others:
+            # Those of the other frames that this epoch has stand for the last positions.
+            drawn = rng.permutation(self.others)[: self.frames - self.always] + self.always
+            order = np.concatenate([np.arange(self.always), drawn])[order]
+        return order
 
     def __len__(self) -> int:
         return self.steps * self.share.pieces

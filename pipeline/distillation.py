@@ -2,19 +2,25 @@
 
 L = sum over anatomies of L_CE + weight * L_KL. The paper prints a product of the two losses. This
 is the sum, as in Shu et al. (2021), on whose implementation the paper says it builds.
+
+With ``distill.reconcile`` the teachers are made to agree first, with what is known and with each
+other: a teacher that has only seen frames with its anatomy finds it everywhere.
 """
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.datasets import Sample
+from pipeline.labels import targets
 from pipeline.losses.distillation import balanced_class_wise_kl, channel_wise_kl, class_wise_kl
 from pipeline.models.network import resize
 from pipeline.settings import Distill
 from pipeline.training import Objective, Terms
 
+SURE = 6.0  # logit margin of what is known: a probability of 0.998
 DIVERGENCES = {
     "pixels": channel_wise_kl,
     "classes": class_wise_kl,
@@ -35,6 +41,8 @@ def distilled(supervised: Objective, settings: Distill) -> Objective:
         student, teachers, valid = on_one_grid(
             logits, batch["teachers"], batch["valid"], settings.grid
         )
+        if settings.reconcile:
+            teachers = reconciled(teachers, targets(batch["organ"], batch["background"]))
         kl = divergence(student, teachers, settings.temperature, valid)
         cells = valid.sum().float().expand(teachers.shape[1])
         return supervised.terms(logits, batch) | {"kl_divergence": kl, "valid_cells": cells}
@@ -67,3 +75,30 @@ def on_one_grid(
     invalid = (~valid)[:, None].float()
     invalid = F.interpolate(invalid, size=native, mode="bilinear", align_corners=False)[:, 0]
     return student, resize(teachers.float(), native), invalid == 0
+
+
+def reconciled(teachers: Tensor, target: Tensor) -> Tensor:
+    """Teachers' logits that agree with what is known, and with each other.
+
+    Where all of a cell is known to show an anatomy, or not to, its teacher is overruled. Then the
+    anatomies share each pixel: a teacher's probability becomes its part in the softmax over
+    [0, margins], so that at most one exceeds 1/2.
+
+    Args:
+        teachers: (B, N, 2, h, w).
+        target: (B, N, H, W) int64, see :func:`pipeline.labels.targets`.
+
+    Returns:
+        (B, N, 2, h, w) float32; the background's logits are unchanged.
+    """
+    background = teachers[:, :, 0].float()
+    margins = teachers[:, :, 1].float() - background
+    grid = (teachers.shape[-2], teachers.shape[-1])
+    is_anatomy, is_background = (
+        F.adaptive_avg_pool2d((target == value).float(), grid) == 1 for value in (1, 0)
+    )
+    margins = torch.where(is_background, margins.clamp(max=-SURE), margins)
+    margins = torch.where(is_anatomy, margins.clamp(min=SURE), margins)
+    none = torch.zeros_like(margins[:, :1])
+    shares = torch.cat([none, margins], 1).softmax(1)[:, 1:]
+    return torch.stack([background, background + shares.logit(eps=1e-6)], 2)

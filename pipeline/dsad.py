@@ -2,8 +2,8 @@
 
 A frame is ``<root>/<anatomy>/<surgery>/imageMM.png``, its mask is ``maskMM.png`` beside it. What
 else DSAD keeps there (``weak_labels.csv``, ``anno_1`` .. ``anno_3``, ``multilabel``) is not read
-here. What looks like a frame and cannot be used is a problem. Everything else that is not used is
-warned of by name.
+here (:mod:`pipeline.annotations`, :mod:`pipeline.label_maps`). What looks like a frame and cannot
+be used is a problem. Everything else that is not used is warned of by name.
 """
 
 import difflib
@@ -26,7 +26,8 @@ from pipeline.files import entries, folders, kinds, some, walk
 from pipeline.settings import UNLABELLED, Splits
 from pipeline.surgeries import same_surgeries, surgery_id, surgery_order
 
-OTHER_FOLDERS = ("multilabel", "labelmap")  # beside those of the anatomies
+MAPS = "multilabel"
+OTHER_FOLDERS = (MAPS, "labelmap")  # beside those of the anatomies
 
 _LABEL = re.compile(r"(?:mask|label)([0-9]+)\.png")
 _FILE = re.compile(r"(image|mask)([0-9]+)\.png", re.IGNORECASE)

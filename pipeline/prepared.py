@@ -2,7 +2,9 @@
 
 ``<frames>/<split>/<anatomy>/<surgery>/<name>.png`` holds RGB frames, ``<labels>/...`` the masks of
 0 and 255. Every ``<split>/<anatomy>`` folder of both holds an ``index.csv``, with or without
-frames, so that a stage can depend on it. Frames without a label lie in
+frames, so that a stage can depend on it. Beside the masks lie ``presence.csv``, which anatomies the
+frames show, and complete label maps, ``<name>.map.png`` with their legend ``anatomies.txt``; each
+only where it is known (:mod:`pipeline.labels`). Frames without a label lie in
 ``<frames>/unlabelled/<surgery>/<name>.png``, with an index of their own.
 """
 
@@ -13,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations import write_beside
+from pipeline.annotations import read_lines, read_presence, write_annotators, write_presence
 from pipeline.dsad import (
     DataError,
     Source,
@@ -38,6 +40,7 @@ from pipeline.dsad import (
 )
 from pipeline.errors import DamagedFileError, MissingFileError
 from pipeline.files import require_writable
+from pipeline.label_maps import CheckedMap, Legend, check_map, legend_of
 from pipeline.settings import UNLABELLED, Splits
 from pipeline.surgeries import SPLITS, Split
 
@@ -53,7 +56,14 @@ COVERED = 0.5
 # CholecSeg8k is 60 %.
 NEARLY_FULL = 0.8
 LISTED = 20  # files that a warning names
+# Share of the label maps that may show something else than their masks before none is believed.
+WRONG = 0.5
+MAP = ".map.png"
+INDEX = "index.csv"
+MAPPED = "maps.csv"  # the frames that have a map
+LEGEND = "anatomies.txt"
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 
@@ -67,6 +77,9 @@ class Frame:
         surgery: its surgery's folder.
         image: RGB PNG.
         label: PNG of 0 and 255; absent for an unlabelled frame, and where only frames are used.
+        shows: by anatomy, whether the frame shows it; without those of which nothing is known.
+        map: PNG of its complete label map, or None.
+        legend: what the map's values 1, 2, ... mean.
     """
 
     id: str
@@ -74,6 +87,9 @@ class Frame:
     surgery: str
     image: Path
     label: Path
+    shows: Mapping[str, bool] = field(default_factory=dict, hash=False)
+    map: Path | None = None
+    legend: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -137,6 +153,7 @@ class _Checked:
         foreground: pixels of the prepared label.
         covered: share of the mask that is foreground, in 0..1.
         odd: whether the mask holds values between 0 and full.
+        map: the frame's complete label map, or None.
         problems: one line each.
     """
 
@@ -148,6 +165,7 @@ class _Checked:
     foreground: int = 0
     covered: float = 0.0
     odd: bool = False
+    map: CheckedMap | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -184,12 +202,14 @@ def prepare(
     sources, problems = _scan(settings)
     with _scratch(output_frames) as frames, _scratch(output_labels) as labels:
         folders = _Folders(frames, labels)
-        work = partial(_check_and_write, settings=settings, folders=folders)
+        legend, legend_problems = _legend(settings)
+        problems += legend_problems
+        work = partial(_check_and_write, settings=settings, folders=folders, legend=legend)
         checked = _in_threads(work, sources, workers, progress)
         problems += _check(checked, settings)
         if problems:
             raise DataError(problems)
-        beside = _write(checked, settings, folders)
+        beside = _write(checked, settings, folders, legend)
         _replace(frames, output_frames)
         _replace(labels, output_labels)
     return _summary(checked, settings, beside)
@@ -263,7 +283,17 @@ def _in_threads(
     return checked
 
 
-def _check_and_write(source: Source, *, settings: PrepareSettings, folders: _Folders) -> _Checked:
+def _legend(settings: PrepareSettings) -> tuple[Legend, list[str]]:
+    """What the values of complete label maps mean, and what is wrong with that."""
+    try:
+        return legend_of(settings.root, settings.anatomies), []
+    except DataError as error:
+        return Legend((), ""), list(error.problems)
+
+
+def _check_and_write(
+    source: Source, *, settings: PrepareSettings, folders: _Folders, legend: Legend
+) -> _Checked:
     """Read, check, resize and write one frame and its mask."""
     frame, problems = _try(read_frame, source.image)
     checked = _Checked(
@@ -279,10 +309,14 @@ def _check_and_write(source: Source, *, settings: PrepareSettings, folders: _Fol
         sizes = " and ".join(f"{w}x{h}" for h, w in (frame.shape[:2], mask.shape))
         problem = f"{source.image}: frame and mask have different sizes, {sizes}"
         return replace(checked, problems=(problem,))
+    complete, map_problems = _try(partial(check_map, mask=mask, legend=legend), source)
     place = Path(checked.split) / source.anatomy / source.surgery / f"{source.name}.png"
-    label = _resized_mask(mask, settings.image_size)
+    label = _resized(mask.astype(np.uint8), settings.image_size)
     _write_frame(folders.frames / place, frame, settings.image_size)
     _write_png(folders.labels / place, label * 255)
+    if complete is not None:
+        values = _resized(complete.values, settings.image_size)
+        _write_png(folders.labels / place.with_suffix(MAP), values)
     return replace(
         checked,
         size=frame.shape[:2],
@@ -290,10 +324,12 @@ def _check_and_write(source: Source, *, settings: PrepareSettings, folders: _Fol
         foreground=int(label.sum()),
         covered=float(mask.mean()),
         odd=odd,
+        map=complete,
+        problems=map_problems,
     )
 
 
-def _try(read: Callable[[Path], _T], path: Path) -> tuple[_T | None, tuple[str, ...]]:
+def _try(read: Callable[[_S], _T], path: _S) -> tuple[_T | None, tuple[str, ...]]:
     """What was read, or None and the problems.
 
     A damaged frame must not hide that its mask is damaged too.
@@ -329,9 +365,10 @@ def _is_dark(frame: NDArray[np.uint8]) -> bool:
     return bool(frame.max() < DARK)
 
 
-def _resized_mask(mask: NDArray[np.bool_], image_size: tuple[int, int]) -> NDArray[np.uint8]:
-    pixels = mask.astype(np.uint8)
-    return cv2.resize(pixels, image_size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+def _resized(values: NDArray[np.uint8], image_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Labels (H, W) at another size, without new values between them."""
+    resized = cv2.resize(values, image_size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(resized, np.uint8)
 
 
 def _write_frame(path: Path, frame: NDArray[np.uint8], image_size: tuple[int, int]) -> None:
@@ -349,7 +386,7 @@ def _check(checked: Sequence[_Checked], settings: PrepareSettings) -> list[str]:
     problems: list[str] = []
     for frame in checked:
         problems += frame.problems
-    return problems + _leaks(checked) + _too_few(checked, settings)
+    return problems + _leaks(checked) + _too_few(checked, settings) + _foreign_maps(checked)
 
 
 def _leaks(checked: Sequence[_Checked]) -> list[str]:
@@ -380,8 +417,23 @@ def _too_few(checked: Sequence[_Checked], settings: PrepareSettings) -> list[str
     return problems
 
 
-def _write(checked: Sequence[_Checked], settings: PrepareSettings, folders: _Folders) -> list[str]:
-    """Write the indices, and what is known beside the masks of test frames.
+def _foreign_maps(checked: Sequence[_Checked]) -> list[str]:
+    """Complete label maps that show something else than the masks of the same frames."""
+    maps = [frame.map for frame in checked if frame.map is not None]
+    wrong = [each for each in maps if not each.agrees]
+    if len(wrong) <= WRONG * len(maps):
+        return []
+    return [
+        f"{wrong[0].path} and {len(wrong) - 1} more of {len(maps)} label maps show another anatomy "
+        "where the masks of their frames show theirs: are the lines of anatomies.txt in the order "
+        "of the values?"
+    ]
+
+
+def _write(
+    checked: Sequence[_Checked], settings: PrepareSettings, folders: _Folders, legend: Legend
+) -> list[str]:
+    """Write the indices, and what is known beside the masks.
 
     Returns:
         Warnings.
@@ -393,10 +445,50 @@ def _write(checked: Sequence[_Checked], settings: PrepareSettings, folders: _Fol
     unlabelled = [frame for frame in checked if frame.source.mask is None]
     _write_frame_index(unlabelled, folders.frames / UNLABELLED)
     warnings: list[str] = []
+    contradictions: list[str] = []
+    for split, anatomy in product(SPLITS, settings.anatomies):
+        frames = _those_of(checked, split, anatomy)
+        of_folder, contradicted = _write_beside(frames, folders.labels / split / anatomy, legend)
+        warnings += of_folder
+        contradictions += contradicted
     for anatomy in settings.anatomies:
         sources = [frame.source for frame in _those_of(checked, "test", anatomy)]
-        warnings += write_beside(sources, folders.labels / "test" / anatomy, settings.image_size)
-    return warnings
+        warnings += write_annotators(
+            sources, folders.labels / "test" / anatomy, settings.image_size
+        )
+    return [
+        *warnings,
+        *_together(contradictions, "weak label{} contradicted by what is drawn, which is believed"),
+        *_together(
+            _contradicted(checked),
+            "label map{} not as the mask; where they differ nothing is known",
+        ),
+    ]
+
+
+def _write_beside(
+    checked: Sequence[_Checked], folder: Path, legend: Legend
+) -> tuple[list[str], list[str]]:
+    """Write which frames of one anatomy have a map, and what they show.
+
+    Returns:
+        Warnings, and where weak labels are contradicted.
+    """
+    maps = {frame.source: frame.map for frame in checked if frame.map is not None}
+    if maps:
+        (folder / LEGEND).write_text("".join(f"{name}\n" for name in legend.names))
+        _write_table(folder / MAPPED, ("frame",), [(_place(source),) for source in maps])
+    shown = {source: each.shows for source, each in maps.items()}
+    return write_presence([frame.source for frame in checked], shown, folder)
+
+
+def _contradicted(checked: Sequence[_Checked]) -> list[str]:
+    return [
+        f"{frame.map.path}: differs from {frame.source.mask} in {frame.map.contradicted:.2%} of "
+        "the pixels"
+        for frame in checked
+        if frame.map is not None and frame.map.contradicted
+    ]
 
 
 def _those_of(checked: Sequence[_Checked], split: Split, anatomy: str) -> list[_Checked]:
@@ -419,7 +511,11 @@ def _place(source: Source) -> str:
 
 def _write_index(folder: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "index.csv").open("w", newline="") as file:
+    _write_table(folder / INDEX, header, rows)
+
+
+def _write_table(path: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
+    with path.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
@@ -493,16 +589,21 @@ def _odd_files(
 
 
 def _masks_that(checked: Sequence[_Checked], are: str) -> list[str]:
-    """One warning for all of a kind, with their number first.
+    return _together([str(frame.source.mask) for frame in checked], f"mask{{}} {are}")
 
-    Many lines would hide the other warnings.
+
+def _together(lines: Sequence[str], title: str) -> list[str]:
+    """One warning for all of a kind, with their number first: many would hide the others.
+
+    Args:
+        lines: one for each.
+        title: what they are; ``{}`` becomes " is" or "s are".
     """
-    if not checked:
+    if not lines:
         return []
-    count = f"{len(checked)} mask{'s are' if len(checked) > 1 else ' is'} {are}:"
-    masks = [str(frame.source.mask) for frame in checked[:LISTED]]
-    more = [f"and {len(checked) - LISTED} more"] if len(checked) > LISTED else []
-    return ["\n  ".join([count, *masks, *more])]
+    count = f"{len(lines)} {title.format('s are' if len(lines) > 1 else ' is')}:"
+    more = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return ["\n  ".join([count, *lines[:LISTED], *more])]
 
 
 def _full_or_inverted(labelled: Sequence[_Checked], anatomies: Sequence[str]) -> list[str]:
@@ -572,17 +673,30 @@ def list_unlabelled(frames_root: Path) -> list[Frame]:
 
 
 def _listed(frames: Path, labels: Path, anatomy: str) -> list[Frame]:
+    shows = read_presence(labels)
+    mapped = _mapped(labels)
+    legend = tuple(read_lines(labels / LEGEND)) if mapped else ()
     listed = []
-    for name in _read_index(frames / "index.csv"):
+    for name in _read_frames(frames / INDEX):
         image = frames / f"{name}.png"
         if not image.is_file():
             raise MissingFileError(image)
-        surgery = name.split("/")[0]
-        listed.append(Frame(f"{anatomy}/{name}", anatomy, surgery, image, labels / f"{name}.png"))
+        label = labels / f"{name}.png"
+        frame = Frame(f"{anatomy}/{name}", anatomy, name.split("/")[0], image, label)
+        frame = replace(frame, shows=shows.get(frame.id, {}))
+        if name in mapped:
+            frame = replace(frame, map=label.with_suffix(MAP), legend=legend)
+        listed.append(frame)
     return listed
 
 
-def _read_index(path: Path) -> list[str]:
+def _mapped(labels: Path) -> set[str]:
+    """The frames of a folder that have a complete label map."""
+    file = labels / MAPPED
+    return set(_read_frames(file)) if file.is_file() else set()
+
+
+def _read_frames(path: Path) -> list[str]:
     if not path.is_file():
         raise MissingFileError(path)
     with path.open(newline="") as file:
@@ -607,6 +721,15 @@ def load_label(path: Path) -> NDArray[np.uint8]:
     return (_load(path, cv2.IMREAD_GRAYSCALE) > 0).astype(np.uint8)
 
 
+def load_map(path: Path) -> NDArray[np.uint8]:
+    """A prepared label map (H, W) uint8: 0 = none, i = the legend's i-th name, ``CONTRADICTED``.
+
+    Raises:
+        MissingFileError, DamagedFileError: of the file.
+    """
+    return _load(path, cv2.IMREAD_GRAYSCALE)
+
+
 def _load(path: Path, flags: int) -> NDArray[np.uint8]:
     if not path.is_file():
         raise MissingFileError(path)
@@ -626,16 +749,22 @@ def frames_digest(frames: Sequence[Frame]) -> str:
 
 
 def labels_digest(frames: Sequence[Frame]) -> str:
-    """sha256 over ids and label files of the labelled ones among some frames, in their order.
+    """sha256 over what is known of the labelled ones among some frames, in their order.
 
     Raises:
         MissingFileError: of a label.
     """
-    return _digest((frame.id, frame.label) for frame in frames if frame.labelled)
+    labelled = [frame for frame in frames if frame.labelled]
+    files = [(frame.id, frame.label) for frame in labelled]
+    maps = [(f"{frame.id} {frame.legend}", frame.map) for frame in labelled if frame.map]
+    shown = [f"{frame.id} {sorted(frame.shows.items())}" for frame in labelled if frame.shows]
+    return _digest([*files, *maps], shown)
 
 
-def _digest(files: Iterable[tuple[str, Path]]) -> str:
+def _digest(files: Iterable[tuple[str, Path]], lines: Iterable[str] = ()) -> str:
     digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode() + b"\0")
     for name, file in files:
         try:
             digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())

@@ -50,6 +50,7 @@ Architecture = Annotated[
 # IEEE float32; float32 whose products may be TF32 on CUDA; autocast to bfloat16; to float16, with a
 # gradient scaler.
 Precision = Literal["32-true", "tf32", "bf16-mixed", "16-mixed"]
+SelectBy = Literal["own", "known"]
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Side = Annotated[int, Field(strict=True, ge=1, le=8192)]  # of a frame, in pixels
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
@@ -188,7 +189,19 @@ class Training(Settings):
     final_learning_rate: Rate
     class_weights: bool  # Kolbinger's n / (2 count); the paper's "standard" cross-entropy has none
     precision: Precision
+    # The best epoch has the highest validation Dice: of each anatomy's own frames, or over all
+    # pixels that are known.
+    select_by: SelectBy
+    # Of pixels that are background only because the anatomy is known to be absent from the frame.
+    absence_weight: Annotated[Number, Field(ge=0)]
     seed: Seed
+
+
+class Teacher(Training):
+    """Section ``teacher``: also which frames of other anatomies a teacher sees."""
+
+    # Share of the frames of an epoch that are other anatomies', drawn anew for each.
+    negatives: Annotated[Number, Field(ge=0, lt=1)]
 
 
 class Cache(Settings):
@@ -216,6 +229,8 @@ class Distill(Settings):
     softmax: Literal["pixels", "classes", "classes_balanced"]
     # Where both are compared: on the stores' grid, or on the student's where that is finer.
     grid: Literal["stores", "student"]
+    # Whether teachers are overruled where it is known what a pixel shows, and share the others.
+    reconcile: Annotated[bool, Field(strict=True)]
 
 
 class Evaluate(Settings):
@@ -238,7 +253,7 @@ class Params(Settings):
     """The whole of params.yaml."""
 
     data: Data
-    teacher: Training
+    teacher: Teacher
     cache: Cache
     distill: Distill
     student: Training

@@ -9,7 +9,6 @@ Every term is a mean over frames, so the pieces' gradients, each weighted with i
 frames, add up to those of the whole batch.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -23,12 +22,13 @@ from torch import Tensor, nn
 from pipeline.counts import Counts
 from pipeline.datasets import EpochBatches, FrameDataset, Sample, Share, clean_batches
 from pipeline.depthwise import exact_depthwise
-from pipeline.evaluation.dice import anatomy_masks, count, mean, mean_dice
-from pipeline.losses.partial_labels import IGNORE, partial_label_cross_entropy, partial_targets
+from pipeline.evaluation.dice import known_counts, mean, pooled_dice
+from pipeline.labels import UNKNOWN, absences, own_decoder, targets
+from pipeline.losses.partial_labels import partial_label_cross_entropy
 from pipeline.machine import Machine, float32_products, make_loader, weights_format
 from pipeline.models.network import Network, normalise, resize
 from pipeline.resume import Resume
-from pipeline.settings import Training
+from pipeline.settings import SelectBy, Training
 from pipeline.stopwatch import Stopwatch
 from pipeline.training_errors import FiniteTerms, translated_errors
 
@@ -63,8 +63,9 @@ class Epoch:
         terms: mean over batches of each term per decoder, unweighted, (N,) floats.
         gradient_norms: of each weighted term, its gradient's norm at the logits of the epoch's
             first batch.
-        dice: validation Dice in 0..1 per anatomy, None without a frame; empty without validation
-            frames.
+        dice: validation Dice in 0..1 per anatomy, of its own frames; None without a frame, empty
+            without validation frames.
+        known_dice: the same over all pixels of which it is known whether they show the anatomy.
     """
 
     epoch: int
@@ -72,14 +73,26 @@ class Epoch:
     terms: dict[str, list[float]]
     gradient_norms: dict[str, float]
     dice: dict[str, float | None] = field(default_factory=dict)
+    known_dice: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def mean_dice(self) -> float | None:
         """The mean over the anatomies that have validation frames."""
         return mean([d for d in self.dice.values() if d is not None])
 
+    @property
+    def mean_known_dice(self) -> float | None:
+        """The same of ``known_dice``."""
+        return mean([d for d in self.known_dice.values() if d is not None])
 
-def supervised(decoders: int, class_weights: Tensor | None) -> Objective:
+    def selected_by(self, measure: SelectBy) -> float | None:
+        """What the best epoch is chosen by."""
+        return self.mean_dice if measure == "own" else self.mean_known_dice
+
+
+def supervised(
+    decoders: int, class_weights: Tensor | None = None, absence_weight: float = 0.0
+) -> Objective:
     """The objective of teachers and of the student without distillation.
 
     L_CE (Equation 1, partial labels).
@@ -87,16 +100,24 @@ def supervised(decoders: int, class_weights: Tensor | None) -> Objective:
     Args:
         decoders: number of anatomies N.
         class_weights: (N, 2) weights of background and anatomy, or None.
+        absence_weight: of a pixel that is background only because the anatomy is known to be
+            absent from the frame; 0 is the paper's objective.
     """
     weights_on = None if class_weights is None else placed(class_weights)
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
-        target = partial_targets(batch["label"].long(), batch["anatomy"], decoders)
+        organ = batch["organ"]
+        own = own_decoder(batch["anatomy"], decoders)
+        pixel_weights = None
+        if absence_weight:
+            absent = absences(organ, batch["background"], batch["anatomy"])
+            pixel_weights = torch.where(absent, absence_weight, 1.0)
+        target = targets(organ, batch["background"] if absence_weight else own)
         full = resize(logits, (target.shape[-2], target.shape[-1]))
         weights = weights_on(logits.device) if weights_on else None
         return {
-            "cross_entropy": partial_label_cross_entropy(full, target, weights),
-            "valid_pixels": (target != IGNORE).sum(dim=(0, 2, 3)).float(),
+            "cross_entropy": partial_label_cross_entropy(full, target, weights, pixel_weights),
+            "valid_pixels": (target != UNKNOWN).sum(dim=(0, 2, 3)).float(),
         }
 
     return Objective(terms, {"cross_entropy": 1.0}, lambda batch: {})
@@ -124,11 +145,15 @@ class TrainingTask:
         train: training frames, augmented.
         val: validation frames, clean; may be empty.
         objective: the loss terms of a batch.
+        others: how many training frames, the last ones, are not in every epoch.
+        drawn: how many of these an epoch has.
     """
 
     train: FrameDataset
     val: FrameDataset
     objective: Objective
+    others: int = 0
+    drawn: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,7 +215,7 @@ def fit(
         callbacks.done(epoch)
     for number in range(len(history), settings.epochs):
         history.append(trainer.epoch(number, task, loaders, partial(callbacks.step, number)))
-        if history[-1] is best_epoch(history):
+        if history[-1] is best_epoch(history, settings.select_by):
             best = {k: v.detach().clone() for k, v in network.state_dict().items()}
         if fabric.is_global_zero:
             callbacks.check()
@@ -258,7 +283,14 @@ class _Loaders:
 def _loaders(fabric: Fabric, task: TrainingTask, settings: Training, machine: Machine) -> _Loaders:
     least = 1 if synchronises(fabric.device.type, fabric.world_size) else 2
     share = Share(fabric.global_rank, fabric.world_size, machine.accumulate, least=least)
-    sampler = EpochBatches(len(task.train), settings.batch_size, settings.seed, share)
+    sampler = EpochBatches(
+        len(task.train) - task.others,
+        settings.batch_size,
+        settings.seed,
+        share,
+        others=task.others,
+        drawn=task.drawn,
+    )
     clean = clean_batches(len(task.val), settings.batch_size, share)
     pin = fabric.device.type == "cuda"
     train, val = fabric.setup_dataloaders(
@@ -269,14 +301,14 @@ def _loaders(fabric: Fabric, task: TrainingTask, settings: Training, machine: Ma
     return _Loaders(train, val, sampler)
 
 
-def best_epoch(history: list[Epoch]) -> Epoch:
+def best_epoch(history: list[Epoch], select_by: SelectBy) -> Epoch:
     """The first epoch with the highest mean validation Dice.
 
     The last one if there is nothing to validate on.
     """
-    if all(e.mean_dice is None for e in history):
-        return history[-1]
-    return max(history, key=lambda e: -math.inf if e.mean_dice is None else e.mean_dice)
+    values = [epoch.selected_by(select_by) for epoch in history]
+    known = [value for value in values if value is not None]
+    return history[values.index(max(known))] if known else history[-1]
 
 
 @dataclass(frozen=True)
@@ -379,8 +411,7 @@ class Trainer:
             batches = _batches(pieces, loaders.sampler)
             terms, norms = self._train_epoch(batches, loaders.sampler.steps, finite, step)
             counts = _validate(self.fabric, self.network, loaders.val, len(task.val))
-        dice = mean_dice(counts, [frame.anatomy for frame in task.val.frames])
-        return Epoch(number, rate, terms, norms, dice)
+        return Epoch(number, rate, terms, norms, *_validation_dice(counts, task.val))
 
     def _begin(self, number: int, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -528,19 +559,47 @@ def _squared(term: Tensor, logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _validate(fabric: Fabric, network: Network, loader: Any, frames: int) -> list[Counts]:
-    """Counts of clean frames at their full size, as in evaluation.
+def _validate(fabric: Fabric, network: Network, loader: Any, frames: int) -> list[list[Counts]]:
+    """Counts of clean frames at their full size, of each frame and decoder over its known pixels.
 
     Every process predicts its share of the frames, and gets the counts of all. The network runs
     without DDP around it, which would wait for processes that have no frames left.
     """
     network.eval()
-    table = torch.zeros((frames, 4), dtype=torch.int64, device=fabric.device)
+    table = torch.zeros((frames, network.decoders, 4), dtype=torch.int64, device=fabric.device)
     for batch in loader:
         with fabric.autocast():
             logits = network(normalise(batch["frame"], network))
-        size = (batch["label"].shape[-2], batch["label"].shape[-1])
-        masks = anatomy_masks(logits, batch["anatomy"], size)
-        table[batch["position"]] = count(masks, batch["label"])
+        target = targets(batch["organ"], batch["background"])
+        full = resize(logits.float(), (target.shape[-2], target.shape[-1]))
+        masks = full[:, :, 1] > full[:, :, 0]
+        table[batch["position"]] = known_counts(masks, target)
     (summed,) = _over_all(fabric, [table])
-    return [Counts(*row) for row in summed.tolist()]
+    return [_counts(rows) for rows in summed.tolist()]
+
+
+def _counts(rows: Sequence[Sequence[int]]) -> list[Counts]:
+    return [Counts(*row) for row in rows]
+
+
+def _validation_dice(
+    counts: Sequence[Sequence[Counts]], data: FrameDataset
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Dice per anatomy on its own frames, and over all known pixels; empty without frames.
+
+    Args:
+        counts: of each frame and decoder.
+        data: the frames.
+    """
+    own: dict[str, float | None] = {}
+    known: dict[str, float | None] = {}
+    if not counts:
+        return own, known
+    for decoder, anatomy in enumerate(data.anatomies):
+        of_decoder = [of_frame[decoder] for of_frame in counts]
+        known[anatomy] = pooled_dice(of_decoder)
+        pairs = zip(of_decoder, data.frames, strict=True)
+        of_own = [of_frame for of_frame, frame in pairs if frame.anatomy == anatomy]
+        if of_own:
+            own[anatomy] = mean([of_frame.dice for of_frame in of_own])
+    return own, known

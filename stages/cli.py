@@ -866,6 +866,7 @@ for _name, _help in {
     "and runs that are two and four times as long.",
     "settings": "Change temperature, weight and grid of classes_balanced, one at a time.",
     "beyond": "What the paper does not do, such as teachers that are trusted by their Dice.",
+    "absence": "What known absence and reconciled teachers do, on own frames and on every frame.",
 }.items():
     studies.command(_name, help=_help + SHARED_RUNS)(_comparison(_name))
 

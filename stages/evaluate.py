@@ -8,11 +8,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations import read_annotations, read_presence
+from pipeline.annotations import read_annotations
 from pipeline.checkpoint import load_card, load_checkpoint
 from pipeline.deployment.overlay import strip, write_png
 from pipeline.errors import MtkdError
 from pipeline.evaluation import analysis
+from pipeline.evaluation.every_frame import (
+    Row,
+    confusion_of_one_organ,
+    curve,
+    one_organ,
+    summarise_all,
+)
 from pipeline.evaluation.per_frame import (
     Result,
     evaluate,
@@ -36,6 +43,12 @@ from stages.shared.results import read
 from stages.stores.imported import is_imported
 
 STUDENTS = ("baseline", "mtkd")
+# What metrics/summary.json holds beside the Dice of own frames, and of whom.
+SUMMARISED = {
+    "known_dice": ("mtkd", "gain"),
+    "every_dice": ("mtkd", "gain"),
+    "overlap": ("mtkd",),
+}
 Masks = dict[str, NDArray[np.bool_]]  # by a frame's id
 
 
@@ -65,12 +78,10 @@ def run(project: Project, machine: Machine) -> None:
     say("all frames are evaluated; intervals, calibration, confusion and pictures follow")
     order = ("teachers", *STUDENTS)
     results = {name: results[name] for name in order}
-    tables = {name: summarise(rows, anatomies) for name, rows in results.items()}
+    tables = {name: _table(project, name, rows) for name, rows in results.items()}
     measured = {**tables, "gain": _gain(tables["mtkd"], tables["baseline"])}
     write_json(project.metrics / "evaluate.json", measured)
-    # Few enough figures for a table of runs: to choose by, and to report.
-    tested = {name: table["dice"]["mean"] for name, table in measured.items()}
-    write_json(project.metrics / "summary.json", {"val_dice": validated, "test_dice": tested})
+    write_json(project.metrics / "summary.json", _summary(validated, measured))
     write_per_frame(project.results / "per_frame.csv", results)
     write_per_surgery(project.results / "per_surgery.csv", results)
     write_json(
@@ -81,6 +92,24 @@ def run(project: Project, machine: Machine) -> None:
     _draw(project.results / "qualitative", selected, [masks[name] for name in order])
     for name, table in tables.items():
         say(f"{name:>8}: {_summary_line(table['dice'], anatomies)}")
+
+
+def _table(project: Project, name: str, results: Sequence[Result]) -> dict[str, Row]:
+    """Percent per measure and anatomy; teachers whose logits alone are here have none."""
+    own = summarise(results, project.anatomies)
+    here = _local(project) if name == "teachers" else project.anatomies
+    return {**own, **summarise_all(results, here)}
+
+
+def _summary(validated: Row, measured: Mapping[str, Mapping[str, Row]]) -> dict[str, Row]:
+    """Few enough figures for a table of runs: to choose by, and to report."""
+    tested = {name: table["dice"]["mean"] for name, table in measured.items()}
+    figures = {"val_dice": validated, "test_dice": tested}
+    for measure, networks in SUMMARISED.items():
+        means = {name: measured[name][measure]["mean"] for name in networks}
+        if any(mean is not None for mean in means.values()):
+            figures[measure.removesuffix("_dice")] = means
+    return figures
 
 
 def _summary_line(dice: Mapping[str, float | None], anatomies: Sequence[str]) -> str:
@@ -138,7 +167,7 @@ def _student(project: Project, name: str) -> Network:
 
 def _evaluated(
     name: str,
-    network: Network,
+    network: Network | Sequence[Network],
     frames: list[Frame],
     anatomies: Sequence[str],
     params: Params,
@@ -164,30 +193,20 @@ def _teachers(
     machine: Machine,
     processes: Executor | None,
 ) -> tuple[list[Result], Masks]:
-    """Every teacher that is here, on its own anatomy's frames, and its masks of those drawn.
+    """All teachers that are here, on frames of their anatomies, and masks of those drawn."""
+    here = _local(project)
+    teachers = [load_checkpoint(project.teacher_checkpoint(anatomy))[0] for anatomy in here]
+    if not teachers:
+        return [], {}
+    asked = [frame for frame in frames if frame.anatomy in here]
+    results = _evaluated("teachers", teachers, asked, here, project.params, machine, processes)
+    shown = [frame for frame in drawn if frame.anatomy in here]
+    return results, predicted_masks(teachers, shown, here, machine)
 
-    One teacher is in memory at a time.
-    """
-    results: list[Result] = []
-    masks: Masks = {}
-    for anatomy in project.anatomies:
-        anatomy_frames = [frame for frame in frames if frame.anatomy == anatomy]
-        if not anatomy_frames or is_imported(project.teacher_checkpoint(anatomy)):
-            continue
-        teacher, _ = load_checkpoint(project.teacher_checkpoint(anatomy))
-        results += _evaluated(
-            f"teacher {anatomy}",
-            teacher,
-            anatomy_frames,
-            [anatomy],
-            project.params,
-            machine,
-            processes,
-        )
-        masks |= predicted_masks(
-            teacher, [frame for frame in drawn if frame.anatomy == anatomy], [anatomy], machine
-        )
-    return results, masks
+
+def _local(project: Project) -> list[str]:
+    """The anatomies whose teacher is here, and not its logits alone."""
+    return [a for a in project.anatomies if not is_imported(project.teacher_checkpoint(a))]
 
 
 def _gain(
@@ -214,10 +233,6 @@ def _findings(project: Project, results: Mapping[str, list[Result]]) -> dict[str
     anatomies = project.anatomies
     beside = [project.prepared_labels / "test" / anatomy for anatomy in anatomies]
     frames = project.frames_of("test")
-    presence: dict[str, dict[str, bool]] = {}
-    for folder in beside:
-        presence |= read_presence(folder)
-    students = {name: results[name] for name in STUDENTS}
     return {
         "test_frames": frames_digest(frames),
         "test_labels": labels_digest(frames),
@@ -225,11 +240,7 @@ def _findings(project: Project, results: Mapping[str, list[Result]]) -> dict[str
         "tolerance": project.params.evaluate.tolerance,
         "intervals": {name: analysis.intervals(rows, anatomies) for name, rows in results.items()},
         "difference": analysis.difference(results["mtkd"], results["baseline"], anatomies),
-        "false_alarms": {
-            n: analysis.false_alarms(rows, anatomies, presence) for n, rows in students.items()
-        },
-        "confusion": {name: analysis.confusion(rows, anatomies) for name, rows in students.items()},
-        "claimants": {name: analysis.overlaps(rows) for name, rows in students.items()},
+        **_of_students({name: results[name] for name in STUDENTS}, anatomies),
         "calibration": {
             name: analysis.calibrated(rows, anatomies) for name, rows in results.items()
         },
@@ -238,6 +249,25 @@ def _findings(project: Project, results: Mapping[str, list[Result]]) -> dict[str
             for anatomy, folder in zip(anatomies, beside, strict=True)
         },
     }
+
+
+def _of_students(
+    results: Mapping[str, list[Result]], anatomies: Sequence[str]
+) -> dict[str, object]:
+    """What is said of every decoder, by figure and student."""
+    figures = {
+        "false_alarms": analysis.false_alarms,
+        "confusion": analysis.confusion,
+        "one_organ": one_organ,
+        "confusion_of_one_organ": confusion_of_one_organ,
+        "alarms": curve,
+    }
+    found: dict[str, object] = {
+        "claimants": {name: analysis.overlaps(rows) for name, rows in results.items()}
+    }
+    for figure, function in figures.items():
+        found[figure] = {name: function(rows, anatomies) for name, rows in results.items()}
+    return found
 
 
 def _write_plots(

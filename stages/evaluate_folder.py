@@ -11,12 +11,18 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.annotations import Annotation, matched, read_annotations, read_presence
+from pipeline.annotations import Annotation, matched, read_annotations
 from pipeline.checkpoint import load_checkpoint
 from pipeline.dsad import surgery_names
 from pipeline.errors import MtkdError
 from pipeline.evaluation import analysis
 from pipeline.evaluation.bootstrap import FEWEST_SURGERIES
+from pipeline.evaluation.every_frame import (
+    confusion_of_one_organ,
+    curve,
+    one_organ,
+    summarise_all,
+)
 from pipeline.evaluation.per_frame import MEASURES, Result, evaluate, outline_processes
 from pipeline.files import folders, write_json
 from pipeline.label_maps import has_label_maps, unfold
@@ -91,12 +97,10 @@ class _Prepared:
 
     Attributes:
         frames: labelled frames.
-        presence: by a frame's id, whether each anatomy is visible.
         annotations: by anatomy, masks of several annotators.
     """
 
     frames: list[Frame]
-    presence: dict[str, dict[str, bool]]
     annotations: dict[str, list[Annotation]]
 
 
@@ -107,10 +111,9 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
         MtkdError: none of the checkpoint's anatomies is there, or no frame, or frames are damaged.
     """
     root = data
-    presence = {}
     if has_label_maps(data):
         root = folder / "masks"
-        presence = unfold(data, card.anatomies, root)
+        unfold(data, card.anatomies, root)
     measured = _measured_anatomies(root, card.anatomies)
     if not measured:
         raise MtkdError(
@@ -132,10 +135,8 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
             f"{', '.join(measured)}"
         )
     label_folders = {anatomy: labels / "test" / anatomy for anatomy in measured}
-    for place in label_folders.values():
-        presence |= read_presence(place)
     annotations = {anatomy: read_annotations(place) for anatomy, place in label_folders.items()}
-    return _Prepared(listed, presence, annotations)
+    return _Prepared(listed, annotations)
 
 
 def _measured_anatomies(root: Path, anatomies: Sequence[str]) -> list[str]:
@@ -171,8 +172,12 @@ def _findings(
         for anatomy, annotations in prepared.annotations.items()
     }
     return {
+        "every_decoder": summarise_all(results, anatomies),
+        "one_organ": one_organ(results, anatomies),
         "intervals": analysis.intervals(results, anatomies),
-        "false_alarms": analysis.false_alarms(results, anatomies, prepared.presence),
+        "false_alarms": analysis.false_alarms(results, anatomies),
+        "alarms": curve(results, anatomies),
+        "confusion_of_one_organ": confusion_of_one_organ(results, anatomies),
         "confusion": analysis.confusion(results, anatomies),
         "claimants": analysis.overlaps(results),
         "calibration": analysis.calibrated(results, anatomies),

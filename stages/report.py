@@ -15,7 +15,13 @@ from pipeline.files import write_atomically
 from pipeline.settings import Params
 from stages.reporting import report_charts
 from stages.reporting.paper_tables import table
-from stages.reporting.results_table import number, print_results, results, same_anatomies
+from stages.reporting.results_table import (
+    EVERY_DECODER,
+    number,
+    print_results,
+    results,
+    same_anatomies,
+)
 from stages.shared.project import Project
 from stages.shared.results import read
 
@@ -61,6 +67,7 @@ def _template_values(project: Project) -> dict[str, Any]:
     return {
         "rows": rows,
         "same_anatomies": same_anatomies(rows),
+        "every_decoder": EVERY_DECODER,
         "evaluation": evaluation,
         "fewest": FEWEST_SURGERIES,
         "annotators": sorted(set().union(*evaluation["annotators"].values())),

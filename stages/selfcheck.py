@@ -29,9 +29,11 @@ import yaml
 from rich.table import Table
 from torch import Tensor
 
+from pipeline.datasets import Sample
 from pipeline.deployment.export import Segmenter
 from pipeline.deployment.runner import LaunchError, Runner
 from pipeline.errors import MtkdError, TooLittleMemoryError
+from pipeline.labels import NO_ANATOMY, own_decoder
 from pipeline.machine import Machine, computing, float32_products
 from pipeline.models import ARCHITECTURES, create_model
 from pipeline.models.frozen import Frozen
@@ -313,12 +315,13 @@ def _pass(network: Network, device: torch.device, precision: str) -> _Pass:
     network = deepcopy(network).to(device).train()
     frames = _frames(4).to(device)
     anatomy = torch.arange(4, device=device) % len(ANATOMIES)
-    label = (frames[:, 0] > 127).to(torch.int16)
-    objective = supervised(len(ANATOMIES), None)
+    organ = torch.where(frames[:, 0] > 127, anatomy[:, None, None], NO_ANATOMY)
+    batch = Sample(organ=organ, background=own_decoder(anatomy, len(ANATOMIES)), anatomy=anatomy)
+    objective = supervised(len(ANATOMIES))
     scale = 256.0 if precision == "16-mixed" else 1.0  # as a gradient scaler would
     with computing(device, precision):
         logits = network(normalise(frames, network))
-        loss = objective.terms(logits, {"label": label, "anatomy": anatomy})["cross_entropy"].sum()
+        loss = objective.terms(logits, batch)["cross_entropy"].sum()
     with float32_products(device, precision):
         (scale * loss).backward()
     decoders: list[Tensor] = []

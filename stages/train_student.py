@@ -6,9 +6,9 @@ held in memory here (paper, stage 2, done offline).
 
 from pipeline.machine import Machine
 from pipeline.prepared import frames_digest
-from pipeline.training import Objective, supervised
+from pipeline.training import Objective
 from stages.shared.project import Project
-from stages.shared.training_run import Lesson, Outputs, class_weights, train_run
+from stages.shared.training_run import Lesson, Outputs, objective_on_labels, train_run
 
 
 def run(project: Project, name: str, machine: Machine) -> None:
@@ -16,9 +16,12 @@ def run(project: Project, name: str, machine: Machine) -> None:
     anatomies = project.anatomies
     settings = project.params.student
     frames = project.frames_of("train")
-    weights = class_weights(frames, anatomies) if settings.class_weights else None
-    objective = supervised(len(anatomies), weights)
-    lesson = _distillation(project, objective) if name == "mtkd" else Lesson(frames, objective)
+    objective = objective_on_labels(frames, anatomies, settings)
+    lesson = (
+        _distillation(project, objective)
+        if name == "mtkd"
+        else Lesson(frames, objective, anatomies)
+    )
     outputs = Outputs(
         checkpoint=project.student_checkpoint(name),
         metrics=project.student_metrics(name),
@@ -46,7 +49,8 @@ def _distillation(project: Project, objective: Objective) -> Lesson:
     return Lesson(
         frames,
         objective,
-        soft_targets,
+        project.anatomies,
+        soft_targets=soft_targets,
         identity={"distill": settings.model_dump(), "stores": identities},
         files=soft_targets.files(),
         digest=digest,

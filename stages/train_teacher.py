@@ -1,9 +1,12 @@
-"""Stage ``train_teacher``: a network with one decoder, on one anatomy (paper, stage 1)."""
+"""Stage ``train_teacher``: a network with one decoder, on one anatomy (paper, stage 1).
+
+The paper's teachers see frames of their own anatomy alone. With ``teacher.negatives`` they also
+learn from those of others that their anatomy is not where another one is, or is known to be absent.
+"""
 
 from pipeline.machine import Machine
-from pipeline.training import supervised
 from stages.shared.project import Project
-from stages.shared.training_run import Lesson, Outputs, class_weights, train_run
+from stages.shared.training_run import Lesson, Outputs, objective_on_labels, train_run
 
 
 def run(project: Project, anatomy: str, machine: Machine) -> None:
@@ -11,8 +14,14 @@ def run(project: Project, anatomy: str, machine: Machine) -> None:
     project.require_anatomies([anatomy])
     settings = project.params.teacher
     frames = project.frames_of("train", [anatomy])
-    weights = class_weights(frames, [anatomy]) if settings.class_weights else None
-    lesson = Lesson(frames, supervised(1, weights))
+    others = [other for other in project.anatomies if other != anatomy]
+    lesson = Lesson(
+        frames,
+        objective_on_labels(frames, [anatomy], settings),
+        validated_on=project.anatomies if settings.select_by == "known" else [anatomy],
+        negatives=project.frames_of("train", others) if settings.negatives else [],
+        drawn=round(len(frames) * settings.negatives / (1 - settings.negatives)),
+    )
     outputs = Outputs(
         checkpoint=project.teacher_checkpoint(anatomy),
         metrics=project.teacher_metrics(anatomy),

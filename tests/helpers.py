@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 from typer.testing import CliRunner
 
 from stages.cli import app
@@ -37,6 +38,15 @@ def write_png(path, pixels):
 def disc(size, centre, radius):
     y, x = np.mgrid[: size[0], : size[1]]
     return (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
+
+
+def change(run, **values):
+    """Settings of a run: ``change(run, cache__seed=9)``."""
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    for key, value in values.items():
+        section, _, name = key.partition("__")
+        params[section][name] = value
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
 
 
 def write_dataset(

@@ -12,6 +12,7 @@ from pipeline.annotations import Annotation
 from pipeline.evaluation import dice
 from pipeline.evaluation.bootstrap import Estimate, Value, estimates, paired, significance
 from pipeline.evaluation.calibration import total
+from pipeline.evaluation.every_frame import distinct
 from pipeline.evaluation.per_frame import MEASURES, Result
 
 TOO_FEW = "too few"
@@ -87,23 +88,21 @@ def _mean(results: Sequence[Result], measure: str) -> float | None:
     return dice.mean([r.value(measure) for r in results])
 
 
-def false_alarms(
-    results: Sequence[Result], anatomies: Sequence[str], presence: Mapping[str, Mapping[str, bool]]
-) -> dict[str, Any]:
+def false_alarms(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str, Any]:
     """Per anatomy, over the frames that are annotated as not showing it.
 
     Args:
         results: of a network with a decoder for each anatomy.
         anatomies: the decoders.
-        presence: from a frame's id to which anatomies it shows.
 
     Returns:
         ``frames``: number of such frames. ``claimed``: the percentage of them in which the decoder
         predicts a pixel. ``pixels``: the mean percentage of the frame that it then predicts.
     """
     alarms = {}
+    once = distinct(results)
     for i, anatomy in enumerate(anatomies):
-        absent = [r for r in results if presence.get(r.frame.id, {}).get(anatomy) is False]
+        absent = [r for r in once if r.frame.shows.get(anatomy) is False]
         shares = [r.predicted[i] / sum(r.overlaps) for r in absent if r.predicted[i]]
         alarms[anatomy] = {
             "frames": len(absent),

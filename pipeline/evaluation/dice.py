@@ -1,6 +1,6 @@
-"""Dice and IoU as in Kolbinger's evaluation (2023).
+"""Dice and IoU: as in Kolbinger's evaluation (2023), and over all pixels that are known.
 
-They are measured per frame, on the anatomy that the frame is labelled for; the formulae are
+Kolbinger measures per frame, on the anatomy that the frame is labelled for; the formulae are
 :class:`pipeline.counts.Counts`. Three sums per frame do not warrant a metrics library, whose import
 costs more than the computation.
 """
@@ -44,6 +44,30 @@ def count(masks: Tensor, labels: Tensor) -> Tensor:
     positive = labels == 1
     parts = (masks & positive, masks & ~positive, ~masks & positive, ~(masks | positive))
     return torch.stack([part.sum(dim=(1, 2)) for part in parts], dim=1)
+
+
+def known_counts(masks: Tensor, target: Tensor) -> Tensor:
+    """The numbers of :class:`Counts` of each frame and decoder, over the pixels that are known.
+
+    Args:
+        masks: (B, N, H, W) bool.
+        target: (B, N, H, W), see :func:`pipeline.labels.targets`.
+
+    Returns:
+        (B, N, 4) int64, on the masks' device, without waiting for it.
+    """
+    present = target == 1
+    absent = target == 0
+    parts = (masks & present, masks & absent, ~masks & present, ~masks & absent)
+    return torch.stack([part.sum(dim=(2, 3)) for part in parts], dim=2)
+
+
+def pooled_dice(counts: Sequence[Counts]) -> float | None:
+    """Dice in 0..1 of all frames' pixels together: 2 TP / (2 TP + FP + FN).
+
+    None where neither the mask nor the label has a pixel.
+    """
+    return mean([sum(counts, start=Counts(0, 0, 0, 0)).dice])
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from math import nan
 from typing import Any, TypeVar
 
@@ -19,8 +20,10 @@ from pipeline.counts import Counts, count_masks
 from pipeline.environment import clean_processes, require_semaphores
 from pipeline.evaluation import dice
 from pipeline.evaluation.calibration import Calibration, calibration
+from pipeline.evaluation.every_decoder import EveryDecoder, tables, unpacked
 from pipeline.evaluation.surface import Surface, compare_outlines
 from pipeline.inference import clean_inputs, in_flight, on_device, to_device
+from pipeline.labels import load_labels
 from pipeline.machine import Machine, to_host
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network, resize
@@ -30,7 +33,7 @@ from pipeline.stopwatch import Stopwatch
 from pipeline.surgeries import surgery_id
 
 T = TypeVar("T")
-_Row = tuple[Frame, NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]
+_Row = tuple[Frame, NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64], EveryDecoder]
 _Measured = tuple[Counts, Surface, Calibration]
 
 
@@ -46,6 +49,8 @@ class Result:
         inside: pixels of the label that each decoder predicts, in the decoders' order.
         predicted: pixels of the frame that each decoder predicts.
         overlaps: pixels of the frame that no decoder, one, or several predict.
+        every_decoder: what all decoders say, against all that is known of the frame.
+        picture: the same for frames of several sub-data sets that are one picture.
     """
 
     frame: Frame
@@ -55,6 +60,8 @@ class Result:
     inside: tuple[int, ...]
     predicted: tuple[int, ...]
     overlaps: tuple[int, int, int]
+    every_decoder: EveryDecoder
+    picture: str
 
     @property
     def surgery(self) -> str | int:
@@ -90,7 +97,7 @@ def outline_processes(machine: Machine) -> Iterator[Executor | None]:
 
 
 def evaluate(
-    network: Network,
+    networks: Network | Sequence[Network],
     frames: Sequence[Frame],
     anatomies: Sequence[str],
     batch_size: int,
@@ -101,7 +108,8 @@ def evaluate(
     """One result per frame, in order.
 
     Args:
-        network: has a decoder for each of ``anatomies``, in their order.
+        networks: one or several, that together have a decoder for each of ``anatomies``, in their
+            order.
         frames: labelled for one of them each.
         anatomies: names of the decoders.
         batch_size: frames per forward pass.
@@ -109,10 +117,11 @@ def evaluate(
         machine: where.
         processes: to measure in, see :func:`outline_processes`; None for this one.
     """
-    batches = _batches(network, frames, anatomies, batch_size, machine)
+    batches = _batches(_several(networks), frames, anatomies, batch_size, machine)
     measuring = _measuring(batches, tolerance, machine, processes)
     n = len(anatomies)
-    for frame, measured, pixels in delayed(measuring, 4 * machine.workers if processes else 0):
+    waiting = 4 * machine.workers if processes else 0
+    for frame, measured, pixels, every_decoder in delayed(measuring, waiting):
         values = pixels.tolist()
         yield Result(
             frame,
@@ -120,16 +129,25 @@ def evaluate(
             inside=tuple(values[:n]),
             predicted=tuple(values[n : 2 * n]),
             overlaps=(values[-3], values[-2], values[-1]),
+            every_decoder=every_decoder,
+            picture=sha256(frame.image.read_bytes()).hexdigest(),
         )
 
 
+def _several(networks: Network | Sequence[Network]) -> Sequence[Network]:
+    return [networks] if isinstance(networks, Network) else networks
+
+
 def predicted_masks(
-    network: Network, frames: Sequence[Frame], anatomies: Sequence[str], machine: Machine
+    networks: Network | Sequence[Network],
+    frames: Sequence[Frame],
+    anatomies: Sequence[str],
+    machine: Machine,
 ) -> dict[str, NDArray[np.bool_]]:
     """By a frame's id, the mask (H, W) of the decoder that it is labelled for."""
     masks = {}
-    for batch in _batches(network, frames, anatomies, 1, machine):
-        for frame, margin, _, _ in batch.rows():
+    for batch in _batches(_several(networks), frames, anatomies, 1, machine):
+        for frame, margin, *_ in batch.rows():
             masks[frame.id] = margin > 0
     return masks
 
@@ -145,20 +163,27 @@ class _Batch:
             float32.
         pixels: of each frame, (b, 2 N + 3) int64: as ``inside``, ``predicted`` and ``overlaps`` of
             :class:`Result`.
+        tables: (b, K) int64, see :func:`pipeline.evaluation.every_decoder.tables`.
+        highest: (b, N) float32, likewise.
     """
 
     frames: list[Frame]
     labels: NDArray[np.bool_]
     margins: Callable[[], NDArray[np.float32]]
     pixels: Callable[[], NDArray[np.int64]]
+    tables: Callable[[], NDArray[np.int64]]
+    highest: Callable[[], NDArray[np.float32]]
 
     def rows(self) -> Iterator[_Row]:
-        """A frame, its margin, its label and its pixels, one after another."""
-        return zip(self.frames, self.margins(), self.labels, self.pixels(), strict=True)
+        """A frame, its margin, its label, its pixels and every decoder, one after another."""
+        every_decoder = map(unpacked, self.tables(), self.highest())
+        return zip(
+            self.frames, self.margins(), self.labels, self.pixels(), every_decoder, strict=True
+        )
 
 
 def _batches(
-    network: Network,
+    networks: Sequence[Network],
     frames: Sequence[Frame],
     anatomies: Sequence[str],
     batch_size: int,
@@ -167,22 +192,52 @@ def _batches(
     """What needs every decoder's map is computed on the device: one map of each frame leaves it."""
     parts = [range(i, min(i + batch_size, len(frames))) for i in range(0, len(frames), batch_size)]
     groups = [list(frames[part.start : part.stop]) for part in parts]
-    labels = ahead(_labels(group) for group in groups)
-    frozen = Frozen(network, machine.torch_device, torch.float32)
+    labels = ahead(_labels(group, anatomies) for group in groups)
+    frozen = [Frozen(network, machine.torch_device, torch.float32) for network in networks]
     outputs = on_device(
-        frozen.margins, clean_inputs(frames), parts, "32-true", machine, Stopwatch()
+        lambda batch: torch.cat([network.margins(batch) for network in frozen], 1),
+        clean_inputs(frames),
+        parts,
+        "32-true",
+        machine,
+        Stopwatch(),
     )
-    for group, label, (native, _) in zip(groups, labels, outputs, strict=True):
+    for group, (label, known, mapped), (native, _) in zip(groups, labels, outputs, strict=True):
         margins = resize(native[:, :, None], (label.shape[1], label.shape[2]))[:, :, 0]
         pixels = _pixels(margins > 0, to_device(label, margins.device))
+        every_decoder, highest = tables(
+            margins, _on_device(known, margins.device), _on_device(mapped, margins.device)
+        )
         decoders = [list(anatomies).index(frame.anatomy) for frame in group]
         labelled = torch.stack([m[i] for m, i in zip(margins, decoders, strict=True)])
-        yield _Batch(group, label, to_host(labelled), to_host(pixels))
+        copies = map(to_host, (labelled, pixels, every_decoder, highest))
+        yield _Batch(group, label, *copies)
 
 
-def _labels(frames: Sequence[Frame]) -> NDArray[np.bool_]:
-    """Of several frames of one size, (b, H, W)."""
-    return np.stack([load_label(frame.label).astype(bool) for frame in frames])
+_Known = tuple[NDArray[np.int16], NDArray[np.bool_]]
+
+
+def _on_device(known: _Known, device: torch.device) -> tuple[Tensor, Tensor]:
+    organ, background = known
+    return to_device(organ, device), to_device(background, device)
+
+
+def _labels(
+    frames: Sequence[Frame], anatomies: Sequence[str]
+) -> tuple[NDArray[np.bool_], _Known, _Known]:
+    """Masks (b, H, W) of several frames of one size, and all that is known of these frames.
+
+    That is (b, H, W) and (b, N), see :class:`pipeline.labels.FrameLabels`, without their label
+    maps, and with them.
+    """
+    masks = np.stack([load_label(frame.label).astype(bool) for frame in frames])
+    return masks, _known(frames, anatomies, maps=False), _known(frames, anatomies, maps=True)
+
+
+def _known(frames: Sequence[Frame], anatomies: Sequence[str], *, maps: bool) -> _Known:
+    known = [load_labels(frame, anatomies, (0, 0), maps=maps) for frame in frames]
+    organs = np.stack([labels.organ for labels in known])
+    return organs, np.stack([labels.background for labels in known])
 
 
 def _pixels(masks: Tensor, labels: Tensor) -> Tensor:
@@ -199,11 +254,12 @@ def _measuring(
     tolerance: float | None,
     machine: Machine,
     processes: Executor | None,
-) -> Iterator[tuple[Frame, Callable[[], _Measured], NDArray[np.int64]]]:
+) -> Iterator[tuple[Frame, Callable[[], _Measured], NDArray[np.int64], EveryDecoder]]:
     """Frames whose measurement has begun; while one batch is measured, others are computed."""
     for batch in delayed(batches, in_flight(machine.torch_device)):
-        for frame, margin, label, pixels in batch.rows():
-            yield frame, _begin(processes, _measure, margin, label, tolerance), pixels
+        for frame, margin, label, pixels, every_decoder in batch.rows():
+            measured = _begin(processes, _measure, margin, label, tolerance)
+            yield frame, measured, pixels, every_decoder
 
 
 def _measure(

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -1
+from pipeline.labels import NO_ANATOMY, NOT_LABELLED, UNKNOWN, own_decoder, targets
+
+IGNORE = UNKNOWN
 
 
 def partial_targets(label: Tensor, anatomy: Tensor, decoders: int) -> Tensor:
@@ -26,13 +28,16 @@ def partial_targets(label: Tensor, anatomy: Tensor, decoders: int) -> Tensor:
     Returns:
         (B, N, H, W) int64 with 0 = background, 1 = anatomy, -1 = ignore.
     """
-    is_labelled = F.one_hot(anatomy, decoders).bool()[:, :, None, None]
-    others = torch.where(label == 1, 0, IGNORE)
-    return torch.where(is_labelled, label[:, None], others[:, None])
+    background = torch.where(label == 0, NO_ANATOMY, NOT_LABELLED)
+    organ = torch.where(label == 1, anatomy[:, None, None], background)
+    return targets(organ, own_decoder(anatomy, decoders))
 
 
 def partial_label_cross_entropy(
-    logits: Tensor, target: Tensor, class_weights: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None = None,
+    pixel_weights: Tensor | None = None,
 ) -> Tensor:
     """Equation 1 per decoder, over the pixels that the decoder may learn from.
 
@@ -45,6 +50,7 @@ def partial_label_cross_entropy(
         target: (B, N, H, W) int64, 0 = background, 1 = anatomy, -1 = ignore.
         class_weights: (N, 2) weights of background and anatomy, or None for the paper's standard
             cross-entropy.
+        pixel_weights: (B, N, H, W) weights of pixels, or None.
 
     Returns:
         (N,) float32, the loss of each decoder; 0 where a decoder has no valid pixel.
@@ -56,5 +62,7 @@ def partial_label_cross_entropy(
     if class_weights is not None:
         background, anatomy = class_weights.to(loss)[None, :, :, None, None].unbind(2)
         loss = loss * torch.where(target == 1, anatomy, background)
+    if pixel_weights is not None:
+        loss = loss * pixel_weights
     loss = torch.where(target == IGNORE, 0.0, loss)
     return loss.sum(dim=(0, 2, 3)) * (decoders / (batch * height * width))

@@ -8,7 +8,7 @@ and nothing about patients.
 
 import csv
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +54,7 @@ class PhantomSettings:
         size: (height, width) of a frame in pixels.
         difficulty: see :func:`render`.
         label_maps: whether complete label maps are written, too.
+        mapped: the surgeries that they are written of; None for all.
     """
 
     seed: int
@@ -62,6 +63,11 @@ class PhantomSettings:
     size: tuple[int, int] = (256, 320)
     difficulty: float = 0.5
     label_maps: bool = False
+    mapped: Collection[int | str] | None = None
+
+    def maps(self, surgery: int) -> bool:
+        """Whether the label maps of a surgery are written."""
+        return self.label_maps and (self.mapped is None or surgery in self.mapped)
 
 
 def render(
@@ -128,7 +134,8 @@ def write_phantom(
     """Write a data set.
 
     ``<root>/<anatomy>/<NN>/`` gets ``imageMM.png``, ``maskMM.png`` (0 and 255) and
-    ``weak_labels.csv``; ``<root>/multilabel/<anatomy>/<NN>/labelMM.png`` are the label maps.
+    ``weak_labels.csv``; ``<root>/multilabel/<anatomy>/<NN>/labelMM.png`` are the label maps, and
+    ``<root>/multilabel/anatomies.txt`` their legend.
 
     Args:
         root: is created.
@@ -156,6 +163,9 @@ def write_phantom(
             if progress is not None:
                 progress(len(rows), len(jobs))
     _write_weak_labels(root, jobs, rows)
+    if any(settings.maps(surgery) for surgery in surgeries):
+        legend = "".join(f"{anatomy}\n" for anatomy in ANATOMIES)
+        (root / "multilabel" / "anatomies.txt").write_text(legend)
     return len(jobs)
 
 
@@ -187,7 +197,7 @@ def _write_frame(job: Job, *, root: Path, settings: PhantomSettings) -> list[int
     place = Path(anatomy) / f"{surgery:02d}"
     _write_png(root / place / f"image{frame:02d}.png", pixels[..., ::-1])
     _write_png(root / place / f"mask{frame:02d}.png", mask)
-    if settings.label_maps:
+    if settings.maps(surgery):
         _write_png(root / "multilabel" / place / f"label{frame:02d}.png", labels)
     return [int((labels == i).any()) for i in range(1, len(ANATOMIES) + 1)]
 

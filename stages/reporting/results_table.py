@@ -8,6 +8,13 @@ from stages.shared.console import console, say
 from stages.shared.project import Places
 from stages.shared.results import read
 
+# Means that stand below the Dice of own frames, as metrics/evaluate.json calls them.
+EVERY_DECODER = {
+    "known_dice": "Dice, all known pixels",
+    "every_dice": "Dice, every frame",
+    "absent_area": "area claimed where absent",
+    "overlap": "pixels of several organs",
+}
 ROWS = {"teachers": "teachers", "baseline": "student, baseline", "mtkd": "student, distilled"}
 
 
@@ -28,13 +35,8 @@ def print_results(places: Places) -> None:
     table.add_column("")
     for row in rows:
         table.add_column(row["name"], justify="right")
-    for anatomy in rows[0]["dice"]:
-        style = "bold" if anatomy == "mean" else None
-        table.add_row(
-            anatomy.replace("_", " "), *(number(row["dice"][anatomy]) for row in rows), style=style
-        )
-    if not same_anatomies(rows):
-        table.add_row("anatomies in the mean", *(str(row["measured"]) for row in rows))
+    for cells in [*_measured_rows(rows), *_every_decoder_rows(rows)]:
+        table.add_row(*cells, style="bold" if cells[0] == "mean" else None)
     table.add_section()
     table.add_row("network", *(row["arch"] for row in rows))
     table.add_row("parameters (M)", *(f"{row['parameters'] / 1e6:.2f}" for row in rows))
@@ -44,10 +46,32 @@ def print_results(places: Places) -> None:
     say(f"report: {places.report}")
 
 
+def _measured_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Dice of own frames: the mean, then each anatomy."""
+    cells = []
+    for anatomy in rows[0]["dice"]:
+        values = [number(row["dice"][anatomy]) for row in rows]
+        cells.append([anatomy.replace("_", " "), *values])
+    if not same_anatomies(rows):
+        cells.append(["anatomies in the mean", *(str(row["measured"]) for row in rows)])
+    return cells
+
+
+def _every_decoder_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """What all decoders say on all frames, as far as it was measured."""
+    cells = []
+    for measure, title in EVERY_DECODER.items():
+        means = [row["every_decoder"][measure] for row in rows]
+        if any(mean is not None for mean in means):
+            cells.append([title, *map(number, means)])
+    return cells
+
+
 def results(places: Places) -> list[dict[str, Any]]:
     """One row per network: its name, what was measured of it and what it costs.
 
-    ``dice`` and ``iou`` per anatomy and as ``mean``, in percent; ``measured``, over how many
+    ``dice`` and ``iou`` per anatomy and as ``mean``, in percent; ``every_decoder``, the means of
+    :data:`EVERY_DECODER`; ``measured``, over how many
     anatomies the mean is; ``arch``, ``parameters``, ``milliseconds``, ``fps`` and what else the
     benchmark says.
 
@@ -66,6 +90,7 @@ def results(places: Places) -> list[dict[str, Any]]:
                 "name": title,
                 "dice": dice,
                 "iou": evaluation[key]["iou"],
+                "every_decoder": {name: evaluation[key][name]["mean"] for name in EVERY_DECODER},
                 "measured": _measured(dice),
                 **counts[network],
                 **times[network],

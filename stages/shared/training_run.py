@@ -35,6 +35,7 @@ from pipeline.training import (
     TrainingTask,
     best_epoch,
     fit,
+    supervised,
     synchronises,
 )
 from pipeline.training_errors import translated_errors
@@ -54,6 +55,9 @@ class Lesson:
     Attributes:
         frames: training frames.
         objective: what is minimised.
+        validated_on: the anatomies whose validation frames are predicted after each epoch.
+        negatives: further training frames, of other anatomies.
+        drawn: how many of these each epoch has.
         soft_targets: the teachers' stored logits, or None.
         identity: what else determines the result: settings of distillation, identities of the
             stores.
@@ -63,6 +67,9 @@ class Lesson:
 
     frames: Sequence[Frame]
     objective: Objective
+    validated_on: Sequence[str]
+    negatives: Sequence[Frame] = ()
+    drawn: int = 0
     soft_targets: SoftTargets | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[Path] = ()
@@ -104,6 +111,18 @@ def class_weights(frames: Sequence[Frame], anatomies: Sequence[str]) -> torch.Te
     return torch.tensor(weights)
 
 
+def objective_on_labels(
+    frames: Sequence[Frame], anatomies: Sequence[str], settings: Training
+) -> Objective:
+    """The loss on the frames' labels, weighted as the settings say.
+
+    Raises:
+        MtkdError: as of :func:`class_weights`.
+    """
+    weights = class_weights(frames, anatomies) if settings.class_weights else None
+    return supervised(len(anatomies), weights, settings.absence_weight)
+
+
 def seeded_network(settings: Training, anatomies: Sequence[str]) -> Network:
     """A network whose random weights depend on the seed alone, with a decoder for each anatomy."""
     torch.manual_seed(settings.seed)
@@ -141,15 +160,17 @@ def train_run(
             many.
     """
     _require_shareable(settings, machine)
-    train = FrameDataset(lesson.frames, anatomies, settings.seed, lesson.soft_targets)
+    seen = [*lesson.frames, *lesson.negatives]
+    train = FrameDataset(seen, anatomies, settings.seed, lesson.soft_targets)
     _say_before(project, settings, train, machine)
     fabric = make_fabric(machine, settings.precision)
     hush(not fabric.is_global_zero)
-    val = FrameDataset(project.frames_of("val", anatomies), anatomies)
+    # An epoch is chosen by what other data sets have, too.
+    val = FrameDataset(project.frames_of("val", lesson.validated_on), anatomies, maps=False)
     network = seeded_network(settings, anatomies)
     # Batch norm sees a piece at a time, so that pieces are part of what determines the weights.
     pieces = {"processes": fabric.world_size, "accumulate": machine.accumulate}
-    digests = _digests(lesson, val.frames)
+    digests = _digests(lesson, seen, val.frames)
     trained_on = {"settings": settings.model_dump(), **pieces, **digests, **lesson.identity}
     place = _state_place(project, outputs)
     on_device = {"device": fabric.device.type, "compile": machine.compile}
@@ -165,7 +186,7 @@ def train_run(
             history = fit(
                 fabric,
                 network,
-                TrainingTask(train, val, lesson.objective),
+                TrainingTask(train, val, lesson.objective, len(lesson.negatives), lesson.drawn),
                 settings,
                 machine,
                 Callbacks(
@@ -179,11 +200,12 @@ def train_run(
         if not fabric.is_global_zero:
             return
         save_checkpoint(outputs.checkpoint, network, (height, width), trained_on)
-        dice = _write_metrics(outputs.metrics, history)
+        best = best_epoch(history, settings.select_by)
+        _write_metrics(outputs.metrics, best, len(history))
         resume.done()
     say(f"{title}: time of training: {stopwatch} (data: waiting for frames)")
-    best = best_epoch(history).epoch + 1
-    say(f"{title}: best epoch {best}, validation Dice {dice} -> {outputs.checkpoint}")
+    dice = f"validation Dice {_percent(best.mean_dice)}, known {_percent(best.mean_known_dice)}"
+    say(f"{title}: best epoch {best.epoch + 1}, {dice} -> {outputs.checkpoint}")
 
 
 def _require_shareable(settings: Training, machine: Machine) -> None:
@@ -211,11 +233,11 @@ def _say_before(
     say_handover(machine, lambda: piece * nbytes([train[0, 0]]))
 
 
-def _digests(lesson: Lesson, val: Sequence[Frame]) -> dict[str, str]:
+def _digests(lesson: Lesson, seen: Sequence[Frame], val: Sequence[Frame]) -> dict[str, str]:
     """Of ids, pixels and labels."""
     return {
-        "frames": lesson.digest or frames_digest(lesson.frames),
-        "labels": labels_digest(lesson.frames),
+        "frames": lesson.digest or frames_digest(seen),
+        "labels": labels_digest(seen),
         "validation_frames": frames_digest(val),
         "validation_labels": labels_digest(val),
     }
@@ -324,17 +346,30 @@ def _log(live: Live, title: str, anatomies: Sequence[str], epoch: Epoch) -> None
     if epoch.mean_dice is not None:
         live.log_metric("val_dice/mean", 100 * epoch.mean_dice)
         parts.append(f"validation Dice {100 * epoch.mean_dice:.1f}")
+    if epoch.mean_known_dice is not None:
+        live.log_metric("val_known_dice/mean", 100 * epoch.mean_known_dice)
+        parts.append(f"known {100 * epoch.mean_known_dice:.1f}")
     live.next_step()
     say(f"{title}: epoch {epoch.epoch + 1}  " + "  ".join(parts))
 
 
-def _write_metrics(path: Path, history: list[Epoch]) -> float | None:
-    """Write the Dice of the best epoch, in percent, and return its mean."""
-    best = best_epoch(history)
-    fractions = {"mean": best.mean_dice, **best.dice}
-    percent = {name: _percent(value) for name, value in fractions.items()}
-    write_json(path, {"val_dice": percent, "best_epoch": best.epoch, "epochs": len(history)})
-    return percent["mean"]
+def _write_metrics(path: Path, best: Epoch, epochs: int) -> None:
+    """Write the Dice of the best epoch, in percent."""
+    write_json(
+        path,
+        {
+            "val_dice": _percentages(best.mean_dice, best.dice),
+            "val_known_dice": _percentages(best.mean_known_dice, best.known_dice),
+            "best_epoch": best.epoch,
+            "epochs": epochs,
+        },
+    )
+
+
+def _percentages(
+    mean: float | None, of_anatomies: Mapping[str, float | None]
+) -> dict[str, float | None]:
+    return {"mean": _percent(mean)} | {name: _percent(dice) for name, dice in of_anatomies.items()}
 
 
 def _percent(fraction: float | None) -> float | None:

@@ -1,17 +1,18 @@
-"""``mtkd study gain``, ``settings`` and ``beyond``: students under several conditions, in tables.
+"""``mtkd study gain`` and its like: students under several conditions, in tables.
 
 Each table says how far a condition goes from the baseline to the teachers.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from statistics import mean
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import MtkdError
-from pipeline.evaluation.per_frame import evaluate, summarise
+from pipeline.evaluation.every_frame import summarise_all
+from pipeline.evaluation.per_frame import Result, evaluate, summarise
 from pipeline.files import write_atomically
 from pipeline.machine import Machine
 from pipeline.settings import Distill, Training
@@ -33,7 +34,9 @@ STUDENTS = {
     "deeplabv3_efficientnet_lite0": ("imagenet", 1e-3, 1e-4),
 }
 BASELINE = "baseline"
-BALANCED = Distill(temperature=1, weight=30, softmax="classes_balanced", grid="stores")
+BALANCED = Distill(
+    temperature=1, weight=30, softmax="classes_balanced", grid="stores", reconcile=False
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Condition:
         class_weights: whether the loss on labels weighs rare classes up, also where
             ``student.class_weights`` is off.
         unlabelled: as in ``Case``.
+        absence_weight: as in ``student``; None for what stands there.
     """
 
     distill: Distill | None = None
@@ -55,6 +59,7 @@ class Condition:
     longer: float = 1
     class_weights: bool = False
     unlabelled: bool = True
+    absence_weight: float | None = None
 
 
 Conditions = dict[str, Condition]
@@ -65,7 +70,9 @@ GAIN: Conditions = {
     "baseline, twice as long": Condition(longer=2),
     "baseline, class weights": Condition(class_weights=True),
     "pixels": Condition(PIXELS),
-    "classes": Condition(Distill(temperature=1, weight=30, softmax="classes", grid="stores")),
+    "classes": Condition(
+        Distill(temperature=1, weight=30, softmax="classes", grid="stores", reconcile=False)
+    ),
     "classes_balanced": Condition(BALANCED),
     "pseudo_labels": Condition(BALANCED, "pseudo_labels"),
     "baseline, four times as long": Condition(longer=4),
@@ -91,10 +98,30 @@ BEYOND: Conditions = {
     "other organs apart": Condition(BALANCED, "apart"),
     "on the student's grid": Condition(BALANCED.model_copy(update={"grid": "student"})),
 }
-STUDIES = {"gain": GAIN, "settings": SETTINGS, "beyond": BEYOND}
+# What students learn from where an anatomy is not, and what each part of it does.
+RECONCILED = BALANCED.model_copy(update={"grid": "student", "reconcile": True})
+ABSENCE: Conditions = {
+    BASELINE: Condition(absence_weight=0.0),
+    "baseline, known absence": Condition(absence_weight=0.2),
+    "classes_balanced": Condition(
+        RECONCILED.model_copy(update={"reconcile": False}), absence_weight=0.0
+    ),
+    "reconciled": Condition(RECONCILED, absence_weight=0.0),
+    "reconciled, known absence": Condition(RECONCILED, absence_weight=0.2),
+}
+STUDIES = {"gain": GAIN, "settings": SETTINGS, "beyond": BEYOND, "absence": ABSENCE}
 CLEAR = 5.0  # Dice that a teacher must be above the baseline for its anatomy to count in the gap
-# Tables are of the test surgeries, and of those that choose settings.
-TABLE_SPLITS = ("test", "validation")
+# By pixels, what the tables are of: the test surgeries, and those that choose settings.
+TABLES = {
+    "test": "test",
+    "known": "test, all known pixels",
+    "every": "test, every frame",
+    "validation": "validation",
+}
+ABSENT = {
+    "absent_area": "area claimed where absent, per seed",
+    "overlap": "pixels of several organs, per seed",
+}
 Runs = Mapping[str, Sequence[RunResult]]  # by condition, one result per seed
 
 
@@ -222,6 +249,11 @@ def _case(
             "learning_rate": rate,
             "final_learning_rate": final,
             "class_weights": base.class_weights or condition.class_weights,
+            "absence_weight": (
+                base.absence_weight
+                if condition.absence_weight is None
+                else condition.absence_weight
+            ),
             "epochs": max(1, round(condition.longer * epochs)),
             "seed": seed,
         }
@@ -255,32 +287,32 @@ def _lengths(conditions: Conditions, more: float) -> dict[str, float]:
 
 @translated_errors()
 def _teachers(project: Project, machine: Machine) -> dict[str, Dice]:
-    """The teachers' Dice by split, each on the frames of its own anatomy.
+    """The teachers' Dice by pixels, as :meth:`RunResult.dice_on` calls them.
 
     On the validation frames as its stage noted it.
     """
-    params = project.params
     anatomies = project.anatomies
     local = [a for a in anatomies if not is_imported(project.teacher_checkpoint(a))]
-    results = []
     validation = dict.fromkeys(anatomies)
     for anatomy in local:
-        teacher, _ = load_checkpoint(project.teacher_checkpoint(anatomy))
-        results += list(
-            evaluate(
-                teacher,
-                project.frames_of("test", [anatomy]),
-                [anatomy],
-                params.evaluate.batch_size,
-                None,
-                machine,
-            )
-        )
         validation[anatomy] = read(project.teacher_metrics(anatomy))["val_dice"]["mean"]
+    results = _tested_teachers(project, local, machine) if local else []
+    everywhere = summarise_all(results, local)
+    nothing = dict.fromkeys(anatomies)
     return {
         "test": summarise(results, anatomies)["dice"],
+        "known": {"mean": None, **nothing, **everywhere["known_dice"]},
+        "every": {"mean": None, **nothing, **everywhere["every_dice"]},
         "validation": {"mean": _mean(list(validation.values())), **validation},
     }
+
+
+def _tested_teachers(project: Project, anatomies: Sequence[str], machine: Machine) -> list[Result]:
+    """All teachers that are here, together, on the test frames of their anatomies."""
+    networks = [load_checkpoint(project.teacher_checkpoint(anatomy))[0] for anatomy in anatomies]
+    frames = project.frames_of("test", anatomies)
+    batch_size = project.params.evaluate.batch_size
+    return list(evaluate(networks, frames, anatomies, batch_size, None, machine))
 
 
 def render_page(runs: Mapping[str, Runs], teachers: Mapping[str, Dice]) -> str:
@@ -288,13 +320,15 @@ def render_page(runs: Mapping[str, Runs], teachers: Mapping[str, Dice]) -> str:
 
     Args:
         runs: by student and condition, one result per seed.
-        teachers: by split, the Dice of each teacher on its own anatomy.
+        teachers: by pixels, the Dice of each teacher.
     """
     lines: list[str] = []
     for arch, runs_of_student in runs.items():
         lines += [f"### {arch}", ""]
-        for split in TABLE_SPLITS:
-            lines += [*_table(split, runs_of_student, teachers[split]), ""]
+        for pixels in TABLES:
+            if _is_measured(runs_of_student, pixels):
+                lines += [*_table(pixels, runs_of_student, teachers[pixels]), ""]
+        lines += [*_everywhere(runs_of_student), ""]
     return "\n".join(lines)
 
 
@@ -304,7 +338,7 @@ def _table(split: str, runs: Runs, teachers: Dice) -> list[str]:
     baselines = [name for name in runs if name.startswith(BASELINE)]
     clear = {name: _clear_anatomies(teachers, means[name]) for name in baselines}
     lines = [
-        f"| Dice (%), {split} | teachers | {' | '.join(runs)} |",
+        f"| Dice (%), {TABLES[split]} | teachers | {' | '.join(runs)} |",
         f"|---|{'---:|' * (len(runs) + 1)}",
     ]
     for anatomy in teachers:
@@ -319,6 +353,28 @@ def _table(split: str, runs: Runs, teachers: Dice) -> list[str]:
         ]
         lines.append(_row(_gap_label(baseline, anatomies), "100", cells))
     return [*lines, _last_row(split, runs)]
+
+
+def _is_measured(runs: Runs, pixels: str) -> bool:
+    """Whether all runs have a mean Dice there."""
+    all_runs = chain.from_iterable(runs.values())
+    means = [run.dice_on(pixels).get("mean") for run in all_runs]
+    return pixels in ("test", "validation") or None not in means
+
+
+def _everywhere(runs: Runs) -> list[str]:
+    """What students claim where nothing is, and several times; empty for runs of before."""
+    if not _is_measured(runs, "known"):
+        return []
+    lines = [f"| test frames (%) | {' | '.join(runs)} |", f"|---|{'---:|' * len(runs)}"]
+    for measure, title in ABSENT.items():
+        cells = [_everywhere_of(seeds, measure) for seeds in runs.values()]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
+def _everywhere_of(seeds: Sequence[RunResult], measure: str) -> str:
+    return " ".join(number((run.every_decoder or {})[measure]["mean"]) for run in seeds)
 
 
 def _row(label: str, teachers: str, cells: Sequence[str]) -> str:

@@ -26,7 +26,8 @@ import torch
 from cache import StoreError, open_store
 from pipeline.datasets import FrameDataset
 from pipeline.errors import MtkdError
-from pipeline.evaluation.per_frame import evaluate, summarise
+from pipeline.evaluation.every_frame import Row, summarise_all
+from pipeline.evaluation.per_frame import Result, evaluate, summarise
 from pipeline.files import write_json
 from pipeline.machine import Machine, keep_freed_memory, make_fabric
 from pipeline.models import Network
@@ -72,6 +73,9 @@ class RunResult:
         seconds_per_epoch: the median.
         peak_mib: MiB of memory at most.
         threads: of torch.
+        every_decoder: what all decoders say on all test frames, see
+            :func:`pipeline.evaluation.every_frame.summarise_all`; files of earlier runs do not
+            say.
     """
 
     name: str
@@ -85,6 +89,7 @@ class RunResult:
     seconds_per_epoch: float
     peak_mib: int
     threads: int
+    every_decoder: dict[str, Row] | None = None
 
     @classmethod
     def read(cls, file: Path) -> "RunResult":
@@ -92,9 +97,21 @@ class RunResult:
         content = json.loads(file.read_text())
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 
-    def dice_on(self, split: str) -> Dice:
-        """Percent per anatomy and ``mean``, on ``test`` or ``validation`` frames."""
-        return {"test": self.dice, "validation": self.validation}[split]
+    def dice_on(self, pixels: str) -> Dice:
+        """Percent per anatomy and ``mean``; empty where an earlier run did not measure.
+
+        Args:
+            pixels: of own ``test`` or ``validation`` frames; or of the test surgeries all that are
+                ``known``, or those of ``every`` frame with a label map.
+        """
+        everywhere = self.every_decoder or {}
+        measured: dict[str, Dice | None] = {
+            "test": self.dice,
+            "validation": self.validation,
+            "known": everywhere.get("known_dice"),
+            "every": everywhere.get("every_dice"),
+        }
+        return measured[pixels] or {}
 
 
 def measure_all(
@@ -272,18 +289,20 @@ def _measure(case: Case, threads: int, machine: Machine) -> RunResult:
     project = load_project(case.folder)
     network, history, ends = _train(case, project, machine)
     peak = peak_memory(machine.torch_device) / 2**20
+    tested = _tested(network.eval(), project, machine)
     return RunResult(
         name=case.name,
         arch=case.student.arch,
         seed=case.student.seed,
         epochs=case.student.epochs,
         class_weights=case.student.class_weights,
-        dice=_test_dice(network.eval(), project, machine),
-        validation=_in_percent(best_epoch(history)),
+        dice=summarise(tested, project.anatomies)["dice"],
+        validation=_in_percent(best_epoch(history, case.student.select_by)),
         val_dice=[_percent(epoch.mean_dice) for epoch in history],
         seconds_per_epoch=round(median(b - a for a, b in pairwise(ends)), 2),
         peak_mib=round(peak),
         threads=threads,
+        every_decoder=summarise_all(tested, project.anatomies),
     )
 
 
@@ -294,6 +313,7 @@ def _train(
     anatomies = project.anatomies
     objective, data = training_material(case, project, machine)
     network = seeded_network(case.student, anatomies)
+    val = FrameDataset(project.frames_of("val"), anatomies, maps=False)
     ends = [perf_counter()]
 
     def epoch_done(_: Epoch) -> None:
@@ -304,7 +324,7 @@ def _train(
     history = fit(
         make_fabric(machine, case.student.precision),
         network,
-        TrainingTask(data, FrameDataset(project.frames_of("val"), anatomies), objective),
+        TrainingTask(data, val, objective),
         case.student,
         machine,
         Callbacks(epoch_done),
@@ -312,11 +332,10 @@ def _train(
     return network, history, ends
 
 
-def _test_dice(network: Network, project: Project, machine: Machine) -> Dice:
+def _tested(network: Network, project: Project, machine: Machine) -> list[Result]:
     frames = project.frames_of("test")
     batch_size = project.params.evaluate.batch_size
-    results = evaluate(network, frames, project.anatomies, batch_size, None, machine)
-    return summarise(list(results), project.anatomies)["dice"]
+    return list(evaluate(network, frames, project.anatomies, batch_size, None, machine))
 
 
 def _in_percent(epoch: Epoch) -> Dice:

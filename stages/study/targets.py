@@ -13,20 +13,21 @@ from pipeline.augmentation import valid_cells
 from pipeline.checkpoint import load_checkpoint
 from pipeline.datasets import FrameDataset, Key, Sample
 from pipeline.distillation import distilled
+from pipeline.labels import own_decoder
 from pipeline.machine import Machine
 from pipeline.models.network import Network, normalise, resize
 from pipeline.prepared import Frame
 from pipeline.settings import Distill, Training
-from pipeline.training import Objective, Terms, placed, supervised
+from pipeline.training import Objective, Terms, placed
 from stages.shared.project import Project
 from stages.shared.results import read
-from stages.shared.training_run import class_weights
+from stages.shared.training_run import objective_on_labels
 from stages.stores.reader import open_stores
 
 TargetKind = Literal["stores", "pseudo_labels", "live", "coarse", "trusted", "with_pixels", "apart"]
 CERTAIN = 30.0  # a logit whose softmax is 1 up to 1e-13
 # Shu's reference run, "channel kl 3 4".
-PIXELS = Distill(temperature=4, weight=3, softmax="pixels", grid="stores")
+PIXELS = Distill(temperature=4, weight=3, softmax="pixels", grid="stores", reconcile=False)
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def training_material(
     anatomies = project.anatomies
     frames = project.frames_of("train")
     seed = case.student.seed
-    weights = class_weights(frames, anatomies) if case.student.class_weights else None
-    alone = supervised(len(anatomies), weights)
+    alone = objective_on_labels(frames, anatomies, case.student)
     if case.distill is None:
         return alone, FrameDataset(frames, anatomies, seed)
     both = distilled(alone, case.distill)
@@ -120,8 +120,8 @@ def _apart(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
     """The student's own logits where most of a cell is labelled as another organ: no divergence."""
     teachers = batch["teachers"]
     grid = (teachers.shape[-2], teachers.shape[-1])
-    of_label = F.one_hot(batch["anatomy"], teachers.shape[1]).bool()[:, :, None, None]
-    organ = F.adaptive_avg_pool2d((batch["label"] == 1).float(), grid)[:, None] > 0.5
+    of_label = own_decoder(batch["anatomy"], teachers.shape[1])[:, :, None, None]
+    organ = F.adaptive_avg_pool2d((batch["organ"] >= 0).float(), grid)[:, None] > 0.5
     student = resize(logits, grid).detach().float()
     return {"teachers": torch.where((organ & ~of_label)[:, :, None], student, teachers)}
 

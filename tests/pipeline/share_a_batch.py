@@ -27,6 +27,8 @@ SETTINGS = Training(
     learning_rate=1e-9,  # so small that the gradients of every step are those of the same weights
     final_learning_rate=1e-9,
     class_weights=False,
+    absence_weight=0.0,
+    select_by="own",
     precision="32-true",
     seed=3,
 )
@@ -72,7 +74,9 @@ def run(folder, devices, accumulate, *, compiled=False, fabric=None, resume=None
     torch.manual_seed(0)
     network = frozen_norms(create_model("mininetv2", 3))
     gradients = []
-    settings = Distill(temperature=1.0, weight=3.0, softmax="classes_balanced", grid="stores")
+    settings = Distill(
+        temperature=1.0, weight=3.0, softmax="classes_balanced", grid="stores", reconcile=False
+    )
     frames = [
         list_frames(folder / "frames", folder / "labels", split, ANATOMIES)
         for split in ("train", "val")
@@ -84,7 +88,7 @@ def run(folder, devices, accumulate, *, compiled=False, fabric=None, resume=None
             TrainingTask(
                 FrameDataset(frames[0], ANATOMIES, 1, Answers()),
                 FrameDataset(frames[1], ANATOMIES),
-                distilled(supervised(3, None), settings),
+                distilled(supervised(3), settings),
             ),
             SETTINGS,
             machine,

@@ -8,8 +8,8 @@ from scipy.ndimage import map_coordinates
 
 from pipeline import augmentation
 from pipeline.augmentation import IDENTITY, sample, warp_logits
-from pipeline.datasets import FrameDataset
-from pipeline.losses import IGNORE
+from pipeline.datasets import EpochBatches, FrameDataset
+from pipeline.labels import NOT_LABELLED
 from pipeline.prepared import Frame
 
 SIZE, GRID = (96, 128), (24, 32)
@@ -63,13 +63,13 @@ def test_one_transform_moves_frame_label_and_stored_logits(scene):
         item = data[epoch, 0]
         affine = sample(1, epoch, frame.id, SIZE).affine
         pixels = item["frame"][0].numpy() / 255
-        label = item["label"].numpy()
+        label = item["organ"].numpy() == 0
 
-        labelled = label != IGNORE
+        labelled = item["organ"].numpy() != NOT_LABELLED
         places = original(affine, SIZE)
         assert not labelled[~inside(places, SIZE, 0.51)].any()
         assert labelled[inside(places, SIZE, 0.49)].all()
-        assert ((label == 1) == (pixels > 0.5))[labelled].mean() > 0.98
+        assert (label == (pixels > 0.5))[labelled].mean() > 0.98
 
         valid = item["valid"].numpy()
         np.testing.assert_array_equal(valid, inside(original(affine, GRID), GRID, 1e-6))
@@ -89,7 +89,7 @@ def test_a_clean_frame_is_whole(scene):
     frame, teachers = scene
     item = FrameDataset([frame], ["liver"], None, teachers)[0, 0]
     assert item["valid"].all()
-    assert (item["label"] != IGNORE).all()
+    assert (item["organ"] != NOT_LABELLED).all()
     np.testing.assert_array_equal(
         item["teachers"].numpy(), teachers.read("", 0, 0).astype(np.float32)
     )
@@ -107,3 +107,33 @@ def test_stored_logits_are_interpolated_where_the_frame_came_from():
         warped = warp_logits(logits, affine).reshape(-1, *GRID)
         # OpenCV may round to 1/32 of a pixel.
         assert np.abs(warped - np.stack(slow)).max() < 0.05 * np.ptp(logits)
+
+
+def test_an_epoch_has_all_own_frames_and_some_others():
+    batches = EpochBatches(10, 4, seed=3, others=30, drawn=6)
+    assert (len(batches), batches.sizes()) == (4, [[4]] * 4)
+    drawn = []
+    for epoch in range(3):
+        batches.epoch = epoch
+        positions = [position for batch in batches for _, position in batch]
+        assert sorted(positions)[:10] == list(range(10))
+        others = sorted(positions)[10:]
+        assert len(set(others)) == 6
+        assert all(10 <= position < 40 for position in others)
+        assert positions != sorted(positions)
+        drawn.append(others)
+    assert drawn[0] != drawn[1] != drawn[2]
+    batches.epoch = 0
+    assert sorted(position for batch in batches for _, position in batch)[10:] == drawn[0]
+
+
+def test_no_more_others_are_drawn_than_there_are():
+    batches = EpochBatches(3, 5, seed=3, others=2, drawn=9)
+    assert sorted(position for batch in batches for _, position in batch) == [0, 1, 2, 3, 4]
+
+
+def test_epochs_without_others_are_those_of_before():
+    plain, with_none = EpochBatches(9, 4, seed=5), EpochBatches(9, 4, seed=5, others=0, drawn=0)
+    assert list(plain) == list(with_none)
+    order = np.random.default_rng([5, 0]).permutation(9)
+    assert [position for batch in plain for _, position in batch] == order[:8].tolist()

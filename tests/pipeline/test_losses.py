@@ -1,11 +1,13 @@
 """The losses against slow, literal versions written from the equations."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 
-from pipeline.distillation import DIVERGENCES, distilled, on_one_grid
+from pipeline.distillation import DIVERGENCES, distilled, on_one_grid, reconciled
+from pipeline.labels import NO_ANATOMY, NOT_LABELLED, own_decoder
 from pipeline.losses import (
     IGNORE,
     balanced_class_wise_kl,
@@ -26,6 +28,16 @@ def frames():
     label = torch.randint(0, 2, (B, H, W), generator=g)
     label[:, 0] = IGNORE
     return label, torch.tensor([0, 2, 2])
+
+
+def known(label, anatomy):
+    """What a batch says of frames that are labelled for one anatomy each."""
+    background = torch.where(label == 0, NO_ANATOMY, NOT_LABELLED)
+    return {
+        "organ": torch.where(label == 1, anatomy[:, None, None], background),
+        "background": own_decoder(anatomy, N),
+        "anatomy": anatomy,
+    }
 
 
 def logits(seed, *shape, scale=3.0):
@@ -281,14 +293,14 @@ def test_a_frame_without_a_valid_cell_does_not_count_in_the_mean_over_pieces():
     such frames.
     """
     objective = distilled(
-        supervised(N, None), Distill(temperature=2.0, weight=1.0, softmax="classes", grid="stores")
+        supervised(N),
+        Distill(temperature=2.0, weight=1.0, softmax="classes", grid="stores", reconcile=False),
     )
     valid = torch.ones(4, H, W, dtype=torch.bool)
     valid[1:3] = False
     s = logits(22, 4, N, 2, H, W)
     batch = {
-        "label": torch.zeros(4, H, W, dtype=torch.int16),
-        "anatomy": torch.tensor([0, 1, 2, 3]),
+        **known(torch.zeros(4, H, W, dtype=torch.int16), torch.tensor([0, 1, 2, 3])),
         "teachers": logits(23, 4, N, 2, H, W),
         "valid": valid,
     }
@@ -319,12 +331,65 @@ def test_the_objective_is_cross_entropy_plus_the_weighted_divergence(frames, sof
     s, t = logits(24, B, N, 2, H, W), logits(25, B, N, 2, H, W)
     valid = torch.rand(B, H, W, generator=torch.Generator().manual_seed(26)) > 0.3
     objective = distilled(
-        supervised(N, None), Distill(temperature=2.5, weight=7.0, softmax=softmax, grid="stores")
+        supervised(N),
+        Distill(temperature=2.5, weight=7.0, softmax=softmax, grid="stores", reconcile=False),
     )
-    terms = objective.terms(s, {"label": label, "anatomy": anatomy, "teachers": t, "valid": valid})
+    terms = objective.terms(s, {**known(label, anatomy), "teachers": t, "valid": valid})
     total = sum(weight * terms[name].double() for name, weight in objective.weights.items())
     expected = literal_cross_entropy(s, label, anatomy) + 7.0 * literal(s, t, 2.5, valid)
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_known_absence_counts_with_its_own_weight(frames):
+    """Frames 0 and 1 are said not to show what decoder 3 knows; the rest is as without it."""
+    label, anatomy = frames
+    z = logits(40, B, N, 2, H, W)
+    batch = known(label, anatomy)
+    batch["background"][:2, 3] = True
+    found = supervised(N, absence_weight=0.25).terms(z, batch)["cross_entropy"]
+    expected = literal_cross_entropy(z, label, anatomy)
+    for b, y, x in product(range(2), range(H), range(W)):
+        if label[b, y, x] == 0:
+            p = math.exp(z[b, 3, 0, y, x]) / sum(math.exp(v) for v in z[b, 3, :, y, x])
+            expected[3] -= 0.25 * math.log(p) * N / (B * H * W)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    unaware = supervised(N).terms(z, batch)["cross_entropy"].double()
+    torch.testing.assert_close(
+        unaware, literal_cross_entropy(z, label, anatomy), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_reconciled_teachers_agree_with_what_is_known_and_share_the_rest():
+    teachers = logits(41, 2, N, 2, 3, 4)
+    g = torch.Generator().manual_seed(42)
+    target = torch.randint(-1, 2, (2, N, 3, 4), generator=g)
+    found = reconciled(teachers, target).double()
+    for b, y, x in product(range(2), range(3), range(4)):
+        odds = []
+        for i in range(N):
+            margin = float(teachers[b, i, 1, y, x] - teachers[b, i, 0, y, x])
+            if target[b, i, y, x] == 0:
+                margin = min(margin, -6.0)
+            if target[b, i, y, x] == 1:
+                margin = max(margin, 6.0)
+            odds.append(math.exp(margin))
+        for i in range(N):
+            margin = math.log(odds[i] / (1 + sum(odds) - odds[i]))
+            margin = min(max(margin, -13.8155), 13.8155)  # of probabilities 1e-6 and 1 - 1e-6
+            assert float(found[b, i, 1, y, x] - found[b, i, 0, y, x]) == pytest.approx(
+                margin, abs=1e-3
+            )
+    torch.testing.assert_close(found[:, :, 0], teachers[:, :, 0], rtol=1e-6, atol=1e-6)
+    assert ((found[:, :, 1] > found[:, :, 0]).sum(1) <= 1).all()
+
+
+def test_only_a_cell_that_is_known_as_a_whole_overrules_its_teacher():
+    teachers = torch.zeros(1, 1, 2, 1, 2)
+    teachers[:, :, 1] = 2.0
+    target = torch.tensor([[[[0, 0, 0, -1], [0, 0, 0, 0]]]])
+    found = reconciled(teachers, target)
+    margins = found[0, 0, 1, 0] - found[0, 0, 0, 0]
+    assert margins.tolist() == pytest.approx([-6.0, 2.0], abs=1e-3)
 
 
 @pytest.mark.parametrize("whose", ["student", "teacher"])

@@ -181,7 +181,8 @@ def test_a_surgery_is_one_however_its_folders_are_written():
     def result(anatomy, surgery):
         frame = Frame(f"{anatomy}/{surgery}/image00", anatomy, surgery, Path(), Path())
         empty = calibration(np.zeros((1, 1), np.float32), np.zeros((1, 1), bool))
-        return Result(frame, Counts(1, 0, 0, 3), Surface(0, 1), empty, (1, 0), (1, 0), (3, 1, 0))
+        counts = Counts(1, 0, 0, 3)
+        return Result(frame, counts, Surface(0, 1), empty, (1, 0), (1, 0), (3, 1, 0), None, "")
 
     results = [result("a", "03"), result("b", "3"), result("b", "x")]
     assert intervals(results, ["a", "b"])["dice"]["mean"]["surgeries"] == 2
@@ -206,14 +207,17 @@ def drawn_frame(rng, gain, surgery, anatomy, i):
     masks[labelled] = np.where(rng.random((6, 8)) < 0.3 + gain, label, masks[labelled])
     if (surgery, i) == (0, 0):
         masks[1 - labelled] = False
+    shows = {"b": False} if anatomy == "a" else {}
     result = Result(
-        Frame(f"{anatomy}/{surgery}/image{i}", anatomy, str(surgery), Path(), Path()),
+        Frame(f"{anatomy}/{surgery}/image{i}", anatomy, str(surgery), Path(), Path(), shows),
         count_masks(masks[labelled], label),
         Surface(0, 1),
         calibration(np.zeros((1, 1), np.float32), label[:1, :1]),
         inside=tuple((masks & label).sum((1, 2))),
         predicted=tuple(masks.sum((1, 2))),
         overlaps=tuple(np.bincount(masks.sum(0).ravel(), minlength=3)),
+        every_decoder=None,  # tests/pipeline/test_every_frame.py
+        picture=f"{anatomy}/{surgery}/{i}",
     )
     return result, (masks, label)
 
@@ -233,12 +237,11 @@ def test_confusion_is_that_of_masks():
 
 def test_false_alarms_and_overlaps_are_those_of_masks():
     results, masks = drawn_results(np.random.default_rng(3))
-    shows = {r.frame.id: {"b": False} for r in results if r.frame.anatomy == "a"}
     absent = [
         mask[1] for r, (mask, _) in zip(results, masks, strict=True) if r.frame.anatomy == "a"
     ]
     alarms = [mask for mask in absent if mask.any()]
-    figures = false_alarms(results, ["a", "b"], shows)["b"]
+    figures = false_alarms(results, ["a", "b"])["b"]
     assert figures["frames"] == len(absent) > len(alarms) > 0
     assert figures["claimed"] == pytest.approx(100 * len(alarms) / len(absent), abs=0.006)
     size = np.mean([mask.mean() for mask in alarms])

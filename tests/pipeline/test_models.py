@@ -539,6 +539,8 @@ def test_own_networks_are_told_from_misspelt_ones(own_networks):
         "learning_rate": 1e-3,
         "final_learning_rate": 1e-4,
         "class_weights": False,
+        "absence_weight": 0.0,
+        "select_by": "own",
         "precision": "32-true",
         "seed": 1,
         "pretrained": "none",

@@ -255,7 +255,7 @@ def test_progress_counts_every_frame_once(root, out):
 
 
 def test_what_else_lies_there_does_not_disturb(root, out):
-    (root / "liver" / "01" / "weak_labels.csv").write_text("images000.png,1,0\n")
+    (root / "liver" / "01" / "weak_labels.csv").write_text("images000.png,0,1\n")
     write_png(root / "liver" / "01" / "anno_1" / "mask00.png", np.zeros((9, 9), np.uint8))
     write_png(root / "multilabel" / "liver" / "01" / "image00.png", np.zeros((9, 9), np.uint8))
     (root / ".hidden").mkdir()

@@ -31,7 +31,8 @@ def batch_on(device, grid=(8, 12)):
     """A batch as the loaders give it, after Fabric has copied it."""
     return {
         "frame": torch.zeros(FRAMES, 3, *SIZE, dtype=torch.uint8, device=device),
-        "label": torch.zeros(FRAMES, *SIZE, dtype=torch.int16, device=device),
+        "organ": torch.zeros(FRAMES, *SIZE, dtype=torch.int16, device=device),
+        "background": torch.ones(FRAMES, DECODERS, dtype=torch.bool, device=device),
         "anatomy": torch.zeros(FRAMES, dtype=torch.int64, device=device),
         "position": torch.zeros(FRAMES, dtype=torch.int64, device=device),
         "teachers": torch.zeros(FRAMES, DECODERS, 2, *grid, device=device),
@@ -69,16 +70,20 @@ def test_what_does_not_wait_is_not_counted():
 
 OBJECTIVES = {
     "supervised": None,
-    "pixels": Distill(temperature=4.0, weight=3.0, softmax="pixels", grid="stores"),
-    "classes": Distill(temperature=1.0, weight=3.0, softmax="classes", grid="stores"),
+    "pixels": Distill(
+        temperature=4.0, weight=3.0, softmax="pixels", grid="stores", reconcile=False
+    ),
+    "classes": Distill(
+        temperature=1.0, weight=3.0, softmax="classes", grid="stores", reconcile=False
+    ),
     "classes_balanced": Distill(
-        temperature=1.0, weight=3.0, softmax="classes_balanced", grid="student"
+        temperature=1.0, weight=3.0, softmax="classes_balanced", grid="student", reconcile=True
     ),
 }
 
 
 def objective_of(name):
-    objective = supervised(DECODERS, None)
+    objective = supervised(DECODERS)
     return objective if OBJECTIVES[name] is None else distilled(objective, OBJECTIVES[name])
 
 

@@ -13,10 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import typer
 import yaml
-from helpers import ROOT, write_dataset
+from helpers import ROOT, write_dataset, write_png
 
 from pipeline.models import ARCHITECTURES
 from stages.cli import app
@@ -249,17 +251,38 @@ def test_an_imported_teacher_is_left_alone(project):
     project.run("dvc", "repro", "-f", "-s", "train_teacher@colon")
 
 
-def test_one_corrected_training_mask_retrains_one_teacher(project):
-    mask = project.folder / "dsad" / "colon" / "01" / "mask00.png"
-    mask.write_bytes((project.folder / "dsad" / "colon" / "01" / "mask01.png").read_bytes())
+@pytest.mark.parametrize("corrected", ["mask", "weak label"])
+def test_a_corrected_training_label_retrains_every_teacher_that_may_have_seen_it(
+    project, corrected
+):
+    folder = project.folder / "dsad" / "colon" / "01"
+    if corrected == "mask":
+        (folder / "mask00.png").write_bytes((folder / "mask01.png").read_bytes())
+    else:
+        (folder / "weak_labels.csv").write_text("image,liver\nimage00.png,0\n")
     ran = project.repro()
-    assert ran == sorted([*PREPARED, *teachers("colon"), *stores("colon"), *STUDENTS, *MEASURED])
+    (folder / "weak_labels.csv").unlink(missing_ok=True)
+    assert ran == sorted([*PREPARED, *teachers(*ALL), *stores(*ALL), *STUDENTS, *MEASURED])
 
 
-def test_one_corrected_test_mask_only_measures_again(project):
-    mask = project.folder / "dsad" / "colon" / "03" / "mask00.png"
-    mask.write_bytes((project.folder / "dsad" / "colon" / "03" / "mask01.png").read_bytes())
-    assert project.repro() == sorted([*PREPARED, *MEASURED])
+@pytest.mark.parametrize("corrected", ["mask", "weak label", "map"])
+def test_a_corrected_test_label_only_measures_again(project, corrected):
+    folder = project.folder / "dsad" / "colon" / "03"
+    added = {
+        "weak label": folder / "weak_labels.csv",
+        "map": project.folder / "dsad" / "multilabel" / "colon" / "03" / "label00.png",
+    }
+    if corrected == "mask":
+        (folder / "mask00.png").write_bytes((folder / "mask01.png").read_bytes())
+    elif corrected == "weak label":
+        added[corrected].write_text("image,liver\nimage00.png,0\n")
+    else:
+        mask = cv2.imread(str(folder / "mask00.png"), cv2.IMREAD_GRAYSCALE)
+        write_png(added[corrected], (mask > 0) * np.uint8(2))  # the second of data.anatomies
+    ran = project.repro()
+    for path in added.values():
+        path.unlink(missing_ok=True)
+    assert ran == sorted([*PREPARED, *MEASURED])
 
 
 def test_new_training_frames_rerun_what_sees_them(project):
@@ -267,7 +290,7 @@ def test_new_training_frames_rerun_what_sees_them(project):
         folder = project.folder / "dsad" / "colon" / "01"
         shutil.copy(folder / f"{kind}00.png", folder / f"{kind}77.png")
     ran = project.repro()
-    assert ran == sorted([*PREPARED, *teachers("colon"), *stores(*ALL), *STUDENTS, *MEASURED])
+    assert ran == sorted([*PREPARED, *teachers(*ALL), *stores(*ALL), *STUDENTS, *MEASURED])
 
 
 def test_new_frames_without_labels_reach_only_those_who_learn_from_teachers(project):
@@ -279,10 +302,10 @@ def test_new_frames_without_labels_reach_only_those_who_learn_from_teachers(proj
     assert ran == sorted([*PREPARED, *stores(*ALL), "train_student@mtkd", *MEASURED])
 
 
-def test_a_new_anatomy_keeps_the_old_teachers(project):
+def test_a_new_anatomy_is_seen_by_all_teachers(project):
     project.params(data__anatomies=["liver", "colon", "left ureter"])
     ran = project.repro()
-    new = [*teachers("left ureter"), *stores(*ALL, "left ureter")]
+    new = [*teachers(*ALL, "left ureter"), *stores(*ALL, "left ureter")]
     assert ran == sorted([*PREPARED, *new, *STUDENTS, *MEASURED, "benchmark"])
 
 

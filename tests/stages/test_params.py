@@ -232,8 +232,8 @@ def test_an_empty_id_is_refused(written):
             "image_size: [064, 80]",
             "data.image_size.0: 064 is 52 to YAML 1.1",
         ),
-        ("epochs: 25", "epochs: 2_5", "teacher.epochs: 2_5 is 25 to YAML 1.1"),
-        ("epochs: 25", "epochs: 1:30", "teacher.epochs: 1:30 is 90 to YAML 1.1"),
+        ("epochs: 16", "epochs: 1_6", "teacher.epochs: 1_6 is 16 to YAML 1.1"),
+        ("epochs: 16", "epochs: 1:30", "teacher.epochs: 1:30 is 90 to YAML 1.1"),
         (
             "class_weights: false",
             "class_weights: off",
@@ -245,7 +245,7 @@ def test_an_empty_id_is_refused(written):
         ("- colon", "- yes", "data.anatomies.1: yes is not text"),
         ("root: data/phantom", "root: 2024-01-31", "data.root: 2024-01-31 is not text"),
         ("pretrained: none", "pretrained: no", "teacher.pretrained: no is not text"),
-        ("  epochs: 25", "  epochs: 25\n  epochs: 26", "teacher.epochs: is there twice"),
+        ("  epochs: 16", "  epochs: 16\n  epochs: 17", "teacher.epochs: is there twice"),
     ],
 )
 def test_what_yaml_may_read_in_two_ways_is_refused(written, old, new, says):

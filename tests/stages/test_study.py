@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from helpers import ROOT, mtkd, write_png
+from helpers import ROOT, change, mtkd, write_png
 from torch.utils.data import default_collate
 
 from pipeline.files import write_json
@@ -117,6 +117,7 @@ def test_a_run_of_before_is_read_and_a_file_has_the_keys_of_before(tmp_path):
         "seconds_per_epoch",
         "peak_mib",
         "threads",
+        "every_decoder",
     ]
     del content["class_weights"]
     write_json(file, content | {"of another version": 1})
@@ -124,6 +125,7 @@ def test_a_run_of_before_is_read_and_a_file_has_the_keys_of_before(tmp_path):
 
 
 def test_targets_that_the_paper_does_not_know(run):
+    change(run, distill__reconcile=False)
     project = load_project()
     params = project.params
     machine = Machine("cpu")
@@ -151,12 +153,26 @@ def test_targets_that_the_paper_does_not_know(run):
     # else.
     assert (apart["kl_divergence"] < stores["kl_divergence"]).all()
     batch = losses["apart"][3]
-    label = torch.nn.functional.adaptive_avg_pool2d((batch["label"] == 1).float(), (16, 24)) == 1
+    label = torch.nn.functional.adaptive_avg_pool2d((batch["organ"] >= 0).float(), (16, 24)) == 1
     other = label[0] & batch["valid"][0]
     assert other.any()
     of_other = 1 - int(batch["anatomy"][0])
     kl_alone = losses["apart"][1][0, of_other] - losses["no teachers"][1][0, of_other]
     assert kl_alone[:, other].abs().max() < 1e-7
+
+
+def test_students_of_a_study_learn_from_known_absence_as_the_stage_does(run):
+    project = load_project()
+    logits = torch.randn(2, 2, 2, 32, 48, generator=torch.Generator().manual_seed(1))
+    losses = []
+    for weight in (0.0, 0.2, 0.4):
+        student = project.params.student.model_copy(update={"absence_weight": weight})
+        objective, data = training_material(Case("", student, None), project, Machine("cpu"))
+        batch = default_collate([data[0, position] for position in (0, len(data) - 1)])
+        batch["background"][:] = True
+        losses.append(objective.terms(logits, batch)["cross_entropy"])
+    assert (losses[1] > losses[0]).all()
+    torch.testing.assert_close(losses[2] - losses[0], 2 * (losses[1] - losses[0]))
 
 
 def test_half_the_grid_keeps_the_mean_of_two_by_two_cells():

@@ -1,0 +1,126 @@
+"""What is known of a pixel, for a frame and every decoder: 1, 0, or nothing.
+
+| source | what it says of a decoder |
+|---|---|
+| the frame's mask | 1 on its anatomy and 0 elsewhere, for the anatomy's own decoder |
+| mutual exclusivity | 0 on the mask of another anatomy |
+| a weak label | 0 on the whole frame, where the anatomy is not visible |
+| a complete label map | 1 or 0 everywhere, for each anatomy that its legend names |
+
+All else is unknown: only teachers may speak there. Losses, where teachers are overruled, and all
+measures ask here. Mutual exclusivity is of Kolbinger et al. (2023) and the paper, section 2,
+stage 2.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.prepared import Frame, load_label, load_map
+
+UNKNOWN = -1  # a target
+# Values of an organ map:
+NO_ANATOMY = -1  # none that is known
+NOT_LABELLED = -2  # outside the original frame, or contradictory labels
+
+
+@dataclass(frozen=True)
+class FrameLabels:
+    """What is known of one frame.
+
+    Attributes:
+        organ: (H, W) int16, the anatomy that a pixel is known to show: the position of its decoder,
+            or N if it has none; ``NO_ANATOMY``; or ``NOT_LABELLED``.
+        background: (N,) bool, the decoders to which a pixel of ``NO_ANATOMY`` is background. To the
+            others it is unknown.
+        own: position of the decoder of the frame's own anatomy; N if it has none.
+    """
+
+    organ: NDArray[np.int16]
+    background: NDArray[np.bool_]
+    own: int
+
+
+def load_labels(
+    frame: Frame, anatomies: Sequence[str], size: tuple[int, int], *, maps: bool = True
+) -> FrameLabels:
+    """What mask, weak labels and label map of a prepared frame say together.
+
+    Args:
+        frame: with a label, or without one.
+        anatomies: of the N decoders, in order.
+        size: (H, W) of a frame without a label.
+        maps: whether complete label maps are used, too.
+
+    Raises:
+        MissingFileError, DamagedFileError: of a label.
+    """
+    if not frame.labelled:
+        nothing = np.full(size, NOT_LABELLED, np.int16)
+        return FrameLabels(nothing, np.zeros(len(anatomies), bool), len(anatomies))
+    has_map = maps and frame.map is not None
+    values = load_map(frame.map) if has_map and frame.map else load_label(frame.label)
+    legend = frame.legend if has_map else (frame.anatomy,)
+    organs = np.full(256, NOT_LABELLED, np.int16)  # where mask and map contradict each other, too
+    organs[0] = NO_ANATOMY
+    for value, name in enumerate(legend, start=1):
+        organs[value] = _position(anatomies, name)
+    known = {frame.anatomy, *legend, *(name for name, shown in frame.shows.items() if not shown)}
+    background = np.array([name in known for name in anatomies])
+    return FrameLabels(organs[values], background, _position(anatomies, frame.anatomy))
+
+
+def _position(anatomies: Sequence[str], name: str) -> int:
+    """Of an anatomy's decoder; N if it has none."""
+    return anatomies.index(name) if name in anatomies else len(anatomies)
+
+
+def own_decoder(anatomy: Tensor, decoders: int) -> Tensor:
+    """Which decoder a frame is labelled for.
+
+    Args:
+        anatomy: (B,) int64, its position; ``decoders`` for none.
+        decoders: number of decoders N.
+
+    Returns:
+        (B, N) bool.
+    """
+    return anatomy[:, None] == torch.arange(decoders, device=anatomy.device)
+
+
+def absences(organ: Tensor, background: Tensor, anatomy: Tensor) -> Tensor:
+    """Where a decoder's target is background because its anatomy is known to be absent.
+
+    Neither its own mask nor another anatomy's says so.
+
+    Args:
+        organ: (B, H, W), see :class:`FrameLabels`.
+        background: (B, N) bool.
+        anatomy: (B,), see :func:`own_decoder`.
+
+    Returns:
+        (B, N, H, W) bool.
+    """
+    absent = background & ~own_decoder(anatomy, background.shape[1])
+    return (organ == NO_ANATOMY)[:, None] & absent[:, :, None, None]
+
+
+def targets(organ: Tensor, background: Tensor) -> Tensor:
+    """What each decoder may learn from a pixel, or be measured by.
+
+    Args:
+        organ: (B, H, W) integers, see :class:`FrameLabels`.
+        background: (B, N) bool.
+
+    Returns:
+        (B, N, H, W) int64: 1 = anatomy, 0 = background, ``UNKNOWN``.
+    """
+    decoders = torch.arange(background.shape[1], device=organ.device)[:, None, None]
+    is_own = organ[:, None] == decoders
+    is_other = (organ[:, None] >= 0) & ~is_own
+    is_background = (organ[:, None] == NO_ANATOMY) & background[:, :, None, None]
+    return torch.where(is_own, 1, torch.where(is_other | is_background, 0, UNKNOWN))

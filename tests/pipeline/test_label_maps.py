@@ -1,0 +1,125 @@
+"""Complete label maps beside masks: kept where sound, and held against what else is known."""
+
+import cv2
+import numpy as np
+import pytest
+from helpers import write_dataset, write_png
+
+from pipeline.dsad import DataError
+from pipeline.label_maps import CONTRADICTED
+from pipeline.prepared import PrepareSettings, labels_digest, list_frames, load_map, prepare
+from pipeline.settings import Splits
+
+ANATOMIES = ["liver", "colon"]
+SIZE = (48, 64)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A data set whose test frames have maps, with an anatomy that is no decoder's."""
+    root = write_dataset(tmp_path / "dsad")
+    (root / "multilabel").mkdir()
+    (root / "multilabel" / "anatomies.txt").write_text("spleen\ncolon\nliver\n")
+    for anatomy in ANATOMIES:
+        for number in range(3):
+            write_map(root, anatomy, number)
+    return root
+
+
+def place(root, anatomy, number):
+    return root / "multilabel" / anatomy / "03" / f"label{number:02d}.png"
+
+
+def write_map(root, anatomy, number, shift=0):
+    """The anatomy's mask, moved, and a spleen in the corner."""
+    mask = cv2.imread(str(root / anatomy / "03" / f"mask{number:02d}.png"), cv2.IMREAD_GRAYSCALE)
+    values = np.where(np.roll(mask, shift, 1) > 0, 2 + (anatomy == "liver"), 0).astype(np.uint8)
+    values[:4, :4] = 1
+    write_png(place(root, anatomy, number), values)
+    return values
+
+
+def prepared(root, size=SIZE):
+    out = root.parent / "out"
+    settings = PrepareSettings(root, ANATOMIES, Splits(val=(2,), test=(3,)), size)
+    summary = prepare(settings, out / "frames", out / "labels")
+    return summary, lambda split: list_frames(out / "frames", out / "labels", split, ANATOMIES)
+
+
+def test_maps_are_kept_with_what_they_show(root):
+    summary, frames = prepared(root)
+    assert summary.warnings == []
+    assert [frame.map for frame in frames("train") + frames("val")] == [None] * 12
+    for frame in frames("test"):
+        assert frame.legend == ("spleen", "colon", "liver")
+        number = int(frame.id[-2:])
+        np.testing.assert_array_equal(load_map(frame.map), write_map(root, frame.anatomy, number))
+        others = {"liver": frame.anatomy == "liver", "colon": frame.anatomy == "colon"}
+        assert frame.shows == {"spleen": True, **others}
+
+
+def test_a_smaller_map_has_no_values_between(root):
+    _, frames = prepared(root, (24, 40))
+    for frame in frames("test"):
+        assert set(np.unique(load_map(frame.map))) <= {0, 1, 2, 3}
+
+
+def test_nothing_is_known_where_map_and_mask_contradict_each_other(root):
+    values = write_map(root, "liver", 1, shift=2)
+    summary, frames = prepared(root)
+    (warning,) = summary.warnings
+    assert warning.startswith("1 label map is not as the mask; where they differ nothing is known:")
+    assert f"{place(root, 'liver', 1)}: differs from" in warning
+    (frame,) = [frame for frame in frames("test") if frame.id == "liver/03/image01"]
+    kept = load_map(frame.map)
+    mask = cv2.imread(str(frame.label), cv2.IMREAD_GRAYSCALE) > 0
+    np.testing.assert_array_equal(kept == CONTRADICTED, mask != (values == 3))
+
+
+def test_a_weak_label_is_believed_less_than_a_map(root):
+    file = root / "liver" / "03" / "weak_labels.csv"
+    file.write_text("image,liver,colon,spleen,uterus\nimage00.png,1,1,0,0\n")
+    summary, frames = prepared(root)
+    (warning,) = summary.warnings
+    assert warning.startswith("2 weak labels are contradicted by what is drawn, which is believed:")
+    assert f"{file}: says that image00 shows colon, and its map does not" in warning
+    assert f"{file}: says that image00 shows no spleen, and its map does" in warning
+    shows = {"liver": True, "colon": False, "spleen": True, "uterus": False}
+    assert frames("test")[0].shows == shows
+
+
+def test_maps_whose_values_mean_something_else_are_refused(root):
+    (root / "multilabel" / "anatomies.txt").write_text("spleen\nliver\ncolon\n")
+    with pytest.raises(DataError, match=r"are the lines of anatomies\.txt in the order"):
+        prepared(root)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full(SIZE, 4, np.uint8), "holds 4, and .* names only 1 to 3"),
+        (np.zeros((48, 63), np.uint8), "frame and label have different sizes, 64x48 and 63x48"),
+        (np.zeros((*SIZE, 3), np.uint8), "expected one channel"),
+    ],
+)
+def test_maps_that_cannot_be_used_are_named_together(root, values, message):
+    for number in (0, 2):
+        write_png(place(root, "colon", number), values)
+    with pytest.raises(DataError, match=message) as error:
+        prepared(root)
+    assert len(error.value.problems) == 2
+
+
+def test_a_corrected_map_or_weak_label_is_another_label(root):
+    def digest():
+        _, frames = prepared(root)
+        return labels_digest(frames("test"))
+
+    digests = [digest()]
+    values = write_map(root, "liver", 0)
+    values[-4:, -4:] = 1
+    write_png(place(root, "liver", 0), values)
+    digests.append(digest())
+    (root / "liver" / "03" / "weak_labels.csv").write_text("image,uterus,liver\nimage00.png,1,1\n")
+    digests.append(digest())
+    assert len(set(digests)) == 3
