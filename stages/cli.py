@@ -930,6 +930,15 @@ def selfcheck(
     selfcheck.run(_machine(device, 0), _values(architectures or Architecture))
 
 
+OneOrgan = Annotated[
+    bool,
+    typer.Option(
+        "--one-organ",
+        help="A pixel belongs to the anatomy with the largest margin; else several may claim it.",
+    ),
+]
+
+
 @app.command(rich_help_panel=DEPLOYMENT)
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A student or a teacher.")] = Path(
@@ -949,6 +958,7 @@ def export(
         bool,
         typer.Option("--int8", help="Also quantise for OpenVINO; calibrates on training frames."),
     ] = False,
+    one_organ: OneOrgan = False,
 ) -> None:
     r"""Write a checkpoint as ONNX and OpenVINO files, from a frame to all its masks.
 
@@ -973,7 +983,7 @@ def export(
         _require("int8", "nncf")
     from stages import export
 
-    export.run(_places(), checkpoint, output, (height, width), frames, int8)
+    export.run(_places(), checkpoint, output, (height, width), frames, int8, one_organ)
 
 
 @app.command(rich_help_panel=DEPLOYMENT)
@@ -990,6 +1000,7 @@ def predict(
         Kind, typer.Option("--as", help="Overlays, one label map, or masks (one PNG each).")
     ] = Kind.OVERLAY,
     opacity: Annotated[float, typer.Option(min=0, max=1, help="Of overlays.")] = 0.45,
+    one_organ: OneOrgan = False,
     device: DeviceOption = Device.AUTO,
 ) -> None:
     r"""Segment a frame, a folder of frames, or a video. Needs `pip install -e '.\[deploy]'`."""
@@ -999,7 +1010,8 @@ def predict(
 
     machine = _machine(device, 0)
     with translated_errors():
-        predict.run(source, output, model, anatomies or [], kind.value, opacity, machine)
+        options = predict.Options(anatomies or [], kind.value, opacity, one_organ)
+        predict.run(source, output, model, options, machine)
 
 
 def _require(extra: str, *packages: str) -> None:

@@ -40,6 +40,7 @@ def run(
     frame_size: tuple[int, int],
     frames: Path | None,
     int8: bool,
+    one_organ: bool,
 ) -> None:
     """Write ``<output>/<checkpoint>.onnx`` and ``.xml``, with ``int8`` also ``_int8.xml``.
 
@@ -50,6 +51,7 @@ def run(
         frame_size: (H, W) of the frames that the files take.
         frames: folder of PNG frames to compare runtimes on, or None for the prepared test frames.
         int8: also quantise, calibrated on prepared training frames.
+        one_organ: whether a pixel belongs to one anatomy at most.
 
     Raises:
         MtkdError: no frames to compare on, a file that can't be written, or one whose masks differ.
@@ -66,8 +68,9 @@ def run(
         card.mean,
         card.std,
         file_sha256(checkpoint),
+        one_organ,
     )
-    segmenter = Segmenter(network, frame_size, card.image_size)
+    segmenter = Segmenter(network, frame_size, card.image_size, one_organ=one_organ)
     with _delivery(output, checkpoint.stem) as folder:
         onnx_file, xml_file = (
             folder / f"{checkpoint.stem}{suffix}" for suffix in (".onnx", ".xml")

@@ -53,6 +53,24 @@ Write = Callable[[InputFrame, NDArray[np.bool_]], None]
 
 
 @dataclass(frozen=True)
+class Options:
+    """What is asked of a prediction.
+
+    Attributes:
+        anatomies: which; all if none is named.
+        kind: what is written.
+        opacity: of overlays, 0..1.
+        one_organ: whether a pixel belongs to one anatomy at most; else several may claim it. In a
+            label map it does in any case: there the anatomy with the largest margin has it.
+    """
+
+    anatomies: Sequence[str]
+    kind: Kind
+    opacity: float
+    one_organ: bool = False
+
+
+@dataclass(frozen=True)
 class Drawing:
     """What is written.
 
@@ -101,9 +119,7 @@ def run(
     source: Path,
     output: Path,
     model: Path,
-    anatomies: Sequence[str],
-    kind: Kind,
-    opacity: float,
+    options: Options,
     machine: Machine,
 ) -> None:
     """Segment and write.
@@ -112,9 +128,7 @@ def run(
         source: a frame, a folder of frames, or a video.
         output: a folder; for overlays of a video, an .mp4 file.
         model: a checkpoint, or a file that ``mtkd export`` wrote.
-        anatomies: which; all if none is named.
-        kind: what is written.
-        opacity: of overlays, 0..1.
+        options: what is asked.
         machine: where a checkpoint computes.
 
     Raises:
@@ -122,8 +136,9 @@ def run(
             doesn't know, an output that is an input or that two frames share, or no frame that
             could be decoded.
     """
-    segment, model_anatomies = _model(model, machine)
-    drawing = Drawing(kind, model_anatomies, _selected(anatomies, model_anatomies, model), opacity)
+    segment, model_anatomies = _model(model, machine, options)
+    selected = _selected(options.anatomies, model_anatomies, model)
+    drawing = Drawing(options.kind, model_anatomies, selected, options.opacity)
     plan = _plan(source, output, drawing)
     if output.is_dir() and any(output.iterdir()):
         say(f"{output} holds files already: those of the same names are replaced, the others stay")
@@ -280,22 +295,31 @@ def _say_colours(drawing: Drawing) -> None:
         say(", ".join(f"{label} = {anatomy.replace('_', ' ')}" for label, anatomy in pairs))
 
 
-def _model(path: Path, machine: Machine) -> tuple[Run, list[str]]:
-    """A function from a frame of any size to its masks, and the anatomies that these are of."""
+def _model(path: Path, machine: Machine, options: Options) -> tuple[Run, list[str]]:
+    """A function from a frame of any size to its masks, and the anatomies that these are of.
+
+    Raises:
+        MtkdError: as of :func:`run`; or masks of an exported file were decided otherwise.
+    """
     if path.suffix == ".safetensors":
         network, card = load_checkpoint(path)
         device = machine.torch_device
         network = network.to(device)
         kept: list[_OneSize] = []  # begun by the first frame
+        one_organ = options.one_organ or options.kind == "labels"
 
         def segment(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
             if not kept:
                 frozen = _frozen(network, device, frame, card.image_size)
-                kept.append(_OneSize(network, frozen, device, card.image_size))
+                kept.append(_OneSize(network, frozen, device, card.image_size, one_organ))
             return kept[0](as_batch(frame))[0].astype(bool)
 
         return segment, list(card.anatomies)
     exported, label = load_exported(path)
+    if options.one_organ and not label.one_organ:
+        raise MtkdError(
+            f"--one-organ: the masks of {path} were decided one by one: export it with --one-organ"
+        )
 
     def at_its_size(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """An exported file takes frames of one size."""
@@ -338,9 +362,14 @@ class _Watched(Segmenter):
     finite: Tensor
 
     def __init__(
-        self, frozen: Frozen, frame_size: tuple[int, int], network_size: tuple[int, int]
+        self,
+        frozen: Frozen,
+        frame_size: tuple[int, int],
+        network_size: tuple[int, int],
+        *,
+        one_organ: bool,
     ) -> None:
-        super().__init__(frozen, frame_size, network_size)
+        super().__init__(frozen, frame_size, network_size, one_organ=one_organ)
         # On the network's device. A graph writes it with every frame.
         self.register_buffer("finite", torch.ones_like(frozen.scale[0, 0, 0], dtype=torch.bool))
 
@@ -361,6 +390,7 @@ class _OneSize:
         frozen: made from it.
         device: of both.
         network_size: (H, W) at which the network sees frames.
+        one_organ: whether a pixel belongs to one anatomy at most.
     """
 
     def __init__(
@@ -369,7 +399,9 @@ class _OneSize:
         frozen: Frozen,
         device: torch.device,
         network_size: tuple[int, int],
+        one_organ: bool,
     ) -> None:
+        self.one_organ = one_organ
         self.network = network
         self.frozen = frozen
         self.device = device
@@ -419,7 +451,8 @@ class _OneSize:
 
     def _runner(self, size: tuple[int, int], launch: LaunchMode) -> Runner:
         in_half = self.frozen.dtype != torch.float32
-        module = (_Watched if in_half else Segmenter)(self.frozen, size, self.network_size).eval()
+        kind = _Watched if in_half else Segmenter
+        module = kind(self.frozen, size, self.network_size, one_organ=self.one_organ).eval()
         example = torch.zeros(1, 3, *size, dtype=torch.uint8)
         runner = Runner(module, example, self.device, launch)
         self.watched = module if isinstance(module, _Watched) else None

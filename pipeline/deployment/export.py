@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pipeline.decision import masks_of_one_organ
 from pipeline.deployment.signal_stack import kept_signal_stack
 from pipeline.errors import DamagedFileError, MissingFileError, MtkdError
 from pipeline.files import naming
@@ -48,6 +49,7 @@ class ExportCard:
         network_size: (H, W) at which the network sees them, that of its training.
         mean, std: input statistics, already part of the graph.
         checkpoint: sha256 of the checkpoint.
+        one_organ: whether a pixel belongs to one anatomy at most.
     """
 
     architecture: str
@@ -57,6 +59,7 @@ class ExportCard:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     checkpoint: str
+    one_organ: bool = False
 
 
 class Segmenter(nn.Module):
@@ -64,12 +67,24 @@ class Segmenter(nn.Module):
 
     One map per anatomy is upsampled, the difference of its two logits: that is the arg max, for
     half the work.
+
+    Args:
+        network: in eval mode.
+        frame_size: (H, W) of the frames.
+        network_size: (H, W) at which the network sees them.
+        one_organ: whether a pixel belongs to one anatomy at most (:mod:`pipeline.decision`).
     """
 
     def __init__(
-        self, network: Network | Frozen, frame_size: tuple[int, int], network_size: tuple[int, int]
+        self,
+        network: Network | Frozen,
+        frame_size: tuple[int, int],
+        network_size: tuple[int, int],
+        *,
+        one_organ: bool = False,
     ) -> None:
         super().__init__()
+        self.one_organ = one_organ
         self.network = network
         self.frame_size = frame_size
         self.network_size = network_size
@@ -82,9 +97,26 @@ class Segmenter(nn.Module):
         """
         margin = self._native(frame)
         if torch.is_grad_enabled() or margin.device.type != "cpu":
-            return (self._full(margin) > 0).to(torch.uint8)
+            return self.decided(self._full(margin)).to(torch.uint8)
+        if self.one_organ:
+            return self._one_after_another(margin)
         masks = [(self._full(part) > 0).to(torch.uint8) for part in margin.split(1, dim=1)]
         return torch.cat(masks, dim=1)
+
+    def decided(self, margins: Tensor) -> Tensor:
+        """Masks (1, N, H, W) bool from margins (1, N, H, W)."""
+        return masks_of_one_organ(margins) if self.one_organ else margins > 0
+
+    def _one_after_another(self, margin: Tensor) -> Tensor:
+        """As :func:`pipeline.decision.masks_of_one_organ`, with one map in the cache at a time."""
+        largest = torch.zeros(1, 1, *self.frame_size)
+        organ = torch.zeros(1, 1, *self.frame_size, dtype=torch.uint8)
+        for number, part in enumerate(margin.split(1, dim=1), start=1):
+            full = self._full(part)
+            organ.masked_fill_(full > largest, number)
+            torch.maximum(largest, full, out=largest)
+        numbers = torch.arange(1, margin.shape[1] + 1, dtype=torch.uint8)[:, None, None]
+        return (organ == numbers).to(torch.uint8)
 
     def margins(self, frame: Tensor) -> Tensor:
         """By how much the anatomy's logit exceeds the background's, (1, N, H, W)."""
@@ -391,7 +423,7 @@ def open_openvino(path: Path, precision: str = "float32", threads: int | None = 
 def disagreement(segmenter: Segmenter, run: Run, frames: Sequence[NDArray[np.uint8]]) -> int:
     """Pixels, over frames and masks, where another runtime decides differently.
 
-    Pixels whose logit margin is within :data:`UNDECIDED` do not count.
+    Pixels whose logit margin is within :data:`UNDECIDED` of the decision do not count.
 
     Args:
         segmenter: the network in PyTorch.
@@ -401,9 +433,18 @@ def disagreement(segmenter: Segmenter, run: Run, frames: Sequence[NDArray[np.uin
     count = 0
     for frame in frames:
         with torch.inference_mode():
-            margins = segmenter.margins(torch.from_numpy(as_batch(frame)))[0].numpy()
-        count += int(((run(frame) != (margins > 0)) & (np.abs(margins) > UNDECIDED)).sum())
+            margins = segmenter.margins(torch.from_numpy(as_batch(frame)))
+        differing = run(frame) != segmenter.decided(margins)[0].numpy()
+        count += int((differing & _decided(margins[0].numpy(), segmenter.one_organ)).sum())
     return count
+
+
+def _decided(margins: NDArray[np.float32], one_organ: bool) -> NDArray[np.bool_]:
+    """Where rounding decides nothing; of one organ per pixel it may also decide between two."""
+    if not one_organ:
+        return np.abs(margins) > UNDECIDED
+    ordered = np.sort(np.concatenate([np.zeros_like(margins[:1]), margins]), axis=0)
+    return (ordered[-1] - ordered[-2] > UNDECIDED)[None]
 
 
 def as_batch(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

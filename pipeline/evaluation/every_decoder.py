@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.counts import Counts
+from pipeline.decision import masks_of_one_organ, one_organ
 from pipeline.evaluation.dice import known_counts
 from pipeline.labels import NO_ANATOMY, NOT_LABELLED, UNKNOWN, targets
 
@@ -63,9 +64,7 @@ def tables(margins: Tensor, known: Known, mapped: Known) -> tuple[Tensor, Tensor
     Returns:
         (B, K) int64 and (B, N) float32.
     """
-    winner = one_organ(margins)
-    decoders = torch.arange(margins.shape[1], device=margins.device)
-    single = winner[:, None] == decoders[:, None, None] + 1
+    single = masks_of_one_organ(margins)
     target = targets(*known)
     complete = targets(*mapped)
     unknown = (complete == UNKNOWN) & (mapped[0] != NOT_LABELLED)[:, None]
@@ -75,7 +74,7 @@ def tables(margins: Tensor, known: Known, mapped: Known) -> tuple[Tensor, Tensor
         known_counts(margins > 0, complete),
         known_counts(single, complete),
         _curve(margins, target),
-        _confusion(winner, *mapped),
+        _confusion(one_organ(margins), *mapped),
         (~unknown.flatten(1).any(1)).long()[:, None],
     ]
     return torch.cat([part.flatten(1) for part in parts], 1), margins.amax((2, 3)).float()
@@ -89,19 +88,6 @@ def _curve(margins: Tensor, target: Tensor) -> Tensor:
         of_threshold = [(above & (target == value)).sum((2, 3)) for value in (1, 0)]
         curve.append(torch.stack(of_threshold, 2))
     return torch.stack(curve, 1)
-
-
-def one_organ(margins: Tensor) -> Tensor:
-    """One anatomy per pixel: the arg max over [0, margins].
-
-    Args:
-        margins: (B, N, H, W) float.
-
-    Returns:
-        (B, H, W) int64, 0 = none, i = the i-th decoder.
-    """
-    largest, winner = margins.max(1)
-    return torch.where(largest > 0, winner + 1, 0)
 
 
 def _confusion(winner: Tensor, organ: Tensor, background: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.decision import one_organ
 from pipeline.evaluation import every_frame
 from pipeline.evaluation.calibration import calibration
-from pipeline.evaluation.every_decoder import THRESHOLDS, one_organ, tables, unpacked
+from pipeline.evaluation.every_decoder import THRESHOLDS, tables, unpacked
 from pipeline.evaluation.per_frame import Result
 from pipeline.evaluation.surface import Surface
 from pipeline.labels import NO_ANATOMY, NOT_LABELLED, UNKNOWN, targets

@@ -65,3 +65,19 @@ def test_every_size_is_exported_exactly(tmp_path_factory, arch, frame_size, netw
 
     assert disagreement(segmenter, onnx_masks, [frame]) == 0
     assert disagreement(segmenter, openvino_masks, [frame]) == 0
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_pixel_of_one_organ_is_the_arg_max_over_nothing_and_the_margins(grad):
+    torch.manual_seed(3)
+    network = create_model("mininetv2", 3).eval()
+    segmenter = Segmenter(network, (60, 90), (48, 64), one_organ=True).eval()
+    frame = torch.randint(0, 256, (1, 3, 60, 90), dtype=torch.uint8)
+    with torch.set_grad_enabled(grad):
+        masks = segmenter(frame)
+        margins = segmenter.margins(frame)
+    planes = torch.cat([torch.zeros(1, 1, 60, 90), margins], 1)
+    winner = planes.argmax(1)
+    for number in range(3):
+        assert torch.equal(masks[:, number].long(), (winner == number + 1).long())
+    assert 0 < masks.sum() < masks[:, 0].numel()

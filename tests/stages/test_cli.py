@@ -70,9 +70,10 @@ SURFACE = {
     "study gain": STUDY,
     "study settings": STUDY,
     "study beyond": STUDY,
+    "study absence": STUDY,
     "study parity": "--seeds --views --jobs --output --device --workers",
-    "export": "CHECKPOINT --output --size --frames --int8",
-    "predict": "SOURCE --output --model --anatomy --as --opacity --device",
+    "export": "CHECKPOINT --output --size --frames --int8 --one-organ",
+    "predict": "SOURCE --output --model --anatomy --as --opacity --one-organ --device",
     "summary": "--check",
     "init": "--preset --data-root --force --no-force",
 }

@@ -305,24 +305,39 @@ def test_a_folder_of_frames_keeps_its_shape(run):
 @pytest.mark.parametrize("model", [CHECKPOINT, "exported/mtkd.onnx", "exported/mtkd.xml"])
 def test_masks_and_label_maps_agree_whatever_the_model_is(exported, model):
     write_png(exported.parent / "f.png", frame(3, (64, 96)))
-    mtkd("predict", "f.png", "--output", "m", "--model", model, "--as", "masks")
-    mtkd(
-        "predict",
-        "f.png",
-        "--output",
-        "l",
-        "--model",
-        model,
-        "--as",
-        "labels",
-        "--anatomy",
-        "colon",
-    )
-    colon = cv2.imread("m/f_colon.png", 0)
+    by_model = ("--model", model, "--as")
+    mtkd("predict", "f.png", "--output", "m", *by_model, "masks")
+    mtkd("predict", "f.png", "--output", "all", *by_model, "labels")
+    mtkd("predict", "f.png", "--output", "one", *by_model, "labels", "--anatomy", "colon")
+    liver, colon = (cv2.imread(f"m/f_{name}.png", 0) for name in ("liver", "colon"))
     assert set(np.unique(colon)) <= {0, 255}
-    assert (
-        (cv2.imread("l/f.png", 0) == 2) == (colon == 255)
-    ).all()  # its place in the model, not in the choice
+    drawn = cv2.imread("all/f.png", 0)
+    assert ((drawn > 0) == (liver + colon > 0)).all()
+    assert (liver[drawn == 1] == 255).all()
+    assert (colon[drawn == 2] == 255).all()
+    alone = cv2.imread("one/f.png", 0)  # its place in the model, not in the choice
+    assert set(np.unique(alone)) <= {0, 2}
+    assert ((alone == 2) >= (drawn == 2)).all()
+
+
+def test_a_pixel_belongs_to_one_organ_whatever_the_model_is(run):
+    write_png(run / "f.png", frame(3, (64, 96)))
+    mtkd("export", CHECKPOINT, "--size", "96x64", "--one-organ", "--output", "alone")
+    found = []
+    for model in (CHECKPOINT, "alone/mtkd.onnx", "alone/mtkd.xml"):
+        chosen = ("--model", model, "--as", "masks", "--one-organ")
+        mtkd("predict", "f.png", "--output", "m", *chosen)
+        found.append(np.stack([cv2.imread(f"m/f_{a}.png", 0) > 0 for a in ("liver", "colon")]))
+        assert found[-1].sum(0).max() == 1
+    assert max((masks != found[0]).mean() for masks in found) < 1e-3
+    mtkd("predict", "f.png", "--output", "m", "--model", CHECKPOINT, "--as", "labels")
+    drawn = cv2.imread("m/f.png", 0)
+    assert (drawn == found[0][0] + 2 * found[0][1]).all()
+    mtkd("export", CHECKPOINT, "--size", "96x64", "--output", "each")
+    refused = mtkd(
+        "predict", "f.png", "--output", "m", "--model", "each/mtkd.onnx", "--one-organ", code=1
+    )
+    assert "each/mtkd.onnx were decided one by one: export it with --one-organ" in refused
 
 
 def test_a_video_keeps_its_times(run):
