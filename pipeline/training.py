@@ -497,7 +497,7 @@ class Trainer:
 
     def _logits(self, piece: Sample, frames: int) -> Tensor:
         """Of the first frames of a piece, of which all are computed."""
-        with exact_depthwise(self.fabric.device):
+        with exact_depthwise(self.fabric.device, self.settings.precision):
             logits: Tensor = self.model(normalise(piece["frame"], self.network))
             return logits[:frames]
 

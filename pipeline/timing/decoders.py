@@ -94,7 +94,8 @@ def _training_step(network: nn.Module, frames: Tensor, case: DecoderCase) -> Cal
     target = partial_targets(label, anatomy, case.decoders)
 
     def step() -> None:
-        with computing(case.device, case.precision), exact_depthwise(frames.device):
+        exact = exact_depthwise(frames.device, case.precision)
+        with computing(case.device, case.precision), exact:
             logits = network(frames)
         loss = partial_label_cross_entropy(resize(logits.float(), case.size), target).sum()
         optimizer.zero_grad(set_to_none=True)

@@ -479,7 +479,8 @@ def test_dilated_depthwise_gradients_hold_in_bfloat16(dilation):
     (expected,) = torch.autograd.grad(conv(maps), conv.weight, pull)
     full_of_nan = [torch.full((2**20,), math.nan) for _ in range(3)]
     del full_of_nan
-    with torch.autocast("cpu", torch.bfloat16), exact_depthwise(torch.device("cpu")):
+    exact = exact_depthwise(torch.device("cpu"), "bf16-mixed")
+    with torch.autocast("cpu", torch.bfloat16), exact:
         answer = conv(maps)
     (found,) = torch.autograd.grad(answer, conv.weight, pull.to(answer.dtype))
     torch.testing.assert_close(found, expected, atol=0.02 * float(expected.abs().max()), rtol=0)
