@@ -80,9 +80,8 @@ def on_one_grid(
 def reconciled(teachers: Tensor, target: Tensor) -> Tensor:
     """Teachers' logits that agree with what is known, and with each other.
 
-    Where all of a cell is known to show an anatomy, or not to, its teacher is overruled. Then the
-    anatomies share each pixel: a teacher's probability becomes its part in the softmax over
-    [0, margins], so that at most one exceeds 1/2.
+    First teachers are :func:`overruled`. Then the anatomies share each pixel: a teacher's
+    probability becomes its part in the softmax over [0, margins], so that at most one exceeds 1/2.
 
     Args:
         teachers: (B, N, 2, h, w).
@@ -92,13 +91,26 @@ def reconciled(teachers: Tensor, target: Tensor) -> Tensor:
         (B, N, 2, h, w) float32; the background's logits are unchanged.
     """
     background = teachers[:, :, 0].float()
-    margins = teachers[:, :, 1].float() - background
+    margins = overruled(teachers, target)
+    none = torch.zeros_like(margins[:, :1])
+    shares = torch.cat([none, margins], 1).softmax(1)[:, 1:]
+    return torch.stack([background, background + shares.logit(eps=1e-6)], 2)
+
+
+def overruled(teachers: Tensor, target: Tensor) -> Tensor:
+    """Teachers' margins, where all of a cell is known to show an anatomy, or not to: at least sure.
+
+    Args:
+        teachers: (B, N, 2, h, w).
+        target: (B, N, H, W) int64, see :func:`pipeline.labels.targets`.
+
+    Returns:
+        (B, N, h, w) float32.
+    """
+    margins = teachers[:, :, 1].float() - teachers[:, :, 0].float()
     grid = (teachers.shape[-2], teachers.shape[-1])
     is_anatomy, is_background = (
         F.adaptive_avg_pool2d((target == value).float(), grid) == 1 for value in (1, 0)
     )
     margins = torch.where(is_background, margins.clamp(max=-SURE), margins)
-    margins = torch.where(is_anatomy, margins.clamp(min=SURE), margins)
-    none = torch.zeros_like(margins[:, :1])
-    shares = torch.cat([none, margins], 1).softmax(1)[:, 1:]
-    return torch.stack([background, background + shares.logit(eps=1e-6)], 2)
+    return torch.where(is_anatomy, margins.clamp(min=SURE), margins)

@@ -95,28 +95,26 @@ def _busy_ticks(line: str) -> int:
     return sum(int(fields[i]) for i in (1, 2, 3, 6, 7))
 
 
-def load_warning(threads: int, workers: int = 0, jobs: int = 1) -> str | None:
+def load_warning(threads: int, workers: int = 0) -> str | None:
     """A line if fewer cores are free than this process computes on.
 
     Its limits leave some, and of these other programs leave some.
 
     Args:
-        threads: that compute, in each job.
-        workers: loader processes, of all jobs.
-        jobs: that run at the same time.
+        threads: that compute.
+        workers: loader processes.
     """
     available = cores()
-    computing = threads * jobs
-    if computing > available and threads > 1:
+    if threads > max(1, available):
         return (
-            f"{computing} threads compute on {_cores(available)}, which may take many times as "
-            f"long: set OMP_NUM_THREADS={max(1, available // jobs)}"
+            f"{threads} threads compute on {_cores(available)}, which may take many times as "
+            f"long: set OMP_NUM_THREADS={max(1, available)}"
         )
     busy = busy_cores()
-    needed = computing + workers
+    needed = threads + workers
     if busy is None or busy <= max(0.5, 0.1 * available) or busy + needed <= available + 0.5:
         return None
-    left = max(1, int(available - busy - workers + 0.5) // jobs)
+    left = max(1, int(available - busy - workers + 0.5))
     fix = "wait for them, or stop them"
     if left < threads:
         fix = f"set OMP_NUM_THREADS={left}, or wait"

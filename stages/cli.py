@@ -399,11 +399,15 @@ def train_teachers(
     anatomies: Anatomies = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="How many at the same time.", show_default="one per GPU"),
+        typer.Option(
+            min=1,
+            help="How many at the same time. On a CPU they share its threads.",
+            show_default="one per GPU",
+        ),
     ] = None,
     device: DeviceOption = Device.AUTO,
 ) -> None:
-    """Train the teachers side by side, one per GPU.
+    """Train the teachers that are not up to date, side by side.
 
     They are DVC stages: `dvc repro` then finds them done.
     """

@@ -5,6 +5,7 @@ time. What they have done DVC knows, and gives the same checkpoints, as if it ha
 one.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -12,16 +13,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 
-import torch
-
-from pipeline.environment import load_warning
 from pipeline.errors import MtkdError
 from pipeline.machine import Machine
 from stages.shared.console import say
 from stages.shared.project import Project
 from stages.shared.slots import Slot, slots
 
-DVC = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
+DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
+REPRO = [*DVC, "repro"]
+STATUS = [*DVC, "status", "--json"]
 
 
 def run(project: Project, anatomies: Sequence[str], jobs: int | None, machine: Machine) -> None:
@@ -39,13 +39,10 @@ def run(project: Project, anatomies: Sequence[str], jobs: int | None, machine: M
     project.require_anatomies(anatomies)
     selected = list(anatomies or project.anatomies)
     side_by_side = slots(jobs, machine.torch_device.type)
-    say(f"{len(selected)} teachers, {len(side_by_side)} at a time")
-    if machine.torch_device.type == "cpu" and (
-        line := load_warning(torch.get_num_threads(), jobs=len(side_by_side))
-    ):
-        say(f"warning: {line}")
     if not _repro(project, ["prepare"], {}):
         raise MtkdError("the frames are not prepared: the lines above say why")
+    stale = _stale(project, selected)
+    say(f"{len(stale)} of {len(selected)} teachers to train, {len(side_by_side)} at a time")
     free: Queue[Slot] = Queue()
     for slot in side_by_side:
         free.put(slot)
@@ -58,20 +55,32 @@ def run(project: Project, anatomies: Sequence[str], jobs: int | None, machine: M
             free.put(slot)
 
     with ThreadPoolExecutor(len(side_by_side)) as pool:
-        done = list(pool.map(train, selected))
-    failed = [anatomy for anatomy, well in zip(selected, done, strict=True) if not well]
+        done = list(pool.map(train, stale))
+    failed = [anatomy for anatomy, well in zip(stale, done, strict=True) if not well]
     if failed:
         raise MtkdError(
-            f"{len(failed)} of {len(selected)} teachers failed, the lines above say why: "
+            f"{len(failed)} of {len(stale)} teachers failed, the lines above say why: "
             f"{', '.join(failed)}"
         )
     say(f"{len(selected)} teachers are trained: `dvc repro` goes on from here")
 
 
+def _stale(project: Project, anatomies: Sequence[str]) -> list[str]:
+    """Those whose teacher is not the one of today's frames, labels, settings and code."""
+    stages = {f"train_teacher@{anatomy}": anatomy for anatomy in anatomies}
+    asked = subprocess.run(
+        [*STATUS, *stages], cwd=project.root, capture_output=True, text=True, check=False
+    )
+    if asked.returncode:
+        raise MtkdError(f"dvc status: {asked.stderr.strip()}")
+    changed = json.loads(asked.stdout)
+    return [anatomy for stage, anatomy in stages.items() if stage in changed]
+
+
 def _repro(project: Project, what: list[str], environment: dict[str, str]) -> bool:
     """Run DVC, and pass on what it says line by line: lines of several processes stay whole."""
     with subprocess.Popen(
-        [*DVC, *what],
+        [*REPRO, *what],
         cwd=project.root,
         env=os.environ | environment,
         stdout=subprocess.PIPE,

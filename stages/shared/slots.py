@@ -15,14 +15,16 @@ def slots(jobs: int | None, kind: str) -> list[Slot]:
     """The environment of each process that runs at the same time.
 
     On CUDA each has one GPU, in turn where there are more processes than GPUs, and its share of the
-    cores for loader processes; how many were asked for in MTKD_WORKERS holds.
+    cores for loader processes; how many were asked for in MTKD_WORKERS holds. Elsewhere each has
+    its share of the threads that torch has here.
 
     Args:
         jobs: how many processes; None for one per GPU, or a single one without any.
         kind: of device: cpu, cuda or mps.
     """
     if kind != "cuda":
-        return [{"MTKD_DEVICE": kind} for _ in range(jobs or 1)]
+        threads = max(1, torch.get_num_threads() // (jobs or 1))
+        return [{"MTKD_DEVICE": kind, "OMP_NUM_THREADS": str(threads)} for _ in range(jobs or 1)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
         map(str, range(torch.cuda.device_count()))
     )

@@ -170,8 +170,10 @@ def test_processes_side_by_side_share_gpus_and_cores(two_gpus, monkeypatch):
     assert given(None, "CUDA_VISIBLE_DEVICES") == ["GPU-aa", "GPU-bb", "GPU-cc"]
     monkeypatch.setenv("MTKD_WORKERS", "1")
     assert given(3, "MTKD_WORKERS") == ["1"] * 3
-    assert slots(2, "cpu") == [{"MTKD_DEVICE": "cpu"}] * 2
-    assert slots(None, "mps") == [{"MTKD_DEVICE": "mps"}]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert slots(2, "cpu") == [{"MTKD_DEVICE": "cpu", "OMP_NUM_THREADS": "3"}] * 2
+    assert slots(None, "mps") == [{"MTKD_DEVICE": "mps", "OMP_NUM_THREADS": "7"}]
+    assert slots(8, "cpu")[7]["OMP_NUM_THREADS"] == "1"
 
 
 def test_every_teacher_has_its_gpu_and_its_cores(run, two_gpus, monkeypatch):
@@ -187,6 +189,7 @@ def test_every_teacher_has_its_gpu_and_its_cores(run, two_gpus, monkeypatch):
         return True
 
     monkeypatch.setattr(train_teachers, "_repro", repro)
+    monkeypatch.setattr(train_teachers, "_stale", lambda project, anatomies: anatomies)
     mtkd("train-teachers", "--device", "cuda")
     assert sorted(given) == ["train_teacher@colon", "train_teacher@liver"]
     assert sorted(slot["CUDA_VISIBLE_DEVICES"] for slot in given.values()) == ["0", "1"]

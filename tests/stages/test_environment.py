@@ -429,11 +429,6 @@ def test_a_busy_machine_is_told_before_every_long_work(short, monkeypatch):
         )
 
 
-def test_teachers_side_by_side_need_a_core_each(monkeypatch):
-    monkeypatch.setattr(environment, "cores", lambda: 4)
-    assert environment.load_warning(4, jobs=2).endswith("set OMP_NUM_THREADS=2")
-
-
 def test_the_load_of_others_is_measured():
     assert environment.busy_cores() is None or 0 <= environment.busy_cores() < os.cpu_count() + 1
 

@@ -215,8 +215,10 @@ def test_teachers_that_were_trained_side_by_side_are_done(project):
     said = project.run(
         sys.executable, "-m", "stages.cli", "train-teachers", "--jobs", "2", "--device", "cpu"
     )
-    assert "2 teachers are trained" in said
+    assert "2 of 2 teachers to train, 2 at a time" in said
     assert project.repro() == sorted([*stores(*ALL), "train_student@mtkd", *MEASURED])
+    said = project.run(sys.executable, "-m", "stages.cli", "train-teachers", "--device", "cpu")
+    assert "0 of 2 teachers to train" in said
 
 
 def test_an_edit_of_the_students_code_retrains_no_teacher(project):

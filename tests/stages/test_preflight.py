@@ -1,12 +1,15 @@
 """What could only be seen after days of training is tried before the first of them."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import ModuleType
 
 import pytest
 from helpers import mtkd
 
 from stages.shared import preflight
+from stages.shared.project import load_project
 
 
 @pytest.fixture
@@ -27,6 +30,22 @@ def test_a_sound_machine_is_tried_once(prepared, monkeypatch):
     assert "exported" not in output
     assert "compression" not in output
     assert tried == [1]
+
+
+def test_teachers_side_by_side_try_it_at_the_same_time(prepared, monkeypatch):
+    all_there = Barrier(8, timeout=60)
+
+    def room(project):
+        all_there.wait()
+        return []
+
+    monkeypatch.setattr(preflight, "_imports", lambda: [])
+    monkeypatch.setattr(preflight, "_student", lambda *_: None)
+    monkeypatch.setattr(preflight, "_room", room)
+    project = load_project()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(preflight.preflight, [project] * 8)) == [None] * 8
+    assert len(list((prepared / "scratch").glob("preflight-*"))) == 1
 
 
 def test_what_evaluate_and_report_need_is_imported_before_training(prepared, monkeypatch):
