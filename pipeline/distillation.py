@@ -80,8 +80,9 @@ def on_one_grid(
 def reconciled(teachers: Tensor, target: Tensor) -> Tensor:
     """Teachers' logits that agree with what is known, and with each other.
 
-    First teachers are :func:`overruled`. Then the anatomies share each pixel: a teacher's
-    probability becomes its part in the softmax over [0, margins], so that at most one exceeds 1/2.
+    First teachers are :func:`overruled`. Then no two anatomies' probabilities exceed 1 together, as
+    mutual exclusivity wants: the surest teacher is believed, and with p its probability, the others
+    get 1 - p at most.
 
     Args:
         teachers: (B, N, 2, h, w).
@@ -92,9 +93,9 @@ def reconciled(teachers: Tensor, target: Tensor) -> Tensor:
     """
     background = teachers[:, :, 0].float()
     margins = overruled(teachers, target)
-    none = torch.zeros_like(margins[:, :1])
-    shares = torch.cat([none, margins], 1).softmax(1)[:, 1:]
-    return torch.stack([background, background + shares.logit(eps=1e-6)], 2)
+    surest = margins.amax(1, keepdim=True)
+    margins = torch.where(margins < surest, torch.minimum(margins, -surest), margins)
+    return torch.stack([background, background + margins], 2)
 
 
 def overruled(teachers: Tensor, target: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ class Distill(Settings):
     softmax: Literal["pixels", "classes", "classes_balanced"]
     # Where both are compared: on the stores' grid, or on the student's where that is finer.
     grid: Literal["stores", "student"]
-    # Whether teachers are overruled where it is known what a pixel shows, and share the others.
+    # Whether teachers are overruled where it is known what a pixel shows, and by surer teachers.
     reconcile: Annotated[bool, Field(strict=True)]
 
 
