@@ -17,8 +17,7 @@ export DVC_NO_ANALYTICS := 1
 
 demo: $(VENV)/ready
 	git rev-parse -q --verify HEAD >/dev/null || { echo "error: dvc needs a git repository with at least one commit: git init, git add -A, git commit" >&2; exit 1; }
-	mtkd train-teachers --jobs 2
-	dvc repro
+	mtkd repro --jobs 2
 	mtkd summary
 
 # Two processes with one thread each; the tests of a file stay together, and the slow files come first.

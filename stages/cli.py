@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from pipeline.errors import MtkdError
 
 # Verbs that keep what an interrupted run has done; all others begin anew.
-RESUMED = ("train-teacher", "train-teachers", "cache-logits", "train-student", "study")
+RESUMED = ("train-teacher", "train-teachers", "repro", "cache-logits", "train-student", "study")
 ARGUMENTS = "stages.cli.arguments"  # where a context keeps what the user wrote
 
 # Panels of `mtkd --help`.
@@ -394,17 +394,20 @@ def train_teacher(
     )
 
 
+SideBySide = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="How many at the same time. On a CPU they share its threads.",
+        show_default="one per GPU",
+    ),
+]
+
+
 @app.command(rich_help_panel=STAGES)
 def train_teachers(
     anatomies: Anatomies = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="How many at the same time. On a CPU they share its threads.",
-            show_default="one per GPU",
-        ),
-    ] = None,
+    jobs: SideBySide = None,
     device: DeviceOption = Device.AUTO,
 ) -> None:
     """Train the teachers that are not up to date, side by side.
@@ -414,6 +417,17 @@ def train_teachers(
     from stages import train_teachers
 
     train_teachers.run(_project(), anatomies or [], jobs, _machine(device, 0))
+
+
+@app.command(rich_help_panel=STAGES)
+def repro(jobs: SideBySide = None, device: DeviceOption = Device.AUTO) -> None:
+    """Do what `dvc repro` does, with teachers, stores and students side by side.
+
+    What is up to date is left as it is. `dvc repro` afterwards has nothing to do.
+    """
+    from stages import repro
+
+    repro.run(_project(), jobs, _machine(device, 0))
 
 
 @app.command(rich_help_panel=STAGES)

@@ -58,6 +58,7 @@ ANOTHER_DEVICE = "choose another --device, such as cpu"
 LESS_MEMORY = {
     "train-teacher": TRAINING,
     "train-teachers": TRAINING,
+    "repro": TRAINING,
     "train-student": TRAINING,
     "cache-logits": "lower cache.batch_size, or choose another --device",
     "evaluate": f"{ANOTHER_DEVICE}; or, of the stage, lower evaluate.batch_size",

@@ -19,6 +19,7 @@ from pipeline.timing.latency import FORMS
 from stages import train_teachers
 from stages.benchmarks import runtimes
 from stages.cli import _machine
+from stages.shared import side_by_side
 from stages.shared.project import Places, load_project
 from stages.shared.slots import slots
 from stages.study import runs
@@ -182,14 +183,14 @@ def test_every_teacher_has_its_gpu_and_its_cores(run, two_gpus, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     both, given = threading.Barrier(2, timeout=60), {}
 
-    def repro(project, what, environment):
-        if what != ["prepare"]:
-            both.wait()
-            given[what[1]] = environment
+    def repro(project, *arguments, environment):
+        both.wait()
+        given[arguments[1]] = environment
         return True
 
-    monkeypatch.setattr(train_teachers, "_repro", repro)
-    monkeypatch.setattr(train_teachers, "_stale", lambda project, anatomies: anatomies)
+    monkeypatch.setattr(train_teachers, "repro", lambda project, stage: True)
+    monkeypatch.setattr(train_teachers, "stale", lambda project, stages: stages)
+    monkeypatch.setattr(side_by_side, "repro", repro)
     mtkd("train-teachers", "--device", "cuda")
     assert sorted(given) == ["train_teacher@colon", "train_teacher@liver"]
     assert sorted(slot["CUDA_VISIBLE_DEVICES"] for slot in given.values()) == ["0", "1"]

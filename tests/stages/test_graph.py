@@ -221,6 +221,16 @@ def test_teachers_that_were_trained_side_by_side_are_done(project):
     assert "0 of 2 teachers to train" in said
 
 
+def test_stages_that_ran_side_by_side_are_done(project):
+    project.params(teacher__epochs=97)
+    arguments = ("-m", "stages.cli", "repro", "--jobs", "2", "--device", "cpu")
+    said = project.run(sys.executable, *arguments)
+    assert "teachers: 2 of 2 to make, 2 at a time" in said
+    assert "students: 1 of 2 to make" in said
+    assert project.repro() == []
+    assert "Running stage" not in project.run(sys.executable, *arguments)
+
+
 def test_an_edit_of_the_students_code_retrains_no_teacher(project):
     project.params(teacher__arch="deeplabv3_resnet18")
     project.repro()
