@@ -1,6 +1,7 @@
-"""The scripts of docs/scripts/ that make frames without masks, of training surgeries alone."""
+"""The scripts of docs/scripts/: frames without masks, of training surgeries alone; label maps."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, write_png
 
 from pipeline.phantom import ANATOMIES, render
 
@@ -81,6 +82,25 @@ def test_crops_keep_their_masks_where_labels_are_to_learn_from_them(project):
         assert frames[name][mask > 0].mean() > 2 * frames[name][mask == 0].mean()
 
 
+def test_label_maps_find_their_frames_by_the_picture(project):
+    folder = project()
+    maps = Path("maps/07")
+    maps.mkdir(parents=True)
+    (maps.parent / "anatomies.txt").write_text("colon\nliver\n")
+    shutil.copy("dsad/colon/03/image02.png", maps / "image00.png")
+    shutil.copy("dsad/liver/03/image01.png", maps / "image01.png")
+    for number in range(2):
+        write_png(maps / f"label{number:02d}.png", np.full((48, 64), number, np.uint8))
+    (folder / "dsad/colon/03/weak_labels.csv").write_text("image,liver\nimage02.png,0\n")
+    start("add_label_maps.py", "dsad", "maps", "both", check=True)
+    found = {p.relative_to("both/multilabel").as_posix() for p in Path("both").rglob("label*.png")}
+    assert found == {"colon/03/label02.png", "liver/03/label01.png"}
+    assert cv2.imread("both/multilabel/liver/03/label01.png", cv2.IMREAD_GRAYSCALE).min() == 1
+    links = [p for p in Path("both").glob("*/*/*") if p.is_symlink()]
+    assert len(links) == 2 * 2 * 9 + 1
+    assert (Path("both/colon/03/weak_labels.csv")).is_file()
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
@@ -95,6 +115,13 @@ def test_crops_keep_their_masks_where_labels_are_to_learn_from_them(project):
             "error: dsad/colon holds no <anatomy>",
         ),
         ("hide_masks.py", ["dsad", "labelled", "unlabelled"], "Usage: "),
+        (
+            "add_label_maps.py",
+            ["dsad/colon", "dsad", "both"],
+            "error: dsad/colon holds no <anatomy>",
+        ),
+        ("add_label_maps.py", ["dsad", "maps", "dsad"], "error: dsad already exists"),
+        ("add_label_maps.py", ["dsad", "maps"], "Usage: "),
         ("crop_frames.py", ["crops", "0"], "Usage: "),
         ("crop_frames.py", ["dsad", "1"], "error: dsad already exists"),
         ("crop_frames.py", ["crops", "1"], "image01.png: is truncated"),
