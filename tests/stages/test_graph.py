@@ -369,7 +369,7 @@ def test_bare_tables_of_dvc_fit_a_screen(project):
         "metrics/summary.json",
         "metrics/benchmark.json",
     ]
-    assert max(map(len, table)) < 200
+    assert max(map(len, table)) < 260
     assert project.run("dvc", "metrics", "diff").count("metrics/") < 20
     project.run("git", "checkout", "-q", "--", "metrics")
 

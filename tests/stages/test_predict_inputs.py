@@ -189,7 +189,7 @@ def test_frames_of_one_size_are_launched_at_once_from_the_second_on(
 
     monkeypatch.setattr(stage, "Runner", Recorded)
     frozen = SimpleNamespace(dtype=torch.float32)
-    segment = stage._OneSize(None, frozen, torch.device("cuda"), (8, 8))
+    segment = stage._OneSize(None, frozen, torch.device("cuda"), (8, 8), one_organ=False)
     for height in (8, 8, 8, 4, 8, 8):
         segment(np.zeros((1, 3, height, 8), np.uint8))
     expected = [
@@ -217,7 +217,7 @@ def test_half_precision_is_left_at_the_first_frame_that_overflows(capsys):
     size = (48, 64)
     module = Segmenter(Frozen(network, device, torch.float32), size, size).eval()
     exact = Runner(module, torch.zeros(1, 3, *size, dtype=torch.uint8), device)
-    segment = stage._OneSize(network, half, device, size)
+    segment = stage._OneSize(network, half, device, size, one_organ=False)
     dark, bright = (np.full((1, 3, *size), value, np.uint8) for value in (20, 250))
     noisy = frame(size=size).transpose(2, 0, 1)[None]
     segment(dark)
