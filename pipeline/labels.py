@@ -62,9 +62,9 @@ def load_labels(
     if not frame.labelled:
         nothing = np.full(size, NOT_LABELLED, np.int16)
         return FrameLabels(nothing, np.zeros(len(anatomies), bool), len(anatomies))
-    has_map = maps and frame.map is not None
-    values = load_map(frame.map) if has_map and frame.map else load_label(frame.label)
-    legend = frame.legend if has_map else (frame.anatomy,)
+    drawn = frame.map if maps else None
+    values = load_map(drawn) if drawn else load_label(frame.label)
+    legend = frame.legend if drawn else (frame.anatomy,)
     organs = np.full(256, NOT_LABELLED, np.int16)  # where mask and map contradict each other, too
     organs[0] = NO_ANATOMY
     for value, name in enumerate(legend, start=1):

@@ -681,9 +681,9 @@ def _listed(frames: Path, labels: Path, anatomy: str) -> list[Frame]:
         image = frames / f"{name}.png"
         if not image.is_file():
             raise MissingFileError(image)
+        place = f"{anatomy}/{name}"
         label = labels / f"{name}.png"
-        frame = Frame(f"{anatomy}/{name}", anatomy, name.split("/")[0], image, label)
-        frame = replace(frame, shows=shows.get(frame.id, {}))
+        frame = Frame(place, anatomy, name.split("/")[0], image, label, shows.get(place, {}))
         if name in mapped:
             frame = replace(frame, map=label.with_suffix(MAP), legend=legend)
         listed.append(frame)

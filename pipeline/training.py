@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pipeline.counts import Counts
 from pipeline.datasets import EpochBatches, FrameDataset, Sample, Share, clean_batches
 from pipeline.depthwise import exact_depthwise
-from pipeline.evaluation.dice import known_counts, mean, pooled_dice
+from pipeline.evaluation.dice import known_counts, mean, mean_dice, pooled
 from pipeline.labels import UNKNOWN, absences, own_decoder, targets
 from pipeline.losses.partial_labels import partial_label_cross_entropy
 from pipeline.machine import Machine, float32_products, make_loader, weights_format
@@ -591,15 +591,12 @@ def _validation_dice(
         counts: of each frame and decoder.
         data: the frames.
     """
-    own: dict[str, float | None] = {}
-    known: dict[str, float | None] = {}
     if not counts:
-        return own, known
-    for decoder, anatomy in enumerate(data.anatomies):
-        of_decoder = [of_frame[decoder] for of_frame in counts]
-        known[anatomy] = pooled_dice(of_decoder)
-        pairs = zip(of_decoder, data.frames, strict=True)
-        of_own = [of_frame for of_frame, frame in pairs if frame.anatomy == anatomy]
-        if of_own:
-            own[anatomy] = mean([of_frame.dice for of_frame in of_own])
-    return own, known
+        return {}, {}
+    anatomies = data.anatomies
+    by_decoder = zip(anatomies, zip(*counts, strict=True), strict=True)
+    known = {anatomy: mean([pooled(of_frames).dice]) for anatomy, of_frames in by_decoder}
+    labelled = [frame.anatomy for frame in data.frames]
+    pairs = zip(counts, labelled, strict=True)
+    own = [of_frame[anatomies.index(a)] for of_frame, a in pairs if a in anatomies]
+    return mean_dice(own, [a for a in labelled if a in anatomies]), known

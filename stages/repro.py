@@ -4,7 +4,7 @@ from pipeline.errors import MtkdError
 from pipeline.machine import Machine
 from stages.shared.console import say
 from stages.shared.project import Project
-from stages.shared.side_by_side import repro, run_side_by_side, stale
+from stages.shared.side_by_side import repro, require_prepared, run_side_by_side, stale
 from stages.shared.slots import slots
 
 
@@ -19,11 +19,10 @@ def run(project: Project, jobs: int | None, machine: Machine) -> None:
         machine: the kind of device.
 
     Raises:
-        MtkdError: stages that failed; those that do not need them are done.
+        MtkdError: stages that failed; the others of their step are done, and no later one is begun.
     """
     side_by_side = slots(jobs, machine.torch_device.type)
-    if not repro(project, "prepare"):
-        raise MtkdError("the frames are not prepared: the lines above say why")
+    require_prepared(project)
     steps = {
         "teachers": [f"train_teacher@{anatomy}" for anatomy in project.anatomies],
         "stores": [f"cache_logits@{anatomy}" for anatomy in project.anatomies],

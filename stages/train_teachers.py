@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from pipeline.errors import MtkdError
 from pipeline.machine import Machine
 from stages.shared.console import say
 from stages.shared.project import Project
-from stages.shared.side_by_side import repro, run_side_by_side, stale
+from stages.shared.side_by_side import require_prepared, run_side_by_side, stale
 from stages.shared.slots import slots
 
 
@@ -24,8 +23,7 @@ def run(project: Project, anatomies: Sequence[str], jobs: int | None, machine: M
     """
     project.require_anatomies(anatomies)
     side_by_side = slots(jobs, machine.torch_device.type)
-    if not repro(project, "prepare"):
-        raise MtkdError("the frames are not prepared: the lines above say why")
+    require_prepared(project)
     stages = [f"train_teacher@{anatomy}" for anatomy in anatomies or project.anatomies]
     to_train = stale(project, stages)
     say(f"{len(to_train)} of {len(stages)} teachers to train, {len(side_by_side)} at a time")

@@ -13,18 +13,14 @@ from pathlib import Path
 
 import shared
 
-from pipeline.dsad import read_frame, scan
+from pipeline.dsad import MAPS, read_frame
 from pipeline.errors import MtkdError
 
 
 def main(source: Path, maps: Path, target: Path) -> None:
     """Link SOURCE and, beside it, a map for each frame whose picture MAPS has, into TARGET."""
     shared.refuse_existing(target)
-    frames, _ = scan(source, sorted(p.name for p in source.glob("[!.]*") if p.is_dir()))
-    if not frames:
-        raise MtkdError(
-            f"{source} holds no <anatomy>/<surgery>/imageMM.png with a maskMM.png beside it"
-        )
+    frames = shared.labelled_frames(source)
     map_of = {_picture(image): _map(image) for image in sorted(maps.glob("*/image*.png"))}
     found = 0
     for frame in frames:
@@ -32,13 +28,13 @@ def main(source: Path, maps: Path, target: Path) -> None:
         label = map_of.get(_picture(frame.image))
         if label is not None:
             name = frame.image.name.replace("image", "label")
-            shared.link(target / "multilabel" / frame.anatomy / frame.surgery / name, label)
+            shared.link(target / MAPS / frame.anatomy / frame.surgery / name, label)
             found += 1
     if not found:
         raise MtkdError(f"{maps} has a map of none of the {len(frames)} frames of {source}")
     for weak_labels in source.glob("*/*/weak_labels.csv"):
         shared.link(target / weak_labels.relative_to(source), weak_labels)
-    shutil.copyfile(maps / "anatomies.txt", target / "multilabel" / "anatomies.txt")
+    shutil.copyfile(maps / "anatomies.txt", target / MAPS / "anatomies.txt")
     print(f"{target}: {len(frames)} frames, {found} of them with a complete label map")
 
 

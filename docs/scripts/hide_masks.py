@@ -10,8 +10,6 @@ from pathlib import Path
 
 import shared
 
-from pipeline.dsad import scan
-from pipeline.errors import MtkdError
 from pipeline.surgeries import surgery_id
 
 
@@ -22,13 +20,7 @@ def main(source: Path, labelled: Path, unlabelled: Path, val_and_test_surgeries:
     """
     for folder in (labelled, unlabelled):
         shared.refuse_existing(folder)
-    if not source.is_dir():
-        raise MtkdError(f"{source} is not a folder")
-    frames, _ = scan(source, sorted(p.name for p in source.glob("[!.]*") if p.is_dir()))
-    if not frames:
-        raise MtkdError(
-            f"{source} holds no <anatomy>/<surgery>/imageMM.png with a maskMM.png beside it"
-        )
+    frames = shared.labelled_frames(source)
     kept = {surgery_id(surgery) for surgery in val_and_test_surgeries}
     for number, frame in enumerate(frames):
         if surgery_id(frame.surgery) in kept or number % 2 == 0:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from pipeline.dsad import Source
+from pipeline.dsad import Source, scan
 from pipeline.errors import MtkdError
 
 
@@ -26,6 +26,22 @@ def refuse_existing(folder: Path) -> None:
     """
     if folder.exists():
         raise MtkdError(f"{folder} already exists: remove it, or name another folder")
+
+
+def labelled_frames(root: Path) -> list[Source]:
+    """All frames of a data set in DSAD's layout, whatever its anatomies are.
+
+    Raises:
+        MtkdError: it is no folder, or has none.
+    """
+    if not root.is_dir():
+        raise MtkdError(f"{root} is not a folder")
+    frames, _ = scan(root, sorted(p.name for p in root.glob("[!.]*") if p.is_dir()))
+    if not frames:
+        raise MtkdError(
+            f"{root} holds no <anatomy>/<surgery>/imageMM.png with a maskMM.png beside it"
+        )
+    return frames
 
 
 def link_labelled(root: Path, frame: Source) -> None:

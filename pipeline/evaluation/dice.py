@@ -5,45 +5,13 @@ Kolbinger measures per frame, on the anatomy that the frame is labelled for; the
 costs more than the computation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.counts import Counts
-from pipeline.models.network import resize
-
-
-def anatomy_masks(logits: Tensor, anatomy: Tensor, size: tuple[int, int]) -> Tensor:
-    """The mask of the decoder that each frame is labelled for: arg max at full size.
-
-    Args:
-        logits: (B, N, 2, h, w).
-        anatomy: (B,) int64.
-        size: (H, W) of the frames.
-
-    Returns:
-        (B, H, W) bool.
-    """
-    native = logits[torch.arange(len(logits), device=logits.device), anatomy][:, None]
-    full = resize(native.float(), size)[:, 0]
-    return full[:, 1] > full[:, 0]
-
-
-def count(masks: Tensor, labels: Tensor) -> Tensor:
-    """The numbers of :class:`Counts` of each frame, on the masks' device, without waiting for it.
-
-    Args:
-        masks: (B, H, W) bool.
-        labels: (B, H, W), 1 = anatomy; all else is background.
-
-    Returns:
-        (B, 4) int64 pixels: true positive, false positive, false negative, true negative.
-    """
-    positive = labels == 1
-    parts = (masks & positive, masks & ~positive, ~masks & positive, ~(masks | positive))
-    return torch.stack([part.sum(dim=(1, 2)) for part in parts], dim=1)
 
 
 def known_counts(masks: Tensor, target: Tensor) -> Tensor:
@@ -62,12 +30,9 @@ def known_counts(masks: Tensor, target: Tensor) -> Tensor:
     return torch.stack([part.sum(dim=(2, 3)) for part in parts], dim=2)
 
 
-def pooled_dice(counts: Sequence[Counts]) -> float | None:
-    """Dice in 0..1 of all frames' pixels together: 2 TP / (2 TP + FP + FN).
-
-    None where neither the mask nor the label has a pixel.
-    """
-    return mean([sum(counts, start=Counts(0, 0, 0, 0)).dice])
+def pooled(counts: Iterable[Counts]) -> Counts:
+    """The pixels of all frames together."""
+    return sum(counts, start=Counts(0, 0, 0, 0))
 
 
 def mean(values: Sequence[float]) -> float | None:

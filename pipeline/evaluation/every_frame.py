@@ -112,7 +112,7 @@ def _pooled(
     shares: dict[str, float] = {}
     for decoder, anatomy in enumerate(anatomies):
         counts = [getattr(result.every_decoder, kind)[decoder] for result in results]
-        shares[anatomy] = getattr(sum(counts, start=Counts(0, 0, 0, 0)), measure)
+        shares[anatomy] = getattr(dice.pooled(counts), measure)
     return _with_mean(shares)
 
 

@@ -23,12 +23,12 @@ from pipeline.evaluation.calibration import Calibration, calibration
 from pipeline.evaluation.every_decoder import EveryDecoder, tables, unpacked
 from pipeline.evaluation.surface import Surface, compare_outlines
 from pipeline.inference import clean_inputs, in_flight, on_device, to_device
-from pipeline.labels import load_labels
+from pipeline.labels import FrameLabels, load_labels
 from pipeline.machine import Machine, to_host
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network, resize
 from pipeline.prefetch import ahead, delayed
-from pipeline.prepared import Frame, load_label
+from pipeline.prepared import Frame
 from pipeline.stopwatch import Stopwatch
 from pipeline.surgeries import surgery_id
 
@@ -230,12 +230,16 @@ def _labels(
     That is (b, H, W) and (b, N), see :class:`pipeline.labels.FrameLabels`, without their label
     maps, and with them.
     """
-    masks = np.stack([load_label(frame.label).astype(bool) for frame in frames])
-    return masks, _known(frames, anatomies, maps=False), _known(frames, anatomies, maps=True)
+    known = [load_labels(frame, anatomies, (0, 0), maps=False) for frame in frames]
+    masks = np.stack([labels.organ == labels.own for labels in known])
+    mapped = [
+        load_labels(frame, anatomies, (0, 0)) if frame.map else labels
+        for frame, labels in zip(frames, known, strict=True)
+    ]
+    return masks, _stacked(known), _stacked(mapped)
 
 
-def _known(frames: Sequence[Frame], anatomies: Sequence[str], *, maps: bool) -> _Known:
-    known = [load_labels(frame, anatomies, (0, 0), maps=maps) for frame in frames]
+def _stacked(known: Sequence[FrameLabels]) -> _Known:
     organs = np.stack([labels.organ for labels in known])
     return organs, np.stack([labels.background for labels in known])
 

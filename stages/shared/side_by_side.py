@@ -48,6 +48,16 @@ def repro(project: Project, *arguments: str, environment: Slot | None = None) ->
     return process.returncode == 0
 
 
+def require_prepared(project: Project) -> None:
+    """Bring the prepared frames up to date.
+
+    Raises:
+        MtkdError: that failed.
+    """
+    if not repro(project, "prepare"):
+        raise MtkdError("the frames are not prepared: the lines above say why")
+
+
 def stale(project: Project, stages: Sequence[str]) -> list[str]:
     """Which of these stages ``dvc repro`` would run.
 

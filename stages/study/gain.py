@@ -12,7 +12,7 @@ from statistics import mean
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import MtkdError
 from pipeline.evaluation.every_frame import summarise_all
-from pipeline.evaluation.per_frame import Result, evaluate, summarise
+from pipeline.evaluation.per_frame import summarise
 from pipeline.files import write_atomically
 from pipeline.machine import Machine
 from pipeline.settings import Distill, Training
@@ -24,7 +24,7 @@ from stages.shared.results import read
 from stages.stores.imported import is_imported
 from stages.stores.reader import open_stores
 from stages.study.curves import write_curves
-from stages.study.runs import Dice, RunResult, measure_all, prepare_page
+from stages.study.runs import Dice, RunResult, measure_all, prepare_page, tested
 from stages.study.targets import PIXELS, Case, TargetKind
 
 # Pretrained weights of each student, and its first and last learning rate.
@@ -296,7 +296,8 @@ def _teachers(project: Project, machine: Machine) -> dict[str, Dice]:
     validation = dict.fromkeys(anatomies)
     for anatomy in local:
         validation[anatomy] = read(project.teacher_metrics(anatomy))["val_dice"]["mean"]
-    results = _tested_teachers(project, local, machine) if local else []
+    teachers = [load_checkpoint(project.teacher_checkpoint(anatomy))[0] for anatomy in local]
+    results = tested(teachers, project, local, machine) if local else []
     everywhere = summarise_all(results, local)
     nothing = dict.fromkeys(anatomies)
     return {
@@ -305,14 +306,6 @@ def _teachers(project: Project, machine: Machine) -> dict[str, Dice]:
         "every": {"mean": None, **nothing, **everywhere["every_dice"]},
         "validation": {"mean": _mean(list(validation.values())), **validation},
     }
-
-
-def _tested_teachers(project: Project, anatomies: Sequence[str], machine: Machine) -> list[Result]:
-    """All teachers that are here, together, on the test frames of their anatomies."""
-    networks = [load_checkpoint(project.teacher_checkpoint(anatomy))[0] for anatomy in anatomies]
-    frames = project.frames_of("test", anatomies)
-    batch_size = project.params.evaluate.batch_size
-    return list(evaluate(networks, frames, anatomies, batch_size, None, machine))
 
 
 def render_page(runs: Mapping[str, Runs], teachers: Mapping[str, Dice]) -> str:

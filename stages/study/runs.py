@@ -289,20 +289,20 @@ def _measure(case: Case, threads: int, machine: Machine) -> RunResult:
     project = load_project(case.folder)
     network, history, ends = _train(case, project, machine)
     peak = peak_memory(machine.torch_device) / 2**20
-    tested = _tested(network.eval(), project, machine)
+    measured = tested(network.eval(), project, project.anatomies, machine)
     return RunResult(
         name=case.name,
         arch=case.student.arch,
         seed=case.student.seed,
         epochs=case.student.epochs,
         class_weights=case.student.class_weights,
-        dice=summarise(tested, project.anatomies)["dice"],
+        dice=summarise(measured, project.anatomies)["dice"],
         validation=_in_percent(best_epoch(history, case.student.select_by)),
         val_dice=[_percent(epoch.mean_dice) for epoch in history],
         seconds_per_epoch=round(median(b - a for a, b in pairwise(ends)), 2),
         peak_mib=round(peak),
         threads=threads,
-        every_decoder=summarise_all(tested, project.anatomies),
+        every_decoder=summarise_all(measured, project.anatomies),
     )
 
 
@@ -332,10 +332,16 @@ def _train(
     return network, history, ends
 
 
-def _tested(network: Network, project: Project, machine: Machine) -> list[Result]:
-    frames = project.frames_of("test")
+def tested(
+    networks: Network | Sequence[Network],
+    project: Project,
+    anatomies: Sequence[str],
+    machine: Machine,
+) -> list[Result]:
+    """One or several networks, on the test frames of the anatomies that they have decoders for."""
+    frames = project.frames_of("test", anatomies)
     batch_size = project.params.evaluate.batch_size
-    return list(evaluate(network, frames, project.anatomies, batch_size, None, machine))
+    return list(evaluate(networks, frames, anatomies, batch_size, None, machine))
 
 
 def _in_percent(epoch: Epoch) -> Dice:

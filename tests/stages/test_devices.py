@@ -188,7 +188,7 @@ def test_every_teacher_has_its_gpu_and_its_cores(run, two_gpus, monkeypatch):
         given[arguments[1]] = environment
         return True
 
-    monkeypatch.setattr(train_teachers, "repro", lambda project, stage: True)
+    monkeypatch.setattr(train_teachers, "require_prepared", lambda project: None)
     monkeypatch.setattr(train_teachers, "stale", lambda project, stages: stages)
     monkeypatch.setattr(side_by_side, "repro", repro)
     mtkd("train-teachers", "--device", "cuda")
