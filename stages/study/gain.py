@@ -109,6 +109,10 @@ ABSENCE: Conditions = {
     "reconciled": Condition(RECONCILED, absence_weight=0.0),
     "reconciled, known absence": Condition(RECONCILED, absence_weight=0.2),
     "baseline, known absence, four times as long": Condition(longer=4, absence_weight=0.2),
+    "overruled alone": Condition(RECONCILED, "overruled", absence_weight=0.2),
+    "regions": Condition(RECONCILED, "regions", absence_weight=0.2),
+    "one softmax": Condition(RECONCILED, "joint", absence_weight=0.2),
+    "one softmax, labels too": Condition(RECONCILED, "joint_labels", absence_weight=0.2),
 }
 STUDIES = {"gain": GAIN, "settings": SETTINGS, "beyond": BEYOND, "absence": ABSENCE}
 CLEAR = 5.0  # Dice that a teacher must be above the baseline for its anatomy to count in the gap
