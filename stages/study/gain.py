@@ -109,6 +109,7 @@ ABSENCE: Conditions = {
     "reconciled": Condition(RECONCILED, absence_weight=0.0),
     "reconciled, known absence": Condition(RECONCILED, absence_weight=0.2),
     "baseline, known absence, four times as long": Condition(longer=4, absence_weight=0.2),
+    "reconciled, known absence of weight 1": Condition(RECONCILED, absence_weight=1.0),
     "overruled alone": Condition(RECONCILED, "overruled", absence_weight=0.2),
     "regions": Condition(RECONCILED, "regions", absence_weight=0.2),
     "one softmax": Condition(RECONCILED, "joint", absence_weight=0.2),

@@ -249,7 +249,8 @@ def _joint(margins: Tensor) -> Tensor:
 
 def _joint_kl(student: Tensor, teachers: Tensor, valid: Tensor) -> Tensor:
     """Balanced as ``classes_balanced`` is; the part of none is spread over all, (N,)."""
-    log_s, log_t = _joint(student), _joint(teachers)
+    log_s = _joint(student)
+    log_t = _joint(teachers)
     p = log_t.exp()
     kl = (p * (log_t - log_s)).sum(1, keepdim=True)
     weight = torch.where(valid[:, None], p, 0.0)
