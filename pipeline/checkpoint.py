@@ -42,6 +42,7 @@ def save_checkpoint(
         network.mean,
         network.std,
         dict(trained_on or {}),
+        network.shared,
     )
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     # One entry: safetensors writes several in any order.
@@ -62,7 +63,7 @@ def load_checkpoint(path: Path) -> tuple[Network, Card]:
     """
     with _named(path):
         card, tensors = read_file(path)
-        network = create_model(card.architecture, len(card.anatomies))
+        network = create_model(card.architecture, len(card.anatomies), shared=card.shared)
         network.load_state_dict(tensors)
     network.anatomies = card.anatomies
     network.mean = card.mean

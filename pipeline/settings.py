@@ -181,6 +181,7 @@ class Training(Settings):
     """Sections ``teacher`` and ``student``: one network and how it is trained."""
 
     arch: Architecture
+    decoders: Literal["separate", "shared"]  # one per anatomy, or one for all of them
     pretrained: str  # none | imagenet | a hub id | a path
     epochs: PositiveInt
     # Batch norm after global pooling needs two frames.
@@ -195,6 +196,11 @@ class Training(Settings):
     # Of pixels that are background only because the anatomy is known to be absent from the frame.
     absence_weight: Annotated[Number, Field(ge=0)]
     seed: Seed
+
+    @property
+    def shared(self) -> bool:
+        """Whether one decoder gives the logits of all anatomies."""
+        return self.decoders == "shared"
 
 
 class Teacher(Training):

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models import create_model
-from pipeline.settings import Benchmark
+from pipeline.settings import Benchmark, Training
 from pipeline.timing.cost import multiply_adds, parameters
 from pipeline.timing.host import machine_record
 from pipeline.timing.interleaved import interleave
@@ -25,18 +25,19 @@ def run(project: Project, machine: Machine) -> None:
     params = project.params
     decoders = len(params.data.anatomies)
     forms = {
-        "teachers": (params.teacher.arch, 1, decoders),  # N networks, one after another
-        "student": (params.student.arch, decoders, 1),
+        "teachers": (params.teacher, 1, decoders),  # N networks, one after another
+        "student": (params.student, decoders, 1),
     }
     counts = {}
     times = {}
-    for name, (arch, n, networks) in forms.items():
-        count = networks * parameters(create_model(arch, n))
+    for name, (settings, n, networks) in forms.items():
+        count = networks * parameters(create_model(settings.arch, n, shared=settings.shared))
         counts[name] = {"parameters": count}
         with progress(f"{name}: frames measured") as bar:
             times[name] = {
-                "arch": arch,
-                **_measured(arch, n, networks, params.benchmark, machine, bar),
+                "arch": settings.arch,
+                "decoders": settings.decoders,
+                **_measured(settings, n, networks, params.benchmark, machine, bar),
             }
         milliseconds = times[name]["milliseconds"]
         say(f"{name}: {count / 1e6:.2f} M parameters, {milliseconds:.0f} ms per frame")
@@ -47,16 +48,22 @@ def run(project: Project, machine: Machine) -> None:
 
 
 def _measured(
-    arch: str, decoders: int, networks: int, settings: Benchmark, machine: Machine, bar: Step
+    trained: Training,
+    decoders: int,
+    networks: int,
+    settings: Benchmark,
+    machine: Machine,
+    bar: Step,
 ) -> dict[str, Any]:
     """From frame to masks, and the network alone, in interleaved measurement."""
     size = settings.image_size
-    candidate = Candidate(arch, decoders, size, machine, networks)
+    candidate = Candidate(trained.arch, decoders, size, machine, networks, shared=trained.shared)
     whole, network = interleave(
         [candidate, replace(candidate, part="network")], settings.warmup, settings.repeats, bar
     )
     return {
-        "multiply_adds": networks * multiply_adds(arch, decoders, size),
+        "multiply_adds": networks
+        * multiply_adds(trained.arch, decoders, size, shared=trained.shared),
         **figures(whole),
         "network_milliseconds": figures(network)["milliseconds"],
     }

@@ -1,4 +1,4 @@
-"""``mtkd models``: every architecture in both forms, with its cost beside the paper's."""
+"""``mtkd models``: every architecture in all forms, with its cost beside the paper's."""
 
 import json
 from itertools import product
@@ -8,6 +8,7 @@ from rich.table import Table
 
 from pipeline.models import ARCHITECTURES, create_model
 from pipeline.timing.cost import multiply_adds
+from stages.benchmarks.forms import Form, forms
 from stages.reporting.paper_tables import table as paper_table
 from stages.shared.console import console, say
 
@@ -26,32 +27,31 @@ LICENCES = {
 
 
 def run(decoders: int, as_json: bool) -> None:
-    """Print a row for N networks with one decoder each, and one for N decoders."""
-    forms = product(ARCHITECTURES, ("separate", "shared"))
-    rows = [_row(name, form, decoders) for name, form in forms]
+    """Print a row for N networks, one for N decoders, and one for a decoder that all share."""
+    rows = [_row(name, form) for name, form in product(ARCHITECTURES, forms(decoders))]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     _print(rows, decoders)
 
 
-def _row(name: str, form: str, decoders: int) -> dict[str, Any]:
+def _row(name: str, form: Form) -> dict[str, Any]:
     import torch
 
-    heads, networks = (1, decoders) if form == "separate" else (decoders, 1)
+    n, networks = form.anatomies, form.networks
     with torch.device("meta"):
-        network = create_model(name, heads)
+        network = create_model(name, n, shared=form.shared)
     count = sum(p.numel() for p in network.parameters())
-    published = paper_table(1).get((name, form), {}) if decoders == 11 else {}
+    published = paper_table(1).get((name, form.name), {}) if n * networks == 11 else {}
     return {
         "name": name,
-        "form": form,
-        "decoders": heads,
+        "form": form.name,
+        "decoders": n,
         "networks": networks,
         "parameters": count,
         "all_parameters": count * networks,
         "paper_all_parameters": round(published["params_m"] * 1e6) if published else None,
-        "multiply_adds": networks * multiply_adds(name, heads, SIZE),
+        "multiply_adds": networks * multiply_adds(name, n, SIZE, shared=form.shared),
         "image_size": list(SIZE),
         "output_stride": network.output_stride,
         "weights_licence": LICENCES[name],
@@ -68,13 +68,12 @@ def _print(rows: list[dict[str, Any]], decoders: int) -> None:
     for column in ("parameters (M)", "paper (M)", "multiply-adds (G)", "stride"):
         table.add_column(column, justify="right")
     table.add_column("licence of usual weights")
+    titles = {form.name: form.title for form in forms(decoders)}
     for row in rows:
         published = row["paper_all_parameters"]
         table.add_row(
             row["name"] if row["form"] == "separate" else "",
-            f"{row['networks']} x 1 decoder"
-            if row["form"] == "separate"
-            else f"1 x {row['decoders']} decoders",
+            titles[row["form"]],
             f"{row['all_parameters'] / 1e6:.2f}",
             f"{published / 1e6:.1f}" if published else "-",
             f"{row['multiply_adds'] / 1e9:.1f}",

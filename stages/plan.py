@@ -122,11 +122,12 @@ def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> R
     student = params.student
     caching = params.cache
 
-    def measured(arch: str, n: int, task: Task, batch: int, precision: str) -> dict[str, Any]:
+    def measured(
+        trained: Training, n: int, task: Task, batch: int, precision: str
+    ) -> dict[str, Any]:
         """In a process of its own: memory of another measurement would hide its peak."""
-        case = DecoderCase(
-            arch, n, "joined", task, precision, batch, params.data.image_size, machine
-        )
+        arch, size = trained.arch, params.data.image_size
+        case = DecoderCase(arch, n, "joined", task, precision, batch, size, machine, trained.shared)
         (result,) = measure([case], 1, repeats, SECONDS)
         say(
             f"{arch}, {counted(n, 'decoder')}, {task}, {counted(batch, 'frame')}: "
@@ -134,10 +135,10 @@ def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> R
         )
         return result
 
-    teach = measured(teacher.arch, 1, "train", teacher.batch_size, teacher.precision)
-    infer = measured(teacher.arch, 1, "infer", caching.batch_size, caching.precision)
-    learn = measured(student.arch, decoders, "train", student.batch_size, student.precision)
-    validate = measured(student.arch, decoders, "infer", student.batch_size, student.precision)
+    teach = measured(teacher, 1, "train", teacher.batch_size, teacher.precision)
+    infer = measured(teacher, 1, "infer", caching.batch_size, caching.precision)
+    learn = measured(student, decoders, "train", student.batch_size, student.precision)
+    validate = measured(student, decoders, "infer", student.batch_size, student.precision)
     read = loading.measure(params.data.image_size, decoders, 3)
     return Rates(
         teach["milliseconds"] / 1000,

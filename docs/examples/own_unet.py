@@ -8,9 +8,9 @@ frames of an anatomy both are worth a lot.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
-import torch
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
@@ -26,10 +26,10 @@ class UNet(Network):
     stride, output_stride = 32, 2
     mean, std = MEAN, STD
 
-    def __init__(self, decoders: int) -> None:
-        super().__init__(decoders)
+    def __init__(self, decoders: int, *, shared: bool) -> None:
+        super().__init__(decoders, shared=shared)
         self.encoder = get_encoder("tu-tf_efficientnet_lite0", in_channels=3, depth=5, weights=None)
-        self.heads = nn.ModuleList(_Head(self.encoder.out_channels) for _ in range(decoders))
+        self.heads = self.make_heads(partial(_Head, self.encoder.out_channels))
 
     def features(self, frames: Tensor) -> Sequence[Tensor]:
         """The encoder's feature maps, finest first."""
@@ -37,25 +37,27 @@ class UNet(Network):
 
     def decode(self, features: Sequence[Tensor], selected: Sequence[int]) -> Tensor:
         """As :meth:`Network.decode`."""
-        return torch.stack([self.heads[i](features) for i in selected], dim=1)
+        maps = [head(features) for head in self.heads_of(selected)]
+        return self.per_anatomy(maps, selected)
 
 
 class _Head(nn.Module):
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], logits: int) -> None:
         super().__init__()
         widths = (256, 128, 64, 32)
         self.decoder = UnetDecoder(channels, widths, n_blocks=len(widths))
-        self.classifier = nn.Conv2d(widths[-1], 2, kernel_size=1)
+        self.classifier = nn.Conv2d(widths[-1], logits, kernel_size=1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         return cast(Tensor, self.classifier(self.decoder(features)))
 
 
-def build(decoders: int, pretrained: str | None) -> UNet:
+def build(decoders: int, pretrained: str | None, *, shared: bool = False) -> UNet:
     """A U-Net on EfficientNet-lite0.
 
     Args:
-        decoders: one per anatomy.
+        decoders: number of anatomies.
+        shared: one decoder for all of them.
         pretrained: "imagenet" for the encoder's weights, None for random ones.
 
     Raises:
@@ -65,7 +67,7 @@ def build(decoders: int, pretrained: str | None) -> UNet:
         raise MtkdError(
             f"own_unet starts from 'none', 'imagenet' or an own checkpoint, not '{pretrained}'"
         )
-    network = UNet(decoders)
+    network = UNet(decoders, shared=shared)
     if pretrained == "imagenet":
         load_imagenet(network)
     return network

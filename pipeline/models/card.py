@@ -30,6 +30,7 @@ class Card:
         mean, std: input statistics, RGB in 0..1.
         trained_on: settings and sha256 of the frames and labels of its training; empty if it came
             from elsewhere.
+        shared: whether one decoder does the work of all.
     """
 
     architecture: str
@@ -38,6 +39,7 @@ class Card:
     mean: tuple[Mean, Mean, Mean]
     std: tuple[Std, Std, Std]
     trained_on: dict[str, Any] = field(default_factory=dict)
+    shared: bool = False
 
 
 def read_file(path: Path) -> tuple[Card, dict[str, Tensor]]:

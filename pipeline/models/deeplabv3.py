@@ -2,10 +2,10 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import segmentation_models_pytorch as smp
-import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
 from segmentation_models_pytorch.encoders import get_encoder, get_preprocessing_params
@@ -18,7 +18,7 @@ from pipeline.models.initial_weights import (
     require_architecture,
     unavailable,
 )
-from pipeline.models.network import Network
+from pipeline.models.network import Network, decoder_weights
 
 WIDTH = 256
 ATROUS_RATES = (12, 24, 36)
@@ -36,12 +36,14 @@ class DeepLabV3(Network):
     stride = 8
     output_stride = 8
 
-    def __init__(self, decoders: int, pretrained: str | None, *, encoder: str) -> None:
-        super().__init__(decoders)
+    def __init__(
+        self, decoders: int, pretrained: str | None, *, encoder: str, shared: bool = False
+    ) -> None:
+        super().__init__(decoders, shared=shared)
         self.encoder_name = encoder
         self.encoder = _encoder(encoder, "imagenet" if pretrained == "imagenet" else None)
         features: int = self.encoder.out_channels[-1]
-        self.heads = nn.ModuleList(_head(features) for _ in range(decoders))
+        self.heads = self.make_heads(partial(_head, features))
         if pretrained == "imagenet":
             statistics = get_preprocessing_params(encoder, "imagenet")
             self.mean = tuple(statistics["mean"])
@@ -58,11 +60,13 @@ class DeepLabV3(Network):
 
     def decode(self, features: Sequence[Tensor], selected: Sequence[int]) -> Tensor:
         """As :meth:`Network.decode`."""
-        return torch.stack([self.heads[i](features) for i in selected], dim=1)
+        maps = [head(features) for head in self.heads_of(selected)]
+        return self.per_anatomy(maps, selected)
 
     def reference_heads(self) -> list[Callable[[Sequence[Tensor]], Tensor]]:
         """As :meth:`Network.reference_heads`: decoders of smp."""
-        return [_reference_head(self.encoder.out_channels[-1], head) for head in self.heads]
+        channels: int = self.encoder.out_channels[-1]
+        return [_reference_head(channels, head.state_dict()) for head in self.heads]
 
 
 class AtrousConv2d(nn.Conv2d):
@@ -83,16 +87,16 @@ class AtrousConv2d(nn.Conv2d):
         )
 
 
-def _smp_head(channels: int) -> nn.Sequential:
+def _smp_head(channels: int, logits: int) -> nn.Sequential:
     decoder = DeepLabV3Decoder(
         channels, WIDTH, ATROUS_RATES, aspp_separable=False, aspp_dropout=0.5
     )
-    classifier = nn.Conv2d(WIDTH, 2, kernel_size=1)
+    classifier = nn.Conv2d(WIDTH, logits, kernel_size=1)
     return nn.Sequential(OrderedDict(decoder=decoder, classifier=classifier))
 
 
-def _head(channels: int) -> nn.Sequential:
-    head = _smp_head(channels)
+def _head(channels: int, logits: int) -> nn.Sequential:
+    head = _smp_head(channels, logits)
     branches = cast(nn.ModuleList, head.get_submodule("decoder.aspp.convs"))
     for branch, rate in zip(branches[1:4], ATROUS_RATES, strict=True):
         cast(nn.Sequential, branch)[0] = AtrousConv2d(
@@ -101,9 +105,9 @@ def _head(channels: int) -> nn.Sequential:
     return head
 
 
-def _reference_head(channels: int, head: nn.Module) -> nn.Sequential:
-    reference = _smp_head(channels)
-    reference.load_state_dict(head.state_dict())
+def _reference_head(channels: int, weights: dict[str, Tensor]) -> nn.Sequential:
+    reference = _smp_head(channels, len(weights["classifier.bias"]))
+    reference.load_state_dict(weights)
     return reference
 
 
@@ -160,7 +164,8 @@ def to_smp(network: DeepLabV3, decoder: int = 0) -> Any:
         decoder_atrous_rates=ATROUS_RATES,
         classes=2,
     )
-    head = network.heads[decoder]
+    channels: int = network.encoder.out_channels[-1]
+    head = _reference_head(channels, decoder_weights(network, decoder))
     model.encoder.load_state_dict(network.encoder.state_dict())
     model.decoder.load_state_dict(head.get_submodule("decoder").state_dict())
     model.segmentation_head[0].load_state_dict(head.get_submodule("classifier").state_dict())

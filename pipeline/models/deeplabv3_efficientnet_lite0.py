@@ -16,7 +16,7 @@ MEAN = (127 / 255,) * 3
 STD = (128 / 255,) * 3
 
 
-def build(decoders: int, pretrained: str | None) -> DeepLabV3:
+def build(decoders: int, pretrained: str | None, *, shared: bool = False) -> DeepLabV3:
     """DeepLabv3 on EfficientNet-lite0.
 
     Raises:
@@ -25,7 +25,7 @@ def build(decoders: int, pretrained: str | None) -> DeepLabV3:
     # timm's own module ("tu"), not smp's port of it: the port's padding and batch-norm epsilon are
     # not those that the weights were trained with.
     others = None if pretrained == "imagenet" else pretrained
-    network = DeepLabV3(decoders, others, encoder="tu-tf_efficientnet_lite0")
+    network = DeepLabV3(decoders, others, encoder="tu-tf_efficientnet_lite0", shared=shared)
     network.mean = MEAN
     network.std = STD
     if pretrained == "imagenet":

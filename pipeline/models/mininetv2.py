@@ -26,7 +26,7 @@ BN_EPS = 1e-3
 WIDTH = 64
 
 
-def build(decoders: int, pretrained: str | None) -> "MiniNetV2":
+def build(decoders: int, pretrained: str | None, *, shared: bool = False) -> "MiniNetV2":
     """MiniNetv2.
 
     Raises:
@@ -37,7 +37,7 @@ def build(decoders: int, pretrained: str | None) -> "MiniNetV2":
             "mininetv2 has no published weights: set pretrained: none, or a checkpoint of your "
             f"own, not '{pretrained}'"
         )
-    return MiniNetV2(decoders)
+    return MiniNetV2(decoders, shared=shared)
 
 
 class MiniNetV2(Network):
@@ -46,8 +46,8 @@ class MiniNetV2(Network):
     stride = 8
     output_stride = 2
 
-    def __init__(self, decoders: int) -> None:
-        super().__init__(decoders)
+    def __init__(self, decoders: int, *, shared: bool = False) -> None:
+        super().__init__(decoders, shared=shared)
         self.encoder = nn.Sequential(
             Down(3, 16),
             Down(16, WIDTH),
@@ -56,7 +56,7 @@ class MiniNetV2(Network):
             *(MultiDilationResidual(128, dilation) for dilation in DILATIONS),
         )
         self.refinement = nn.Sequential(Down(3, 16), Down(16, WIDTH))
-        self.heads = nn.ModuleList(Head() for _ in range(decoders))
+        self.heads = self.make_heads(Head)
 
     def features(self, frames: Tensor) -> Sequence[Tensor]:
         """The encoder's map (B, 128, H / 8, W / 8) and the refinement (B, 64, H / 4, W / 4)."""
@@ -67,18 +67,18 @@ class MiniNetV2(Network):
         inference = (
             not (self.training or torch.is_grad_enabled()) and features[0].device.type == "cpu"
         )
-        heads = [cast(Head, self.heads[decoder]) for decoder in selected]
-        return torch.stack(
-            [(FrozenHead(head) if inference else head)(features) for head in heads], dim=1
-        )
+        heads = cast(list[Head], self.heads_of(selected))
+        maps = [(FrozenHead(head) if inference else head)(features) for head in heads]
+        return self.per_anatomy(maps, selected)
 
     def frozen(self, *, wide: bool) -> nn.Module:
         """As :meth:`Network.frozen`."""
         from pipeline.models.frozen import fused
 
         heads = [FrozenHead(cast(Head, head), margin=True) for head in self.heads]
+        together = wide and not self.shared
         return FrozenMiniNetV2(
-            fused(self.encoder), fused(self.refinement), WideHead(heads) if wide else heads
+            fused(self.encoder), fused(self.refinement), WideHead(heads) if together else heads
         )
 
     def reference_heads(self) -> list[Callable[[Sequence[Tensor]], Tensor]]:
@@ -87,18 +87,18 @@ class MiniNetV2(Network):
 
 
 class Head(nn.Module):
-    """One decoder."""
+    """One decoder with ``logits`` logits: two per anatomy."""
 
-    def __init__(self) -> None:
+    def __init__(self, logits: int) -> None:
         super().__init__()
         self.upsample = nn.Sequential(
             _transposed(128, WIDTH), nn.BatchNorm2d(WIDTH, BN_EPS), nn.ReLU(inplace=True)
         )
         self.refine = nn.Sequential(*(SeparableResidual(WIDTH) for _ in range(4)))
-        self.classifier = _transposed(WIDTH, 2, bias=True)
+        self.classifier = _transposed(WIDTH, logits, bias=True)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """(B, 128, h, w) and (B, 64, 2 h, 2 w) -> logits (B, 2, 4 h, 4 w)."""
+        """(B, 128, h, w) and (B, 64, 2 h, 2 w) -> logits (B, logits, 4 h, 4 w)."""
         encoded, refinement = features
         return self.classifier(self.refine(self.upsample(encoded) + refinement))
 
@@ -161,8 +161,8 @@ class FrozenHead(nn.Module):
 
     Args:
         head: its weights are read once, here.
-        margin: give the difference of the two logits, (B, 1, 4 h, 4 w), in place of the logits (B,
-            2, 4 h, 4 w).
+        margin: give the difference of each anatomy's two logits in place of the logits, which are
+            twice as many maps.
     """
 
     def __init__(self, head: Head, *, margin: bool = False) -> None:
@@ -176,12 +176,12 @@ class FrozenHead(nn.Module):
         weight = head.classifier.weight
         bias = cast(Tensor, head.classifier.bias)
         if margin:
-            weight = weight[:, 1:] - weight[:, :1]
-            bias = bias[1:] - bias[:1]
+            weight = weight[:, 1::2] - weight[:, ::2]
+            bias = bias[1::2] - bias[::2]
         self.classifier = _Weights(weight, bias)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """(B, 128, h, w) and (B, 64, 2 h, 2 w) -> (B, 2 or 1, 4 h, 4 w)."""
+        """(B, 128, h, w) and (B, 64, 2 h, 2 w) -> (B, logits or margins, 4 h, 4 w)."""
         encoded, refinement = features
         x = _double(encoded, *self.upsample()).relu_().add_(refinement)
         for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):

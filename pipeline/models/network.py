@@ -17,13 +17,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Network(nn.Module):
-    """One encoder and ``decoders`` binary decoders.
+    """One encoder and ``decoders`` binary decoders, or one decoder that does the work of all.
 
     A family implements :meth:`features` and :meth:`decode`; everybody calls the module itself.
 
     Attributes:
         architecture: the name that ``create_model`` was asked for.
-        decoders: number of decoders N.
+        decoders: number of anatomies N, of which each has two logits.
+        shared: whether one decoder gives the logits of all, 2 N; else each anatomy has its own.
+        heads: the decoders: N, or one.
         anatomies: their names, once a checkpoint or a training run has given them; empty before.
         stride: frames are padded (bottom and right, edge repeated) to a multiple of this.
         smallest: and to at least this height and width.
@@ -33,6 +35,7 @@ class Network(nn.Module):
     """
 
     architecture: str
+    heads: nn.ModuleList
     anatomies: tuple[str, ...] = ()
     stride: int
     smallest: int = 1
@@ -41,20 +44,50 @@ class Network(nn.Module):
     std: Statistics = IMAGENET_STD
     initial_weights: InitialWeights = InitialWeights()
 
-    def __init__(self, decoders: int) -> None:
+    def __init__(self, decoders: int, *, shared: bool = False) -> None:
         super().__init__()
         self.decoders = decoders
+        self.shared = shared
+
+    def make_heads(self, make: Callable[[int], nn.Module]) -> nn.ModuleList:
+        """A head of two logits for each anatomy, or a shared one of 2 N.
+
+        Args:
+            make: from a number of logits to a head.
+        """
+        if self.shared:
+            return nn.ModuleList([make(2 * self.decoders)])
+        return nn.ModuleList(make(2) for _ in range(self.decoders))
+
+    def heads_of(self, selected: Sequence[int]) -> list[nn.Module]:
+        """The heads that some anatomies need, for :meth:`per_anatomy`."""
+        return list(self.heads) if self.shared else [self.heads[i] for i in selected]
+
+    def per_anatomy(self, maps: Sequence[Tensor], selected: Sequence[int]) -> Tensor:
+        """What :meth:`heads_of` gave, anatomy by anatomy.
+
+        Args:
+            maps: of each head, (B, 2 or 2 N, h, w).
+            selected: positions of the anatomies.
+
+        Returns:
+            (B, len(selected), 2, h, w).
+        """
+        if not self.shared:
+            return torch.stack(list(maps), dim=1)
+        logits = maps[0].unflatten(1, (self.decoders, 2))
+        return logits if list(selected) == list(range(self.decoders)) else logits[:, list(selected)]
 
     def features(self, frames: Tensor) -> Sequence[Tensor]:
         """What all decoders read, from frames (B, 3, H, W) with H and W multiples of ``stride``."""
         raise NotImplementedError
 
     def decode(self, features: Sequence[Tensor], selected: Sequence[int]) -> Tensor:
-        """Logits of some decoders, computed together.
+        """Logits of some anatomies, computed together.
 
         Args:
             features: what :meth:`features` gave.
-            selected: positions of the decoders.
+            selected: positions of the anatomies.
 
         Returns:
             (B, len(selected), 2, H / output_stride, W / output_stride).
@@ -65,16 +98,17 @@ class Network(nn.Module):
         """The decoders one by one as their library (or authors) wrote them.
 
         They have copies of this network's weights. Each maps :meth:`features` to logits (B, 2, h,
-        w). What :meth:`decode` computes together is tested and measured against these.
+        w), or (B, 2 N, h, w) if it is shared. What :meth:`decode` computes together is tested and
+        measured against these.
         """
         raise NotImplementedError
 
     def repeated(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of a network with one decoder, repeated for each decoder of this network."""
+        """The weights of a network with one decoder, repeated for each head of this network."""
         first = [name for name in weights if name.startswith("heads.0.")]
         others = {name: tensor for name, tensor in weights.items() if name not in first}
         copies = {}
-        for decoder, name in product(range(self.decoders), first):
+        for decoder, name in product(range(len(self.heads)), first):
             copies[f"heads.{decoder}{name.removeprefix('heads.0')}"] = weights[name]
         return others | copies
 
@@ -131,6 +165,20 @@ class Network(nn.Module):
                 f"no decoder for {', '.join(unknown) or 'an empty list'}; there: {decoders}"
             )
         return [positions[anatomy] for anatomy in anatomies]
+
+
+def decoder_weights(network: Network, decoder: int) -> dict[str, Tensor]:
+    """The weights of an anatomy's decoder, under the names of a head with two logits.
+
+    Args:
+        network: whose heads end in a convolution ``classifier``.
+        decoder: position of the anatomy.
+    """
+    if not network.shared:
+        return network.heads[decoder].state_dict()
+    rows = slice(2 * decoder, 2 * decoder + 2)
+    weights = network.heads[0].state_dict()
+    return {k: v[rows] if k.startswith("classifier.") else v for k, v in weights.items()}
 
 
 def padded(frames: Tensor, stride: int, smallest: int) -> Tensor:

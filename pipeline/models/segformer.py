@@ -6,6 +6,7 @@ The encoder is the Transformers library's; the decoders are in ``segformer_head`
 import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ from pipeline.models.initial_weights import (
     require_architecture,
     unavailable,
 )
-from pipeline.models.network import Network
+from pipeline.models.network import Network, decoder_weights
 from pipeline.models.segformer_head import FrozenHead, Head, WideHead, decode_in_strips
 
 # What the shapes of the weights do not show.
@@ -61,8 +62,9 @@ class SegFormer(Network):
         widths: tuple[int, ...],
         decoder_width: int,
         imagenet: str,
+        shared: bool = False,
     ) -> None:
-        super().__init__(decoders)
+        super().__init__(decoders, shared=shared)
         self.config = SegformerConfig(
             depths=list(depths),
             hidden_sizes=list(widths),
@@ -70,7 +72,7 @@ class SegFormer(Network):
             num_labels=2,
         )
         self.encoder = SegformerModel(self.config)
-        self.heads = nn.ModuleList(Head(widths, decoder_width) for _ in range(decoders))
+        self.heads = self.make_heads(partial(Head, widths, decoder_width))
         if pretrained is not None:
             _load(self, pretrained, imagenet if pretrained == "imagenet" else pretrained)
 
@@ -80,11 +82,12 @@ class SegFormer(Network):
 
     def decode(self, features: Sequence[Tensor], selected: Sequence[int]) -> Tensor:
         """As :meth:`Network.decode`."""
-        heads = [cast(Head, self.heads[i]) for i in selected]
+        heads = cast(list[Head], self.heads_of(selected))
         if self.training or torch.is_grad_enabled() or features[0].device.type != "cpu":
             stages = [stage.contiguous(memory_format=torch.channels_last) for stage in features]
-            return torch.stack([head(stages) for head in heads], dim=1)
-        return decode_in_strips([FrozenHead(head) for head in heads], features)
+            return self.per_anatomy([head(stages) for head in heads], selected)
+        maps = decode_in_strips([FrozenHead(head) for head in heads], features)
+        return self.per_anatomy(maps, selected)
 
     def frozen(self, *, wide: bool) -> nn.Module:
         """As :meth:`Network.frozen`."""
@@ -92,7 +95,7 @@ class SegFormer(Network):
 
     def reference_heads(self) -> list[Callable[[Sequence[Tensor]], Tensor]]:
         """As :meth:`Network.reference_heads`: decoders of the Transformers library."""
-        return [_reference_head(self.config, cast(Head, head)) for head in self.heads]
+        return [_reference_head(self.config, head.state_dict()) for head in self.heads]
 
 
 class FrozenSegFormer(nn.Module):
@@ -102,14 +105,14 @@ class FrozenSegFormer(nn.Module):
         super().__init__()
         heads = [FrozenHead(cast(Head, head), margin=True) for head in network.heads]
         self.encoder = copy.deepcopy(network.encoder)
-        self.heads = WideHead(heads) if wide else nn.ModuleList(heads)
+        self.heads = WideHead(heads) if wide and not network.shared else nn.ModuleList(heads)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Normalised frames (B, 3, H, W) -> margins (B, N, H / 4, W / 4)."""
         stages = self.encoder(frames, output_hidden_states=True).hidden_states
         if isinstance(self.heads, WideHead):
             return cast(Tensor, self.heads(stages))
-        return decode_in_strips(cast(Any, list(self.heads)), stages)[:, :, 0]
+        return torch.cat(decode_in_strips(cast(Any, list(self.heads)), stages), dim=1)
 
 
 def _load(network: SegFormer, source: str, checkpoint: str) -> None:
@@ -227,13 +230,14 @@ def to_transformers(network: SegFormer, decoder: int = 0) -> SegformerForSemanti
     """
     model = SegformerForSemanticSegmentation(network.config)
     model.segformer.load_state_dict(network.encoder.state_dict())
-    model.decode_head = _reference_head(network.config, cast(Head, network.heads[decoder]))
+    model.decode_head = _reference_head(network.config, decoder_weights(network, decoder))
     return model.train(network.training)
 
 
-def _reference_head(config: SegformerConfig, head: Head) -> Any:
-    reference = SegformerDecodeHead(config)
-    weights = head.state_dict()
+def _reference_head(config: SegformerConfig, weights: dict[str, Tensor]) -> Any:
+    of_head = copy.copy(config)
+    of_head.num_labels = len(weights["classifier.bias"])
+    reference = SegformerDecodeHead(of_head)
     for name, tensor in head_weights(reference).items():
         tensor.copy_(weights[name])  # a state dict's tensors share the module's memory
     return reference

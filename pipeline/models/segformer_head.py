@@ -30,16 +30,16 @@ STRIP_ROWS = 16
 class Head(nn.Module):
     """The all-MLP decoder, folded."""
 
-    def __init__(self, widths: tuple[int, ...], width: int) -> None:
+    def __init__(self, widths: tuple[int, ...], width: int, logits: int) -> None:
         super().__init__()
         self.projections = nn.ModuleList(nn.Linear(channels, width) for channels in widths)
         self.fuse = nn.Conv2d(width * len(widths), width, kernel_size=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
         self.dropout = Dropout(0.1)
-        self.classifier = nn.Conv2d(width, 2, kernel_size=1)
+        self.classifier = nn.Conv2d(width, logits, kernel_size=1)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        """Stages [(B, C_i, h_i, w_i)], finest first, channels last -> logits (B, 2, h_0, w_0)."""
+        """Stages [(B, C_i, h_i, w_i)], finest first, channels last -> (B, logits, h_0, w_0)."""
         fused, *coarser = (
             F.conv2d(stage, weight[:, :, None, None], bias)
             for stage, (weight, bias) in zip(stages, self.folded(), strict=True)
@@ -92,7 +92,7 @@ class _Classify(torch.autograd.Function):
     def forward(
         ctx: Any, values: Tensor, dropped: Tensor | None, weight: Tensor, bias: Tensor
     ) -> Tensor:
-        """(..., C), (..., C) bool, (2, C), (2,) -> (..., 2)."""
+        """(..., C), (..., C) bool, (logits, C), (logits,) -> (..., logits)."""
         kept = values.relu().flatten(0, -2)
         if dropped is not None:
             kept.masked_fill_(dropped.flatten(0, -2), 0.0)
@@ -113,7 +113,7 @@ class FrozenHead(nn.Module):
 
     Args:
         head: its weights are read once, here.
-        margin: give the difference of the two logits, in place of the logits.
+        margin: give the difference of each anatomy's two logits, in place of the logits.
     """
 
     bias: Tensor
@@ -126,8 +126,8 @@ class FrozenHead(nn.Module):
         rows = head.classifier.weight.flatten(1)
         offsets = cast(Tensor, head.classifier.bias)
         if margin:
-            rows = rows[1:] - rows[:1]
-            offsets = offsets[1:] - offsets[:1]
+            rows = rows[1::2] - rows[::2]
+            offsets = offsets[1::2] - offsets[::2]
         self.stages = len(weights)
         for number, weight in enumerate(weights):
             self.register_buffer(f"weight{number}", weight.detach())
@@ -147,7 +147,7 @@ class FrozenHead(nn.Module):
             stages: [(h_i, w_i, C_i)], finest first.
 
         Returns:
-            (h_0, w_0, 2 or 1).
+            (h_0, w_0, logits or margins).
         """
         height, width, _ = stages[0].shape
         weights = [weight.to(stages[0]) for weight in self.weights]
@@ -215,17 +215,17 @@ class WideHead(nn.Module):
         return margins + self.classifier_bias[:, None, None]
 
 
-def decode_in_strips(heads: Sequence[FrozenHead], stages: Sequence[Tensor]) -> Tensor:
-    """Logits or margins of all heads, some rows at a time.
+def decode_in_strips(heads: Sequence[FrozenHead], stages: Sequence[Tensor]) -> list[Tensor]:
+    """Logits or margins of each head, some rows at a time.
 
     Memory stays bounded, and in the processor's cache.
 
     Args:
-        heads: all with logits, or all with margins.
+        heads: with logits or margins.
         stages: [(B, C_i, h_i, w_i)], finest first.
 
     Returns:
-        (B, len(heads), 2 or 1, h_0, w_0) in the dtype of autocast, or of the stages.
+        [(B, logits or margins, h_0, w_0)] in the dtype of autocast, or of the stages.
     """
     device = stages[0].device
     dtype = (
@@ -235,11 +235,9 @@ def decode_in_strips(heads: Sequence[FrozenHead], stages: Sequence[Tensor]) -> T
     )
     with torch.autocast(device.type, enabled=False):
         rows = [stage.permute(0, 2, 3, 1).to(dtype).contiguous() for stage in stages]
-        outputs = []
-        for number in range(len(rows[0])):
-            frame = [stage[number] for stage in rows]
-            outputs.append(torch.stack([head(frame) for head in heads]))
-    return torch.stack(outputs).permute(0, 1, 4, 2, 3)
+        frames = [[stage[number] for stage in rows] for number in range(len(rows[0]))]
+        maps = [torch.stack([head(frame) for frame in frames]) for head in heads]
+    return [each.permute(0, 3, 1, 2) for each in maps]
 
 
 def _interpolation(size: int, larger: int, like: Tensor) -> Tensor:

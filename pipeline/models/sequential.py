@@ -1,6 +1,5 @@
 """Sequential decoders: what the batched ones are measured against."""
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.models.network import Network
@@ -12,6 +11,7 @@ class SequentialDecoders(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
+        self.decoders = range(network.decoders)
         self.mean = network.mean
         self.std = network.std
         self.heads = nn.ModuleList(
@@ -22,6 +22,7 @@ class SequentialDecoders(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """As :meth:`Network.forward`, for sizes that the network takes as they are."""
         features = self.network.features(frames)
-        return torch.stack([head(features) for head in self.heads], dim=1)
+        maps = [head(features) for head in self.heads]
+        return self.network.per_anatomy(maps, self.decoders)
 
     margins = Network.margins

@@ -32,6 +32,7 @@ class DecoderCase:
         precision: 32-true, tf32, bf16-mixed or 16-mixed.
         batch, size: shape of the frames, (H, W).
         machine: where.
+        shared: whether one decoder does the work of all.
     """
 
     architecture: str
@@ -42,6 +43,7 @@ class DecoderCase:
     batch: int
     size: tuple[int, int]
     machine: Machine
+    shared: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +52,7 @@ class DecoderCase:
 
     def build(self) -> Callable[[], None]:
         """One training step, or one forward pass."""
-        network: nn.Module = create_model(self.architecture, self.decoders)
+        network: nn.Module = create_model(self.architecture, self.decoders, shared=self.shared)
         if self.form == "looped":
             network = SequentialDecoders(network)  # type: ignore[arg-type]
         layout = torch.channels_last

@@ -69,7 +69,7 @@ class Candidate:
     """A network in one variant, from a frame to masks.
 
     Attributes:
-        architecture, decoders: the network.
+        architecture, decoders, shared: the network.
         size: (H, W) of the frame and of the masks.
         machine: where.
         networks: how many of them see the frame, one after another.
@@ -94,6 +94,7 @@ class Candidate:
     part: Part = "whole"
     checkpoint: Path | None = None
     graph: Path | None = None
+    shared: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -143,7 +144,7 @@ class Candidate:
         network: Any = (
             load_checkpoint(self.checkpoint)[0]
             if self.checkpoint
-            else create_model(self.architecture, self.decoders)
+            else create_model(self.architecture, self.decoders, shared=self.shared)
         )
         if self.form == "looped":
             network = SequentialDecoders(network)

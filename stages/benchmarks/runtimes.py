@@ -1,4 +1,4 @@
-"""``mtkd benchmark --all``: every architecture in both forms and every runtime.
+"""``mtkd benchmark --all``: every architecture in all forms and every runtime.
 
 All of one architecture is measured in one run.
 """
@@ -37,6 +37,7 @@ from pipeline.timing.latency import (
     variants,
 )
 from pipeline.training_errors import translated_errors
+from stages.benchmarks.forms import Form, forms
 from stages.reporting.figures import FIGURES, figures
 from stages.reporting.paper_tables import table as paper_table
 from stages.shared.console import console, progress, say
@@ -52,7 +53,7 @@ class Row:
     """What one architecture takes in one form and variant: an object of the JSON file.
 
     Attributes:
-        name, form: of the architecture; ``separate``: a network per anatomy, ``shared``: one.
+        name, form: of the architecture, and of :class:`stages.benchmarks.forms.Form`.
         runtime, precision, decoding: the variant.
         parameters, multiply_adds: of all networks that a frame needs.
         milliseconds, p95_milliseconds, first_milliseconds, fps, peak_mib: from a frame to its
@@ -125,12 +126,13 @@ class Settings:
             f"choose {', '.join(known)}"
         )
 
-    def variants(self, form: str) -> list[Variant]:
+    def variants(self, form: Form) -> list[Variant]:
         """What to measure; a network with one decoder has no sequential ones."""
+        several = form.anatomies > 1 and not form.shared
         return [
             variant
             for variant in variants(self.runtimes, self.forms, self.machine.torch_device)
-            if form == "shared" or variant[2] != "looped"
+            if several or variant[2] != "looped"
         ]
 
 
@@ -153,19 +155,21 @@ def run(places: Places, architectures: Sequence[str], settings: Settings, output
     failed: list[str] = []
     with progress("architectures measured") as bar, tempfile.TemporaryDirectory() as folder:
         for number, arch in enumerate(architectures, start=1):
-            for form in ("separate", "shared"):
+            for form in forms(settings.decoders):
                 try:
                     with translated_errors():
                         measured = _measured(arch, form, settings, places, Path(folder))
                 except MtkdError as error:
-                    failed.append(f"{arch} {form}: {explained(error, places.root, 'benchmark')}")
+                    failed.append(
+                        f"{arch} {form.name}: {explained(error, places.root, 'benchmark')}"
+                    )
                     say(failed[-1])
                     continue
                 rows += measured
                 # After each, since all of them take an hour.
                 _write(output, settings, host, rows)
                 for row in measured:
-                    say(f"{row.name} {form} {_variant(row)}: {_speed(row)}")
+                    say(f"{row.name} {form.name} {_variant(row)}: {_speed(row)}")
             bar(number, len(architectures))
     _print(rows, settings.size)
     if rows:
@@ -194,34 +198,39 @@ def _speed(row: Row) -> str:
     return row.problem or f"{_short(row.milliseconds)} ms, {row.fps:.2f} frames/s"
 
 
-def _measured(arch: str, form: str, settings: Settings, places: Places, folder: Path) -> list[Row]:
+def _measured(arch: str, form: Form, settings: Settings, places: Places, folder: Path) -> list[Row]:
     """All variants of one architecture and form, in interleaved measurement.
 
     From frame to masks, and then the network alone.
     """
-    is_shared = form == "shared"
-    decoders = settings.decoders if is_shared else 1
-    networks = 1 if is_shared else settings.decoders
-    trained = _trained(places, arch, settings.decoders) if is_shared else None
+    n, networks = form.anatomies, form.networks
+    trained = _trained(places, arch, form)
     candidates = [
         Candidate(
-            arch, decoders, settings.size, settings.machine, networks, *variant, checkpoint=trained
+            arch,
+            n,
+            settings.size,
+            settings.machine,
+            networks,
+            *variant,
+            checkpoint=trained,
+            shared=form.shared,
         )
         for variant in settings.variants(form)
     ]
     alone = [replace(candidate, part="network") for candidate in candidates]
     wholes = _interleaved(candidates, folder, settings.repeats)
     networks_alone = _interleaved(alone, folder, settings.repeats)
-    count = networks * parameters(create_model(arch, decoders))
-    operations = networks * multiply_adds(arch, decoders, settings.size)
-    measured_dice = _dice(trained, settings, places) if trained else {}
+    count = networks * parameters(create_model(arch, n, shared=form.shared))
+    operations = networks * multiply_adds(arch, n, settings.size, shared=form.shared)
+    measured_dice = _dice(trained, form, settings, places) if trained else {}
     dices = [measured_dice.get((c.runtime, c.precision, c.form)) for c in candidates]
     reference = _reference(candidates, networks_alone)
-    paper_time = _paper_time(arch, form, settings.decoders)
+    paper_time = _paper_time(arch, form.name, settings.decoders)
     return [
         Row(
             name=arch,
-            form=form,
+            form=form.name,
             runtime=candidate.runtime,
             precision=candidate.precision,
             decoding=candidate.form,
@@ -281,13 +290,14 @@ def _interleaved(
     return timings
 
 
-def _trained(places: Places, arch: str, decoders: int) -> Path | None:
+def _trained(places: Places, arch: str, form: Form) -> Path | None:
     """This run's distilled student, if it is such a network."""
     path = places.student_checkpoint("mtkd")
-    if not path.is_file():
+    if form.networks > 1 or not path.is_file():
         return None
     card = load_card(path)
-    return path if (card.architecture, len(card.anatomies)) == (arch, decoders) else None
+    found = (card.architecture, len(card.anatomies), card.shared)
+    return path if found == (arch, form.anatomies, form.shared) else None
 
 
 def _with_graph(candidate: Candidate, folder: Path) -> Candidate:
@@ -296,7 +306,8 @@ def _with_graph(candidate: Candidate, folder: Path) -> Candidate:
         return candidate
     is_int8 = candidate.precision == "int8"
     numeric = "int8" if is_int8 else "float"  # bfloat16 is the runtime's own choice
-    network = f"{candidate.architecture}-{candidate.decoders}"
+    decoders = "one" if candidate.shared else candidate.decoders
+    network = f"{candidate.architecture}-{decoders}"
     path = folder / f"{network}-{candidate.form}-{candidate.part}-{numeric}"
     file = path.with_suffix(".xml" if is_int8 else ".onnx")
     return replace(candidate, graph=file if file.is_file() else export_graph(candidate, path))
@@ -333,7 +344,7 @@ def _margins(output: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _dice(
-    student: Path, settings: Settings, places: Places
+    student: Path, form: Form, settings: Settings, places: Places
 ) -> dict[Variant, float | MtkdError | None]:
     """Dice of this run's student on the test surgeries by variant, at the size of its training.
 
@@ -358,9 +369,9 @@ def _dice(
 
     dice: dict[Variant, float | MtkdError | None] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for variant in settings.variants("shared"):
-            runtime, precision, form = variant
-            candidate = replace(network, runtime=runtime, precision=precision, form=form)
+        for variant in settings.variants(form):
+            runtime, precision, decoding = variant
+            candidate = replace(network, runtime=runtime, precision=precision, form=decoding)
             dice[variant] = attempted(partial(measured, candidate))
     return dice
 

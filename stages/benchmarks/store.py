@@ -233,7 +233,7 @@ def _epoch_seconds(
     """The last of three epochs, with a loader process at least; the first two start processes."""
     train = FrameDataset(frames, params.data.anatomies, params.student.seed, targets)
     empty = FrameDataset([], params.data.anatomies)
-    network = create_model(params.student.arch, TEACHERS)
+    network = create_model(params.student.arch, TEACHERS, shared=params.student.shared)
     ends: list[float] = []
     fit(
         make_fabric(machine, params.student.precision),

@@ -84,7 +84,12 @@ def _student(params: Params, problems: list[str]) -> Network | None:
     if start.suffix == ".safetensors" and not start.exists():
         return None
     try:
-        return create_model(settings.arch, len(params.data.anatomies), settings.pretrained).eval()
+        return create_model(
+            settings.arch,
+            len(params.data.anatomies),
+            settings.pretrained,
+            shared=settings.shared,
+        ).eval()
     except MtkdError as error:
         problems.append(f"student: {error}")
         return None

@@ -126,7 +126,9 @@ def objective_on_labels(
 def seeded_network(settings: Training, anatomies: Sequence[str]) -> Network:
     """A network whose random weights depend on the seed alone, with a decoder for each anatomy."""
     torch.manual_seed(settings.seed)
-    network = create_model(settings.arch, len(anatomies), settings.pretrained)
+    network = create_model(
+        settings.arch, len(anatomies), settings.pretrained, shared=settings.shared
+    )
     network.anatomies = tuple(anatomies)
     return network
 

@@ -252,7 +252,11 @@ def case_file_name(case: Case, project: Project, data: str) -> str:
     """
     settings = project.params.data
     inputs: dict[str, Any] = {
-        "student": case.student.model_dump(),
+        # A setting that came later is left out at the value of before, so that earlier runs still
+        # count.
+        "student": case.student.model_dump(
+            exclude={"decoders"} if not case.student.shared else None
+        ),
         "data": settings.model_dump(exclude={"unlabelled_root"}),
         "frames and labels": data,
     }
@@ -260,8 +264,6 @@ def case_file_name(case: Case, project: Project, data: str) -> str:
         inputs |= {
             "arm": case.targets,
             "unlabelled": settings.unlabelled_root if case.unlabelled else None,
-            # A setting that came later is left out at the value of before, so that earlier runs
-            # still count.
             "distill": case.distill.model_dump(
                 exclude={"grid"} if case.distill.grid == "stores" else None
             ),

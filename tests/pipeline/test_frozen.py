@@ -20,22 +20,21 @@ from pipeline.models.network import Network
 CPU = torch.device("cpu")
 
 
-def lively(name: str, decoders: int = 3) -> Network:
+def lively(name: str, decoders: int = 3, *, shared: bool = False) -> Network:
     """A network whose batch norms have statistics that differ from 0 and 1, and margins of both
     signs.
     """
     torch.manual_seed(1)
-    network = create_model(name, decoders)
+    network = create_model(name, decoders, shared=shared)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
     with torch.no_grad():
         network.train()(torch.randn(2, 3, 96, 128))
-        for head, margin in zip(
-            network.eval().heads, network.margins(frames(96, 128)).mean((0, 2, 3)), strict=True
-        ):
-            head.classifier.bias[1] -= margin
+        margins = network.eval().margins(frames(96, 128)).mean((0, 2, 3))
+        for head, margin in zip(network.heads, margins.chunk(len(network.heads)), strict=True):
+            head.classifier.bias[1::2] -= margin
     return network
 
 
@@ -45,11 +44,12 @@ def frames(height: int, width: int) -> torch.Tensor:
     )
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.inference_mode()
-def test_frozen_margins_are_the_networks(name, wide):
-    network = lively(name)
+def test_frozen_margins_are_the_networks(name, wide, shared):
+    network = lively(name, shared=shared)
     frozen = Frozen(network, CPU, torch.float32)
     if wide:  # as on a GPU
         frozen.native = (network.frozen(wide=True) or Margins(network)).eval()

@@ -93,7 +93,8 @@ def looped(network, features):
     heads = network.reference_heads()
     for head in heads:
         without_dropout(head.train(network.training).to(features[0].dtype))
-    return heads, torch.stack([head(features) for head in heads], dim=1)
+    maps = [head(features) for head in heads]
+    return heads, network.per_anatomy(maps, range(network.decoders))
 
 
 def without_dropout(module):
@@ -130,10 +131,10 @@ def test_every_parameter_that_learns_gets_a_gradient(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("decoders", [1, 2, 5])
+@pytest.mark.parametrize(("decoders", "shared"), [(1, False), (2, False), (5, False), (5, True)])
 @pytest.mark.parametrize("size", [(64, 96), (72, 104), (328, 264)])
-def test_inference_equals_the_loop(name, decoders, size):
-    network = scrambled(create_model(name, decoders)).eval()
+def test_inference_equals_the_loop(name, decoders, shared, size):
+    network = scrambled(create_model(name, decoders, shared=shared)).eval()
     with torch.no_grad():
         features = network.features(torch.randn(2, 3, *size))
         joined = network.decode(features, range(decoders))
@@ -142,12 +143,14 @@ def test_inference_equals_the_loop(name, decoders, size):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("size", [(64, 96), (136, 168)])
-def test_gradients_and_statistics_equal_the_loop(name, training, size):
+@pytest.mark.parametrize(
+    ("size", "shared"), [((64, 96), False), ((136, 168), False), ((64, 96), True)]
+)
+def test_gradients_and_statistics_equal_the_loop(name, training, size, shared):
     # In double precision: rounding in single carries a value over a ReLU's kink now and then, and
     # its gradient with it.
     torch.manual_seed(0)
-    network = scrambled(create_model(name, 3)).train(training).double()
+    network = scrambled(create_model(name, 3, shared=shared)).train(training).double()
     with torch.no_grad():
         features = [f.requires_grad_() for f in network.features(torch.randn(2, 3, *size).double())]
     theirs = [f.detach().clone().requires_grad_() for f in features]
@@ -188,8 +191,9 @@ def close(ours, theirs, what=""):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_chosen_decoders_answer_as_among_all(name):
-    network = scrambled(create_model(name, 4)).eval()
+@pytest.mark.parametrize("shared", [False, True])
+def test_chosen_decoders_answer_as_among_all(name, shared):
+    network = scrambled(create_model(name, 4, shared=shared)).eval()
     network.anatomies = ("liver", "colon", "spleen", "ureter")
     frames = torch.randn(1, 3, 64, 80)
     with torch.no_grad():
@@ -234,7 +238,7 @@ def test_decoders_are_independent(name):
 
 def test_segformers_classifier_drops_and_differentiates_as_layers_do():
     torch.manual_seed(0)
-    head = scrambled(Head((8, 16), 32)).train()
+    head = scrambled(Head((8, 16), 32, 2)).train()
     head.dropout.p = 0.1
     stages = [
         torch.randn(3, 8, 12, 10, requires_grad=True),
@@ -276,6 +280,71 @@ def test_dropout_drops_its_share_and_keeps_the_mean(last):
 
 
 # --- weights of the libraries, both ways ---
+
+
+def test_one_decoder_of_a_shared_one_moves_to_its_library():
+    from pipeline.models.deeplabv3 import to_smp
+    from pipeline.models.segformer import to_transformers
+
+    frames = torch.randn(1, 3, 64, 96)
+    segformer = scrambled(create_model("segformer_b0", 3, shared=True)).eval()
+    deeplab = scrambled(create_model("deeplabv3_resnet18", 3, shared=True)).eval()
+    with torch.no_grad():
+        logits = to_transformers(segformer, 1)(frames).logits
+        torch.testing.assert_close(segformer(frames)[:, 1], logits, atol=1e-5, rtol=1e-4)
+        smp = to_smp(deeplab, 2)
+        native = smp.segmentation_head[0](smp.decoder(smp.encoder(frames)))
+        torch.testing.assert_close(deeplab(frames)[:, 2], native, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_shared_decoder_is_one_decoder_with_more_classes(name):
+    """Its parameters beyond a network's of one anatomy are those of the classifier's rows."""
+    with torch.device("meta"):
+        one, shared = create_model(name, 1), create_model(name, 11, shared=True)
+    rows = sum(p.numel() for p in shared.heads[0].classifier.parameters())
+    alone = sum(p.numel() for p in one.heads[0].classifier.parameters())
+    assert rows == 11 * alone
+    assert millions(shared) == pytest.approx(millions(one) + (rows - alone) / 1e6)
+
+
+def test_an_own_network_without_a_shared_decoder_says_so(monkeypatch):
+    module = type(sys)("pipeline.models.own_plain")
+    module.build = lambda decoders, pretrained: create_model("mininetv2", decoders)
+    monkeypatch.setitem(sys.modules, "pipeline.models.own_plain", module)
+    monkeypatch.setattr("pipeline.models.find_spec", lambda name: object())
+    assert create_model("own_plain", 2).decoders == 2
+    with pytest.raises(MtkdError, match="own_plain.py takes no argument shared"):
+        create_model("own_plain", 2, shared=True)
+
+
+def test_a_shared_checkpoint_comes_back_and_starts_nothing_else(tmp_path):
+    path = tmp_path / "shared.safetensors"
+    network = scrambled(create_model("mininetv2", 3, shared=True)).eval()
+    network.anatomies = ("a", "b", "c")
+    save_checkpoint(path, network, (64, 80))
+    loaded, card = load_checkpoint(path)
+    assert card.shared
+    assert loaded.shared
+    frames = torch.randn(1, 3, 64, 80)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(frames), network(frames), atol=1e-4, rtol=1e-3)
+        again = create_model("mininetv2", 3, str(path), shared=True).eval()
+        torch.testing.assert_close(again(frames), network(frames), rtol=0, atol=0)
+    with pytest.raises(MtkdError, match="with 3 shared decoders, expected .* with 3 decoders"):
+        create_model("mininetv2", 3, str(path))
+
+
+def test_a_decoder_of_one_anatomy_starts_a_shared_one(tmp_path):
+    path = tmp_path / "one.safetensors"
+    network = scrambled(create_model("mininetv2", 1))
+    network.anatomies = ("a",)
+    save_checkpoint(path, network, (64, 80))
+    shared = create_model("mininetv2", 4, str(path), shared=True)
+    for name, tensor in network.state_dict().items():
+        if ".classifier." not in name:
+            assert torch.equal(shared.state_dict()[name], tensor), name
+    assert shared(torch.randn(1, 3, 64, 80)).shape == (1, 4, 2, 32, 40)
 
 
 def test_segformer_moves_to_transformers_and_back(tmp_path):
@@ -544,6 +613,7 @@ def test_own_networks_are_told_from_misspelt_ones(own_networks):
         "precision": "32-true",
         "seed": 1,
         "pretrained": "none",
+        "decoders": "separate",
     }
     assert Training(arch="own_unet", **training).arch == "own_unet"
     for name in ("unet", "own_", "own_../x"):

@@ -16,13 +16,17 @@ def run(*arguments, code=0):
     return result.output
 
 
-def test_models_lists_every_architecture_in_both_forms():
+def test_models_lists_every_architecture_in_all_forms():
     rows = json.loads(run("models", "--json", "--decoders", "2"))
-    assert {(row["name"], row["decoders"]) for row in rows} == {
-        (name, n) for name in ARCHITECTURES for n in (1, 2)
-    }
-    star = {row["name"]: row for row in rows if row["decoders"] == 2}
-    square = {row["name"]: row for row in rows if row["decoders"] == 1}
+    assert [(row["name"], row["form"], row["decoders"]) for row in rows] == [
+        (name, form, n)
+        for name in ARCHITECTURES
+        for form, n in (("separate", 1), ("shared", 2), ("shared_decoder", 2))
+    ]
+    star, square, one = (
+        {row["name"]: row for row in rows if row["form"] == form}
+        for form in ("shared", "separate", "shared_decoder")
+    )
     for name in ARCHITECTURES:
         assert (
             square[name]["parameters"] < star[name]["parameters"] < 2 * square[name]["parameters"]
@@ -30,6 +34,9 @@ def test_models_lists_every_architecture_in_both_forms():
         assert square[name]["all_parameters"] == 2 * square[name]["parameters"]
         assert 0 < star[name]["multiply_adds"] < square[name]["multiply_adds"]
         assert star[name]["paper_all_parameters"] is None  # published for eleven anatomies only
+        assert one[name]["parameters"] < star[name]["parameters"]
+        assert one[name]["multiply_adds"] < star[name]["multiply_adds"]
+        assert one[name]["parameters"] < 1.02 * square[name]["parameters"]
 
 
 def test_the_papers_tables_are_whole():
