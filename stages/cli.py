@@ -100,6 +100,29 @@ class Kind(StrEnum):
     MASKS = "masks"
 
 
+class Gives(StrEnum):
+    """What an exported file gives."""
+
+    MASKS = "masks"
+    LABELS = "labels"
+    MARGINS = "margins"
+
+
+class Layout(StrEnum):
+    """How an exported file takes a frame."""
+
+    NCHW = "nchw"
+    NHWC = "nhwc"
+    NHWC_FLOAT32 = "nhwc-float32"
+
+
+class Bundle(StrEnum):
+    """What an ONNX file can be packed as."""
+
+    MONAI = "monai"
+    TRITON = "triton"
+
+
 class Preset(StrEnum):
     """The files of ``stages/presets``."""
 
@@ -977,8 +1000,27 @@ def export(
         typer.Option("--int8", help="Also quantise for OpenVINO; calibrates on training frames."),
     ] = False,
     one_organ: OneOrgan = False,
+    gives: Annotated[
+        Gives,
+        typer.Option(
+            "--as",
+            help="Masks (1, N, H, W); one label map (1, H, W), 0 = none; or margins (1, N + 1, h, "
+            "w), whose first plane is 0, on the network's own grid.",
+        ),
+    ] = Gives.MASKS,
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            help="Of the frames: (1, 3, H, W) uint8; (1, H, W, 3) uint8; or that in float32, 0 to "
+            "255."
+        ),
+    ] = Layout.NCHW,
+    bundle: Annotated[
+        list[Bundle] | None,
+        typer.Option(help="Also a MONAI bundle, or a Triton repository; may be repeated."),
+    ] = None,
 ) -> None:
-    r"""Write a checkpoint as ONNX and OpenVINO files, from a frame to all its masks.
+    r"""Write a checkpoint as ONNX and OpenVINO files, from a frame to all its anatomies.
 
     Each file is run and compared with the checkpoint before it is delivered.
     Needs `pip install -e '.\[deploy]'`.
@@ -1001,7 +1043,15 @@ def export(
         _require("int8", "nncf")
     from stages import export
 
-    export.run(_places(), checkpoint, output, (height, width), frames, int8, one_organ)
+    options = export.Options(
+        (height, width),
+        gives.value,
+        layout.value,
+        one_organ,
+        int8,
+        [kind.value for kind in bundle or []],
+    )
+    export.run(_places(), checkpoint, output, frames, options)
 
 
 @app.command(rich_help_panel=DEPLOYMENT)

@@ -3,22 +3,26 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache import file_sha256
 from pipeline.checkpoint import load_checkpoint
+from pipeline.deployment.bundles import Bundle, write_bundle
 from pipeline.deployment.export import (
     ExportCard,
     Run,
-    Segmenter,
     disagreement,
     load_exported,
     write_onnx,
     write_openvino,
 )
+from pipeline.deployment.onnx_graph import exporters
+from pipeline.deployment.segmenter import Gives, Layout, Segmenter
 from pipeline.deployment.video import is_frame
 from pipeline.dsad import read_frame
 from pipeline.errors import MtkdError
@@ -33,25 +37,38 @@ CALIBRATED = 64
 TESTED = 200
 
 
+@dataclass(frozen=True)
+class Options:
+    """What is asked of an export.
+
+    Attributes:
+        frame_size: (H, W) of the frames that the files take.
+        gives: what comes out: masks, labels or margins.
+        layout: how a frame goes in.
+        one_organ: whether a pixel belongs to one anatomy at most; in a label map it does anyway.
+        int8: also quantise, calibrated on prepared training frames.
+        bundles: for other platforms.
+    """
+
+    frame_size: tuple[int, int]
+    gives: Gives = "masks"
+    layout: Layout = "nchw"
+    one_organ: bool = False
+    int8: bool = False
+    bundles: Sequence[Bundle] = ()
+
+
 def run(
-    places: Places,
-    checkpoint: Path,
-    output: Path,
-    frame_size: tuple[int, int],
-    frames: Path | None,
-    int8: bool,
-    one_organ: bool,
+    places: Places, checkpoint: Path, output: Path, frames: Path | None, options: Options
 ) -> None:
-    """Write ``<output>/<checkpoint>.onnx`` and ``.xml``, with ``int8`` also ``_int8.xml``.
+    """Write ``<output>/<checkpoint>.onnx`` and ``.xml``, and what else is asked for.
 
     Args:
         places: of the project, for its prepared frames.
         checkpoint: a student or a teacher.
         output: folder.
-        frame_size: (H, W) of the frames that the files take.
         frames: folder of PNG frames to compare runtimes on, or None for the prepared test frames.
-        int8: also quantise, calibrated on prepared training frames.
-        one_organ: whether a pixel belongs to one anatomy at most.
+        options: what is asked.
 
     Raises:
         MtkdError: no frames to compare on, a file that can't be written, or one whose masks differ.
@@ -59,7 +76,9 @@ def run(
     """
     require_folder(output)
     network, card = load_checkpoint(checkpoint)
+    frame_size = options.frame_size
     compared = _frames(frames or places.prepared_frames / "test", frame_size)
+    one_organ = options.one_organ or options.gives == "labels"
     label = ExportCard(
         card.architecture,
         card.anatomies,
@@ -69,17 +88,27 @@ def run(
         card.std,
         file_sha256(checkpoint),
         one_organ,
+        options.gives,
+        options.layout,
     )
-    segmenter = Segmenter(network, frame_size, card.image_size, one_organ=one_organ)
+    segmenter = Segmenter(
+        network,
+        frame_size,
+        card.image_size,
+        one_organ=one_organ,
+        gives=options.gives,
+        layout=options.layout,
+    )
     with _delivery(output, checkpoint.stem) as folder:
         onnx_file, xml_file = (
             folder / f"{checkpoint.stem}{suffix}" for suffix in (".onnx", ".xml")
         )
-        write_onnx(segmenter, label, onnx_file)
-        _compare(onnx_file, segmenter, compared)
+        _write_compared(onnx_file, segmenter, label, compared)
         write_openvino(onnx_file, label, xml_file)
         float32 = _compare(xml_file, segmenter, compared)
-        if int8:
+        for kind in options.bundles:
+            say(f"for {kind}: {write_bundle(kind, onnx_file, label, folder).name}")
+        if options.int8:
             quantised = folder / f"{checkpoint.stem}_int8.xml"
             train = places.frames_of("train", card.anatomies)
             write_openvino(onnx_file, label, quantised, _calibration(train, frame_size))
@@ -90,14 +119,17 @@ def run(
 
 @contextmanager
 def _delivery(output: Path, stem: str) -> Iterator[Path]:
-    """A folder in the output whose files move there together when all are written and compared."""
+    """A folder in the output whose content moves there when all is written and compared."""
     folder = output / f".{stem}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield folder
-        for file in sorted(folder.iterdir()):
-            file.replace(output / file.name)
+        for content in sorted(folder.iterdir()):
+            target = output / content.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            content.replace(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -117,6 +149,25 @@ def _frames(place: Path, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
 def _calibration(frames: Sequence[Frame], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
     selected = frames[:: max(1, len(frames) // CALIBRATED)][:CALIBRATED]
     return [resized(load_frame(frame.image), size) for frame in selected]
+
+
+def _write_compared(
+    file: Path, segmenter: Segmenter, label: ExportCard, frames: Sequence[NDArray[np.uint8]]
+) -> None:
+    """The ONNX file of the first exporter that can and whose masks are the checkpoint's."""
+    *better, last = exporters()
+    for exporter in better:
+        try:
+            write_onnx(segmenter, label, file, exporter)
+            _compare(file, segmenter, frames)
+            return
+        except OSError:
+            raise
+        except Exception as error:  # whatever an exporter raises
+            reason = shorten(" ".join(str(error).split()), 160, placeholder=" ...")
+            say(f"exported by {last}, since {exporter} failed: {reason}")
+    write_onnx(segmenter, label, file, last)
+    _compare(file, segmenter, frames)
 
 
 def _compare(file: Path, segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]]) -> Run:

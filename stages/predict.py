@@ -17,10 +17,11 @@ from torch import Tensor
 
 from pipeline.annotations import matched
 from pipeline.checkpoint import load_checkpoint
-from pipeline.deployment.export import Run, Segmenter, as_batch, load_exported
+from pipeline.deployment.export import Run, load_exported
 from pipeline.deployment.overlay import add_legend, draw, label_map, write_png
 from pipeline.deployment.palette import colours_of
 from pipeline.deployment.runner import LaunchError, LaunchMode, Runner
+from pipeline.deployment.segmenter import Segmenter, as_batch
 from pipeline.deployment.video import (
     IMAGES,
     InputFrame,
@@ -315,8 +316,8 @@ def _model(path: Path, machine: Machine, options: Options) -> tuple[Run, list[st
             return kept[0](as_batch(frame))[0].astype(bool)
 
         return segment, list(card.anatomies)
-    exported, label = load_exported(path)
-    if options.one_organ and not label.one_organ:
+    exported, label = load_exported(path, one_organ=options.one_organ)
+    if options.one_organ and label.gives == "masks" and not label.one_organ:
         raise MtkdError(
             f"--one-organ: the masks of {path} were decided one by one: export it with --one-organ"
         )

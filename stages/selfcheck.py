@@ -30,8 +30,8 @@ from rich.table import Table
 from torch import Tensor
 
 from pipeline.datasets import Sample
-from pipeline.deployment.export import Segmenter
 from pipeline.deployment.runner import LaunchError, Runner
+from pipeline.deployment.segmenter import Segmenter
 from pipeline.errors import MtkdError, TooLittleMemoryError
 from pipeline.labels import NO_ANATOMY, own_decoder
 from pipeline.machine import Machine, computing, float32_products

@@ -1,10 +1,9 @@
-"""Exported networks: one graph from a frame to all masks, as an ONNX or an OpenVINO file.
+"""Exported networks: one graph from a frame to all anatomies, as an ONNX or an OpenVINO file.
 
 Each file carries a card that says what it holds.
 """
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,18 +15,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from pipeline.decision import masks_of_one_organ
+from pipeline.deployment.onnx_graph import Exporter, export_onnx
+from pipeline.deployment.segmenter import Gives, Layout, Segmenter, as_input, as_masks
 from pipeline.deployment.signal_stack import kept_signal_stack
 from pipeline.errors import DamagedFileError, MissingFileError, MtkdError
 from pipeline.files import naming
-from pipeline.models.frozen import Frozen
-from pipeline.models.network import Network
 
 # Keys of an exported file's metadata: its card, and the sha256 of the weights it was written with.
 CARD_KEY = "mtkd"
@@ -36,6 +31,7 @@ WEIGHTS_KEY = "mtkd_weights"
 UNDECIDED = 1e-3
 FIX = "Fix: copy the file again, or export again"
 Run = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]  # frame (H, W, 3) -> masks (N, H, W)
+Compute = Callable[[NDArray[Any]], NDArray[Any]]  # what a graph takes -> what it gives
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,8 @@ class ExportCard:
         mean, std: input statistics, already part of the graph.
         checkpoint: sha256 of the checkpoint.
         one_organ: whether a pixel belongs to one anatomy at most.
+        gives: what comes out.
+        layout: of the frames.
     """
 
     architecture: str
@@ -60,141 +58,41 @@ class ExportCard:
     std: tuple[float, float, float]
     checkpoint: str
     one_organ: bool = False
+    gives: Gives = "masks"
+    layout: Layout = "nchw"
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Of what comes out; None where the network's own grid says it."""
+        n = len(self.anatomies)
+        shapes: dict[Gives, tuple[int | None, ...]] = {
+            "masks": (1, n, *self.frame_size),
+            "labels": (1, *self.frame_size),
+            "margins": (1, n + 1, None, None),
+        }
+        return shapes[self.gives]
 
 
-class Segmenter(nn.Module):
-    """Frames (1, 3, H, W) uint8 RGB to masks (1, N, H, W) uint8, 0 or 1.
-
-    One map per anatomy is upsampled, the difference of its two logits: that is the arg max, for
-    half the work.
+def write_onnx(
+    segmenter: Segmenter, card: ExportCard, path: Path, exporter: Exporter | None = None
+) -> None:
+    """An ONNX file with static shapes; its output is called as what the card says it gives.
 
     Args:
-        network: in eval mode.
-        frame_size: (H, W) of the frames.
-        network_size: (H, W) at which the network sees them.
-        one_organ: whether a pixel belongs to one anatomy at most (:mod:`pipeline.decision`).
+        segmenter: what is exported.
+        card: stands in the file.
+        path: ends in ``.onnx``.
+        exporter: as of :func:`pipeline.deployment.onnx_graph.export_onnx`.
     """
-
-    def __init__(
-        self,
-        network: Network | Frozen,
-        frame_size: tuple[int, int],
-        network_size: tuple[int, int],
-        *,
-        one_organ: bool = False,
-    ) -> None:
-        super().__init__()
-        self.one_organ = one_organ
-        self.network = network
-        self.frame_size = frame_size
-        self.network_size = network_size
-
-    def forward(self, frame: Tensor) -> Tensor:
-        """The masks of a frame.
-
-        While no gradients are wanted they are computed one after another: so what is upsampled
-        stays in the processor's cache.
-        """
-        margin = self._native(frame)
-        if torch.is_grad_enabled() or margin.device.type != "cpu":
-            return self.decided(self._full(margin)).to(torch.uint8)
-        if self.one_organ:
-            return self._one_after_another(margin)
-        masks = [(self._full(part) > 0).to(torch.uint8) for part in margin.split(1, dim=1)]
-        return torch.cat(masks, dim=1)
-
-    def decided(self, margins: Tensor) -> Tensor:
-        """Masks (1, N, H, W) bool from margins (1, N, H, W)."""
-        return masks_of_one_organ(margins) if self.one_organ else margins > 0
-
-    def _one_after_another(self, margin: Tensor) -> Tensor:
-        """As :func:`pipeline.decision.masks_of_one_organ`, with one map in the cache at a time."""
-        largest = torch.zeros(1, 1, *self.frame_size)
-        organ = torch.zeros(1, 1, *self.frame_size, dtype=torch.uint8)
-        for number, part in enumerate(margin.split(1, dim=1), start=1):
-            full = self._full(part)
-            organ.masked_fill_(full > largest, number)
-            torch.maximum(largest, full, out=largest)
-        numbers = torch.arange(1, margin.shape[1] + 1, dtype=torch.uint8)[:, None, None]
-        return (organ == numbers).to(torch.uint8)
-
-    def margins(self, frame: Tensor) -> Tensor:
-        """By how much the anatomy's logit exceeds the background's, (1, N, H, W)."""
-        return self._full(self._native(frame))
-
-    def _native(self, frame: Tensor) -> Tensor:
-        """The margins on the network's own grid, (1, N, h, w)."""
-        pixels = frame.float()
-        if self.frame_size != self.network_size:
-            size = self.network_size
-            pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-        return self.network.margins(pixels)
-
-    def _full(self, margin: Tensor) -> Tensor:
-        return F.interpolate(margin, size=self.frame_size, mode="bilinear", align_corners=False)
-
-
-def write_onnx(segmenter: Segmenter, card: ExportCard, path: Path) -> None:
-    """An ONNX file with static shapes: input ``frame``, output ``masks``."""
     import onnx
 
-    frame = torch.zeros(1, 3, *segmenter.frame_size, dtype=torch.uint8)
-    model = onnx.load(trace(segmenter.eval(), frame, path))
+    black = np.zeros((*segmenter.frame_size, 3), np.uint8)
+    frame = torch.from_numpy(as_input(black, segmenter.layout))
+    model = onnx.load(export_onnx(segmenter.eval(), frame, path, segmenter.gives, exporter))
     metadata = {CARD_KEY: json.dumps(asdict(card)), WEIGHTS_KEY: _graph_digest(model)}
     onnx.helper.set_model_props(model, metadata)
     with naming(path):
         onnx.save(model, path)
-
-
-def trace(module: nn.Module, frame: Tensor, path: Path) -> Path:
-    """Write an ONNX graph of what a module does with a frame.
-
-    Args:
-        module: in eval mode.
-        frame: gives the static shapes of the graph, whose input is called ``frame``.
-        path: the file.
-
-    Returns:
-        The file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # With gradients networks take their plain form.
-    with warnings.catch_warnings(), torch.enable_grad(), _IntegerSizes():
-        warnings.simplefilter("ignore")  # that shapes become constants is what we want
-        with naming(path):
-            torch.onnx.export(
-                module,
-                (frame,),
-                path,
-                input_names=["frame"],
-                output_names=["masks"],
-                opset_version=18,
-                dynamo=False,
-            )
-    return path
-
-
-class _IntegerSizes(TorchFunctionMode):
-    """Sizes of tensors are Python integers, wherever a network or a library of its own reads them.
-
-    The tracer returns tensors instead, and arithmetic on sizes becomes part of the graph. There
-    integer division truncates, in PyTorch it floors: ``-(-n // 4)`` differs for every n that 4 does
-    not divide.
-    """
-
-    _counts = (Tensor.size, Tensor.numel, Tensor.nelement)
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Size):  # of .shape and .size()
-            return torch.Size(map(int, result))
-        return int(result) if function in self._counts else result
 
 
 def write_openvino(
@@ -209,12 +107,23 @@ def write_openvino(
         calibration: frames (H, W, 3) of training, for OpenVINO's own quantisation in int8; without
             them the file is in float32.
     """
-    tensors = [as_batch(frame) for frame in calibration]
+    tensors = [as_input(frame, card.layout) for frame in calibration]
     model = _quantised(onnx_path, tensors) if tensors else _converted(onnx_path)
     model.set_rt_info(json.dumps(asdict(card)), CARD_KEY)
+    for key, value in _model_info(card).items():
+        model.set_rt_info(value, ["model_info", key])
     _save_openvino(model, path)
     model.set_rt_info(_file_digest(path.with_suffix(".bin")), WEIGHTS_KEY)
     _save_openvino(model, path)
+
+
+def _model_info(card: ExportCard) -> dict[str, str]:
+    """What OpenVINO's Model API and DL Streamer read; they know one organ per pixel only."""
+    if card.gives == "masks":
+        return {}
+    # Labels are separated by spaces; the first plane, or 0, is none of them.
+    labels = " ".join(name.replace(" ", "_") for name in card.anatomies)
+    return {"model_type": "Segmentation", "labels": labels, "resize_type": "standard"}
 
 
 def write_int8(onnx_path: Path, path: Path, tensors: Sequence[NDArray[Any]]) -> Path:
@@ -256,8 +165,13 @@ def _quantised(onnx_path: Path, tensors: Sequence[NDArray[Any]]) -> Any:
         )
 
 
-def load_exported(path: Path) -> tuple[Run, ExportCard]:
+def load_exported(path: Path, *, one_organ: bool = False) -> tuple[Run, ExportCard]:
     """A function from a frame to its masks, and the card of the file.
+
+    Args:
+        path: the file.
+        one_organ: whether margins are decided so that a pixel belongs to one anatomy at most; what
+            else a file gives is decided already.
 
     Raises:
         MissingFileError: no such file.
@@ -272,10 +186,18 @@ def load_exported(path: Path) -> tuple[Run, ExportCard]:
         if metadata.exported_weights != metadata.weights:  # a runtime may crash on these
             reason = "it has other weights than it was exported with"
             raise DamagedFileError(path, f"{reason}. {FIX}")
-        run, shape = _open_onnx(path) if is_onnx else _open_openvino(path)
-    expected = (1, len(card.anatomies), *card.frame_size)
-    if shape != expected:
-        raise DamagedFileError(path, f"it gives masks {shape}, but says {expected}. {FIX}")
+        compute, shape = _open_onnx(path) if is_onnx else _open_openvino(path)
+    if len(shape) != len(card.shape) or any(
+        side not in (found, None) for found, side in zip(shape, card.shape, strict=True)
+    ):
+        raise DamagedFileError(path, f"it gives {card.gives} {shape}, but says {card.shape}. {FIX}")
+    exclusive = one_organ or card.one_organ
+
+    def run(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        output = compute(as_input(frame, card.layout))
+        size = card.frame_size
+        return as_masks(output, card.gives, len(card.anatomies), size, one_organ=exclusive)
+
     return run, card
 
 
@@ -371,10 +293,10 @@ def _check_weights(path: Path, weights: Path) -> None:
         raise DamagedFileError(weights, f"it is cut off, {size} of {expected} bytes. {FIX}")
 
 
-def _open_onnx(path: Path) -> tuple[Run, tuple[int, ...]]:
+def _open_onnx(path: Path) -> tuple[Compute, tuple[int, ...]]:
     session = open_onnx(path)
     shape = tuple(session.get_outputs()[0].shape)
-    return lambda frame: session.run(None, {"frame": as_batch(frame)})[0][0].astype(bool), shape
+    return lambda batch: session.run(None, {"frame": batch})[0], shape
 
 
 def open_onnx(path: Path) -> Any:
@@ -394,10 +316,10 @@ def open_onnx(path: Path) -> Any:
         raise RuntimeError(str(error)) from error
 
 
-def _open_openvino(path: Path) -> tuple[Run, tuple[int, ...]]:
+def _open_openvino(path: Path) -> tuple[Compute, tuple[int, ...]]:
     compiled = open_openvino(path)
     shape = tuple(compiled.output(0).shape)
-    return lambda frame: compiled(as_batch(frame))[0][0].astype(bool), shape
+    return lambda batch: compiled(batch)[0], shape
 
 
 def open_openvino(path: Path, precision: str = "float32", threads: int | None = None) -> Any:
@@ -433,7 +355,7 @@ def disagreement(segmenter: Segmenter, run: Run, frames: Sequence[NDArray[np.uin
     count = 0
     for frame in frames:
         with torch.inference_mode():
-            margins = segmenter.margins(torch.from_numpy(as_batch(frame)))
+            margins = segmenter.margins(torch.from_numpy(as_input(frame, segmenter.layout)))
         differing = run(frame) != segmenter.decided(margins)[0].numpy()
         count += int((differing & _decided(margins[0].numpy(), segmenter.one_organ)).sum())
     return count
@@ -445,8 +367,3 @@ def _decided(margins: NDArray[np.float32], one_organ: bool) -> NDArray[np.bool_]
         return np.abs(margins) > UNDECIDED
     ordered = np.sort(np.concatenate([np.zeros_like(margins[:1]), margins]), axis=0)
     return (ordered[-1] - ordered[-2] > UNDECIDED)[None]
-
-
-def as_batch(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A frame (H, W, 3) as exported files take it, (1, 3, H, W)."""
-    return np.ascontiguousarray(frame.transpose(2, 0, 1)[None])

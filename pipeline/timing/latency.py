@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.checkpoint import load_checkpoint
-from pipeline.deployment.export import Segmenter, open_onnx, open_openvino, trace, write_int8
+from pipeline.deployment.export import open_onnx, open_openvino, write_int8
+from pipeline.deployment.onnx_graph import export_onnx
 from pipeline.deployment.runner import LaunchMode, Runner
+from pipeline.deployment.segmenter import Segmenter
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.models.frozen import Frozen
@@ -191,7 +193,7 @@ def export_graph(candidate: Candidate, path: Path) -> Path:
     """The candidate's network as a file that its runtime opens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = example(candidate.size, candidate.part)
-    file = trace(candidate.module(), frame, path.with_suffix(".onnx"))
+    file = export_onnx(candidate.module(), frame, path.with_suffix(".onnx"))
     if candidate.precision != "int8":
         return file
     return write_int8(file, path.with_suffix(".xml"), [frame.numpy()])

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from pipeline.checkpoint import load_card
-from pipeline.deployment.export import Run, as_batch, trace, write_int8
+from pipeline.deployment.export import Run, write_int8
+from pipeline.deployment.onnx_graph import export_onnx
+from pipeline.deployment.segmenter import as_batch
 from pipeline.errors import MtkdError
 from pipeline.evaluation.runtime_dice import runtime_dice
 from pipeline.files import write_json
@@ -381,7 +383,7 @@ def _whole_graph(
 ) -> Path:
     """From a frame to masks as a file; int8 is calibrated on training frames."""
     frame = example(candidate.size, "whole")
-    graph = trace(candidate.module(), frame, folder / f"{candidate.form}.onnx")
+    graph = export_onnx(candidate.module(), frame, folder / f"{candidate.form}.onnx")
     if candidate.precision != "int8":
         return graph
     calibration = _calibration(places.frames_of("train", anatomies))

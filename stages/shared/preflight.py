@@ -101,11 +101,11 @@ def _export(params: Params, student: Network | None) -> list[str]:
         return []
     from pipeline.deployment.export import (
         ExportCard,
-        Segmenter,
         disagreement,
         load_exported,
         write_onnx,
     )
+    from pipeline.deployment.segmenter import Segmenter
 
     sizes = params.benchmark.image_size, params.data.image_size
     segmenter = Segmenter(student, *sizes)

@@ -6,14 +6,19 @@ import torch
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.deployment.bundles import write_bundle
 from pipeline.deployment.export import (
-    Segmenter,
-    as_batch,
+    ExportCard,
     disagreement,
+    load_exported,
     open_onnx,
     open_openvino,
-    trace,
+    write_onnx,
+    write_openvino,
 )
+from pipeline.deployment.onnx_graph import export_onnx, exporters
+from pipeline.deployment.overlay import write_png
+from pipeline.deployment.segmenter import GIVES, LAYOUTS, Segmenter, as_batch
 from pipeline.models import create_model
 
 
@@ -54,7 +59,7 @@ def test_every_size_is_exported_exactly(tmp_path_factory, arch, frame_size, netw
     frame = np.random.default_rng(0).integers(0, 255, (*frame_size, 3)).astype(np.uint8)
     segmenter = balanced_segmenter(arch, frame, network_size or frame_size)
     file = tmp_path_factory.mktemp("export") / "network.onnx"
-    trace(segmenter, torch.zeros(1, 3, *frame_size, dtype=torch.uint8), file)
+    export_onnx(segmenter, torch.zeros(1, 3, *frame_size, dtype=torch.uint8), file)
     session, compiled = open_onnx(file), open_openvino(file)
 
     def onnx_masks(pixels):
@@ -81,3 +86,156 @@ def test_a_pixel_of_one_organ_is_the_arg_max_over_nothing_and_the_margins(grad):
     for number in range(3):
         assert torch.equal(masks[:, number].long(), (winner == number + 1).long())
     assert 0 < masks.sum() < masks[:, 0].numel()
+
+
+def exported(folder, gives, layout, exporter="tracing"):
+    """An ONNX and an OpenVINO file of a small network, with what they were made from."""
+    size, network_size = (71, 101), (61, 83)  # no stride divides these
+    frame = np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
+    plain = balanced_segmenter("mininetv2", frame, network_size)
+    one_organ = gives == "labels"
+    segmenter = Segmenter(
+        plain.network, size, network_size, one_organ=one_organ, gives=gives, layout=layout
+    )
+    card = ExportCard(
+        "mininetv2", ("a a", "b"), size, network_size, (0.5,) * 3, (0.2,) * 3, "0" * 64, one_organ,
+        gives, layout,
+    )  # fmt: skip
+    write_onnx(segmenter, card, folder / "n.onnx", exporter)
+    write_openvino(folder / "n.onnx", card, folder / "n.xml")
+    return segmenter, card, frame
+
+
+SHAPES = {"masks": [1, 2, 71, 101], "labels": [1, 71, 101], "margins": [1, 3, 31, 42]}
+INPUTS = {
+    "nchw": ([1, 3, 71, 101], "tensor(uint8)"),
+    "nhwc": ([1, 71, 101, 3], "tensor(uint8)"),
+    "nhwc-float32": ([1, 71, 101, 3], "tensor(float)"),
+}
+
+
+@pytest.mark.parametrize(
+    ("gives", "layout"),
+    [*((g, "nchw") for g in GIVES), *(("labels", each) for each in LAYOUTS[1:])],
+)
+def test_every_kind_of_file_decides_as_the_checkpoint(tmp_path, gives, layout):
+    segmenter, card, frame = exported(tmp_path, gives, layout)
+    session = open_onnx(tmp_path / "n.onnx")
+    given, output = session.get_inputs()[0], session.get_outputs()[0]
+    assert (given.shape, given.type) == INPUTS[layout]
+    assert (output.name, output.shape) == (gives, SHAPES[gives])
+    for name in ("n.onnx", "n.xml"):
+        run, found = load_exported(tmp_path / name)
+        assert found == card
+        masks = run(frame)
+        assert 0 < masks.mean() < 1
+        assert disagreement(segmenter, run, [frame]) == 0
+
+
+def test_margins_have_an_empty_plane_and_are_decided_either_way(tmp_path):
+    segmenter, _, frame = exported(tmp_path, "margins", "nchw")
+    planes = open_onnx(tmp_path / "n.onnx").run(None, {"frame": as_batch(frame)})[0]
+    assert planes.dtype == np.float32
+    assert not planes[:, 0].any()
+    with torch.no_grad():
+        native = segmenter(torch.from_numpy(as_batch(frame))).numpy()
+    np.testing.assert_allclose(planes, native, atol=1e-4)
+    alone, _ = load_exported(tmp_path / "n.onnx")
+    exclusive, _ = load_exported(tmp_path / "n.onnx", one_organ=True)
+    assert alone(frame).sum(0).max() == 2  # both anatomies claim a pixel
+    assert exclusive(frame).sum(0).max() == 1
+    assert (exclusive(frame).any(0) == alone(frame).any(0)).all()
+
+
+@pytest.mark.parametrize("exporter", exporters())
+@pytest.mark.parametrize(
+    ("arch", "shared"),
+    [("segformer_b0", True), ("mininetv2", False), ("deeplabv3_efficientnet_lite0", False)],
+)
+def test_every_exporter_writes_the_same_masks(tmp_path, exporter, arch, shared):
+    torch.manual_seed(0)
+    network = create_model(arch, 3, shared=shared).eval()
+    segmenter = Segmenter(network, (71, 101), (61, 83))
+    frame = np.random.default_rng(0).integers(0, 255, (71, 101, 3)).astype(np.uint8)
+    file = export_onnx(
+        segmenter, torch.from_numpy(as_batch(frame)), tmp_path / "n.onnx", exporter=exporter
+    )
+    session = open_onnx(file)
+    assert (
+        disagreement(
+            segmenter,
+            lambda shown: session.run(None, {"frame": as_batch(shown)})[0][0] > 0,
+            [frame],
+        )
+        == 0
+    )
+
+
+def test_a_network_answers_after_an_export_as_before(tmp_path):
+    """Constants that are made once are made of numbers, and not of what an exporter traces with."""
+    segmenter, _, frame = exported(tmp_path, "masks", "nchw", exporters()[0])
+    with torch.no_grad():
+        assert segmenter(torch.from_numpy(as_batch(frame))).numpy().shape == (1, 2, 71, 101)
+
+
+def test_an_older_pytorch_exports_by_tracing(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    assert exporters() == ("tracing",)
+
+
+# --- for other platforms ---
+
+
+def test_openvinos_model_api_reads_labels_and_margins(tmp_path):
+    models = pytest.importorskip("model_api.models")
+    _, _, frame = exported(tmp_path, "margins", "nchw")
+    model = models.SegmentationModel.create_model(str(tmp_path / "n.xml"))
+    assert [model.get_label_name(i) for i in range(2)] == ["a_a", "b"]
+    model.params.return_soft_prediction = False
+    found = model(frame)
+    found = getattr(found, "resultImage", found)
+    assert set(np.unique(found)) <= {0, 1, 2}
+    planes = open_onnx(tmp_path / "n.onnx").run(None, {"frame": as_batch(frame)})[0][0]
+    small = found[:: 71 // 31 + 1, :: 101 // 42 + 1]
+    assert small.size
+    assert (
+        np.bincount(found.ravel(), minlength=3).argmax()
+        == np.bincount(planes.argmax(0).ravel(), minlength=3).argmax()
+    )
+
+
+def test_model_info_stands_in_the_file(tmp_path):
+    exported(tmp_path, "labels", "nchw")
+    text = (tmp_path / "n.xml").read_text()
+    assert '<labels value="a_a b"' in text
+    assert '<model_type value="Segmentation"' in text
+
+
+def test_monai_runs_its_bundle(tmp_path):
+    monai = pytest.importorskip("monai.bundle")
+    _, card, frame = exported(tmp_path, "labels", "nchw")
+    bundle = write_bundle("monai", tmp_path / "n.onnx", card, tmp_path)
+    (bundle / "frames").mkdir()
+    write_png(bundle / "frames" / "f.png", frame)
+    parser = monai.ConfigParser()
+    parser.read_meta(str(bundle / "configs" / "metadata.json"))
+    outputs = parser.get("_meta_")["network_data_format"]["outputs"]
+    assert outputs["labels"]["shape"] == SHAPES["labels"]
+    monai.run(
+        run_id="run",
+        config_file=str(bundle / "configs" / "inference.json"),
+        bundle_root=str(bundle),
+    )
+    run, _ = load_exported(tmp_path / "n.onnx")
+    labels = np.load(bundle / "eval" / "f.npy")
+    assert (labels == np.arange(1, 3)[:, None, None]).tolist() == run(frame).tolist()
+
+
+def test_a_triton_repository_names_shapes_types_and_labels(tmp_path):
+    _, card, _ = exported(tmp_path, "margins", "nhwc-float32")
+    bundle = write_bundle("triton", tmp_path / "n.onnx", card, tmp_path)
+    text = (bundle / "n" / "config.pbtxt").read_text()
+    assert 'name: "frame" data_type: TYPE_FP32 dims: [1, 71, 101, 3]' in text
+    assert 'name: "margins" data_type: TYPE_FP32 dims: [1, 3, 31, 42]' in text
+    assert (bundle / "n" / "labels.txt").read_text().split("\n") == ["none", "a a", "b", ""]
+    assert (bundle / "n" / "1" / "model.onnx").read_bytes() == (tmp_path / "n.onnx").read_bytes()

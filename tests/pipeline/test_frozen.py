@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.deployment.export import Segmenter
 from pipeline.deployment.runner import Runner
+from pipeline.deployment.segmenter import Segmenter
 from pipeline.models import ARCHITECTURES, create_model
 from pipeline.models.frozen import Frozen, Margins, _layout, fused, half_suffices
 from pipeline.models.network import Network

@@ -314,7 +314,7 @@ def test_an_own_network_without_a_shared_decoder_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "pipeline.models.own_plain", module)
     monkeypatch.setattr("pipeline.models.find_spec", lambda name: object())
     assert create_model("own_plain", 2).decoders == 2
-    with pytest.raises(MtkdError, match="own_plain.py takes no argument shared"):
+    with pytest.raises(MtkdError, match=r"own_plain\.py takes no argument shared"):
         create_model("own_plain", 2, shared=True)
 
 
@@ -331,7 +331,7 @@ def test_a_shared_checkpoint_comes_back_and_starts_nothing_else(tmp_path):
         torch.testing.assert_close(loaded(frames), network(frames), atol=1e-4, rtol=1e-3)
         again = create_model("mininetv2", 3, str(path), shared=True).eval()
         torch.testing.assert_close(again(frames), network(frames), rtol=0, atol=0)
-    with pytest.raises(MtkdError, match="with 3 shared decoders, expected .* with 3 decoders"):
+    with pytest.raises(MtkdError, match=r"with 3 shared decoders, expected .* with 3 decoders"):
         create_model("mininetv2", 3, str(path))
 
 

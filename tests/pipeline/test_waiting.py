@@ -13,8 +13,8 @@ from torch import nn
 
 from pipeline import training_errors
 from pipeline.datasets import EpochBatches, Share
-from pipeline.deployment.export import Segmenter
 from pipeline.deployment.runner import _infer
+from pipeline.deployment.segmenter import Segmenter
 from pipeline.distillation import distilled
 from pipeline.models import ARCHITECTURES, create_model
 from pipeline.models.frozen import Frozen, Margins

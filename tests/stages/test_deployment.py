@@ -133,11 +133,11 @@ def test_deleted_models_leave_the_signal_stack(exported):
 def test_every_family_can_be_exported(tmp_path, arch):
     from pipeline.deployment.export import (
         ExportCard,
-        Segmenter,
         disagreement,
         write_onnx,
         write_openvino,
     )
+    from pipeline.deployment.segmenter import Segmenter
     from pipeline.models import create_model
 
     folder = tmp_path / "a, b"  # of which OpenVINO's converter makes two
@@ -224,7 +224,8 @@ def test_what_is_wrong_with_a_model_is_told(exported):
 
 
 def test_a_difference_is_seen():
-    from pipeline.deployment.export import Segmenter, disagreement
+    from pipeline.deployment.export import disagreement
+    from pipeline.deployment.segmenter import Segmenter
     from pipeline.models import create_model
 
     segmenter = Segmenter(create_model("mininetv2", 1).eval(), (32, 32), (32, 32))

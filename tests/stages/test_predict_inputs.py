@@ -11,8 +11,8 @@ from helpers import mtkd, write_png
 from PIL import Image
 
 import stages.predict as stage
-from pipeline.deployment.export import Segmenter
 from pipeline.deployment.runner import LaunchError, Runner
+from pipeline.deployment.segmenter import Segmenter
 from pipeline.deployment.video import InputFrame, list_images, pixel_aspect, read_images, read_video
 from pipeline.models import create_model
 from pipeline.models.frozen import Frozen

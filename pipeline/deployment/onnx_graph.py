@@ -1,0 +1,109 @@
+"""PyTorch modules as ONNX graphs, by the exporter of ``torch.export`` or by tracing.
+
+Tracing is deprecated, and what older versions of PyTorch know.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from packaging.version import Version
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pipeline.files import naming
+
+Exporter = Literal["torch.export", "tracing"]
+OPSET = 18
+FIRST_TORCH = Version("2.6")  # whose torch.onnx.export has the exporter of torch.export
+
+
+def exporters() -> tuple[Exporter, ...]:
+    """What can export here, the better one first."""
+    is_new = Version(torch.__version__) >= FIRST_TORCH and find_spec("onnxscript") is not None
+    return ("torch.export", "tracing") if is_new else ("tracing",)
+
+
+def export_onnx(
+    module: nn.Module,
+    frame: Tensor,
+    path: Path,
+    output: str = "masks",
+    exporter: Exporter | None = None,
+) -> Path:
+    """Write an ONNX graph of what a module does with a frame.
+
+    Args:
+        module: in eval mode.
+        frame: gives the static shapes of the graph, whose input is called ``frame``.
+        path: the file.
+        output: what the graph's output is called.
+        exporter: one of :func:`exporters`; the first by default.
+
+    Returns:
+        The file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    export = _by_tracing if (exporter or exporters()[0]) == "tracing" else _by_torch_export
+    # With gradients networks take their plain form.
+    with warnings.catch_warnings(), torch.enable_grad(), naming(path):
+        warnings.simplefilter("ignore")  # that shapes become constants is what we want
+        export(module, frame, path, output)
+    return path
+
+
+def _by_torch_export(module: nn.Module, frame: Tensor, path: Path, output: str) -> None:
+    with torch.no_grad():
+        module(frame)  # constants that are made once must not be made of the exporter's tensors
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        module,
+        (frame,),
+        input_names=["frame"],
+        output_names=[output],
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(path, external_data=False)
+
+
+def _by_tracing(module: nn.Module, frame: Tensor, path: Path, output: str) -> None:
+    with _IntegerSizes():
+        torch.onnx.export(
+            module,
+            (frame,),
+            path,
+            input_names=["frame"],
+            output_names=[output],
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+class _IntegerSizes(TorchFunctionMode):
+    """Sizes of tensors are Python integers, wherever a network or a library of its own reads them.
+
+    The tracer returns tensors instead, and arithmetic on sizes becomes part of the graph. There
+    integer division truncates, in PyTorch it floors: ``-(-n // 4)`` differs for every n that 4 does
+    not divide.
+    """
+
+    _counts = (Tensor.size, Tensor.numel, Tensor.nelement)
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Size):  # of .shape and .size()
+            return torch.Size(map(int, result))
+        return int(result) if function in self._counts else result
