@@ -108,6 +108,13 @@ class Gives(StrEnum):
     MARGINS = "margins"
 
 
+class Measured(StrEnum):
+    """What the time to is measured."""
+
+    MASKS = "masks"
+    LABELS = "labels"
+
+
 class Layout(StrEnum):
     """How an exported file takes a frame."""
 
@@ -789,10 +796,18 @@ def benchmark_runtimes(
     ] = None,
     decoders: Decoders = 11,
     repeats: Repeats = 5,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the frame.")] = "1280x720",
+    network_size: Annotated[
+        str | None,
+        typer.Option(help="WIDTHxHEIGHT at which networks see it; by default the frame's own."),
+    ] = None,
+    gives: Annotated[
+        Measured, typer.Option("--as", help="All masks, or one label map.")
+    ] = Measured.MASKS,
     output: Annotated[Path | None, _output("all")] = None,
     device: DeviceOption = Device.AUTO,
 ) -> None:
-    """Every network, form and runtime: the time from a 1280x720 frame to all its masks.
+    """Every network, form and runtime: the time from a frame to all its masks, or its label map.
 
     Beside the paper's times; for this run's student also its Dice. Without
     --arch, --runtime or --form it is all of them.
@@ -803,9 +818,11 @@ def benchmark_runtimes(
         _values(runtimes or Runtime),
         _values(forms or Form),
         decoders,
-        (720, 1280),
+        _size(size, "--size"),
         repeats,
         _machine(device, 0),
+        _size(network_size or size, "--network-size"),
+        gives.value,
     )
     run(_places(), _values(architectures or Architecture), settings, output or OUTPUT)
 
@@ -1025,26 +1042,14 @@ def export(
     Each file is run and compared with the checkpoint before it is delivered.
     Needs `pip install -e '.\[deploy]'`.
     """
-    import re
-
-    match = re.fullmatch(r"(\d+)x(\d+)", size, re.ASCII)
-    if match is None:
-        raise typer.BadParameter(
-            f"'{size}' is not WIDTHxHEIGHT, such as 1280x720", param_hint="--size"
-        )
-    width = int(match[1])
-    height = int(match[2])
-    if not (32 <= width <= 8192 and 32 <= height <= 8192):
-        raise typer.BadParameter(
-            f"'{size}': each side must be within 32 .. 8192 pixels", param_hint="--size"
-        )
+    frame_size = _size(size, "--size")
     _require("deploy", "onnx", "onnxruntime", "openvino")
     if int8:
         _require("int8", "nncf")
     from stages import export
 
     options = export.Options(
-        (height, width),
+        frame_size,
         gives.value,
         layout.value,
         one_organ,
@@ -1080,6 +1085,24 @@ def predict(
     with translated_errors():
         options = predict.Options(anatomies or [], kind.value, opacity, one_organ)
         predict.run(source, output, model, options, machine)
+
+
+def _size(text: str, option: str) -> tuple[int, int]:
+    """(H, W) of WIDTHxHEIGHT."""
+    import re
+
+    match = re.fullmatch(r"(\d+)x(\d+)", text, re.ASCII)
+    if match is None:
+        raise typer.BadParameter(
+            f"'{text}' is not WIDTHxHEIGHT, such as 1280x720", param_hint=option
+        )
+    width = int(match[1])
+    height = int(match[2])
+    if not (32 <= width <= 8192 and 32 <= height <= 8192):
+        raise typer.BadParameter(
+            f"'{text}': each side must be within 32 .. 8192 pixels", param_hint=option
+        )
+    return height, width
 
 
 def _require(extra: str, *packages: str) -> None:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from pipeline.models import ARCHITECTURES, create_model
 from pipeline.timing.cost import multiply_adds
-from stages.benchmarks.forms import Form, forms
+from pipeline.timing.forms import Form, forms
 from stages.reporting.paper_tables import table as paper_table
 from stages.shared.console import console, say
 
@@ -38,7 +38,8 @@ def run(decoders: int, as_json: bool) -> None:
 def _row(name: str, form: Form) -> dict[str, Any]:
     import torch
 
-    n, networks = form.anatomies, form.networks
+    n = form.anatomies
+    networks = form.networks
     with torch.device("meta"):
         network = create_model(name, n, shared=form.shared)
     count = sum(p.numel() for p in network.parameters())

@@ -126,7 +126,8 @@ def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> R
         trained: Training, n: int, task: Task, batch: int, precision: str
     ) -> dict[str, Any]:
         """In a process of its own: memory of another measurement would hide its peak."""
-        arch, size = trained.arch, params.data.image_size
+        arch = trained.arch
+        size = params.data.image_size
         case = DecoderCase(arch, n, "joined", task, precision, batch, size, machine, trained.shared)
         (result,) = measure([case], 1, repeats, SECONDS)
         say(

@@ -49,11 +49,11 @@ def write_bundle(kind: Bundle, onnx_path: Path, card: ExportCard, folder: Path) 
 def _shapes(onnx_path: Path) -> tuple[list[int], list[int]]:
     """Of what goes in and what comes out."""
     graph = onnx.load(onnx_path, load_external_data=False).graph
-    given, gives = (
-        [side.dim_value for side in value.type.tensor_type.shape.dim]
-        for value in (graph.input[0], graph.output[0])
-    )
-    return given, gives
+    return _shape(graph.input[0]), _shape(graph.output[0])
+
+
+def _shape(value: Any) -> list[int]:
+    return [side.dim_value for side in value.type.tensor_type.shape.dim]
 
 
 # --- MONAI ---

@@ -235,8 +235,8 @@ def decode_in_strips(heads: Sequence[FrozenHead], stages: Sequence[Tensor]) -> l
     )
     with torch.autocast(device.type, enabled=False):
         rows = [stage.permute(0, 2, 3, 1).to(dtype).contiguous() for stage in stages]
-        frames = [[stage[number] for stage in rows] for number in range(len(rows[0]))]
-        maps = [torch.stack([head(frame) for frame in frames]) for head in heads]
+        frames = list(zip(*(stage.unbind(0) for stage in rows), strict=True))
+        maps = [torch.stack(list(map(head, frames))) for head in heads]
     return [each.permute(0, 3, 1, 2) for each in maps]
 
 

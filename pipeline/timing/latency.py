@@ -22,7 +22,7 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.deployment.export import open_onnx, open_openvino, write_int8
 from pipeline.deployment.onnx_graph import export_onnx
 from pipeline.deployment.runner import LaunchMode, Runner
-from pipeline.deployment.segmenter import Segmenter
+from pipeline.deployment.segmenter import Gives, Segmenter
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.models.frozen import Frozen
@@ -72,7 +72,7 @@ class Candidate:
 
     Attributes:
         architecture, decoders, shared: the network.
-        size: (H, W) of the frame and of the masks.
+        size: (H, W) of the frame, and of what comes out of it.
         machine: where.
         networks: how many of them see the frame, one after another.
         runtime, precision: what computes it.
@@ -83,6 +83,8 @@ class Candidate:
         part: from frame to masks, or only the network.
         checkpoint: trained weights, or None for random ones.
         graph: the exported file, for runtimes other than PyTorch.
+        network_size: (H, W) at which the network sees the frame; None for the frame's own.
+        gives: ``masks`` or ``labels``, what comes out of the whole.
     """
 
     architecture: str
@@ -97,6 +99,18 @@ class Candidate:
     checkpoint: Path | None = None
     graph: Path | None = None
     shared: bool = False
+    network_size: tuple[int, int] | None = None
+    gives: Gives = "masks"
+
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """(H, W) at which the network sees the frame."""
+        return self.network_size or self.size
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of what goes in."""
+        return self.size if self.part == "whole" else self.seen_size
 
     @property
     def device(self) -> torch.device:
@@ -106,7 +120,7 @@ class Candidate:
     def build(self) -> Callable[[], Output]:
         """One call: masks of a frame, or logits (1, N, 2, h, w), which are kept."""
         compute = self.function()
-        frame = example(self.size, self.part).numpy()
+        frame = example(self.input_size, self.part).numpy()
 
         def call() -> Output:
             outputs = [compute(frame) for _ in range(self.networks)]
@@ -129,7 +143,7 @@ class Candidate:
         return lambda frame: compiled(frame)[0]
 
     def _in_pytorch(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
-        frame = example(self.size, self.part)
+        frame = example(self.input_size, self.part)
         module = self.module()
         mode = LAUNCH_MODES.get(self.form, "eager")
 
@@ -155,7 +169,9 @@ class Candidate:
             network = Frozen(network, self.device, getattr(torch, self.precision))
         elif self.runtime == "PyTorch":
             network = network.to(self.device).to(memory_format=torch.channels_last)
-        module = Segmenter(network, self.size, self.size) if self.part == "whole" else network
+        module = network
+        if self.part == "whole":
+            module = Segmenter(network, self.size, self.seen_size, gives=self.gives)
         return Autocast(module, self.device) if self._by_autocast else module
 
     @property
@@ -192,7 +208,7 @@ def example(size: tuple[int, int], part: Part) -> Tensor:
 def export_graph(candidate: Candidate, path: Path) -> Path:
     """The candidate's network as a file that its runtime opens."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame = example(candidate.size, candidate.part)
+    frame = example(candidate.input_size, candidate.part)
     file = export_onnx(candidate.module(), frame, path.with_suffix(".onnx"))
     if candidate.precision != "int8":
         return file

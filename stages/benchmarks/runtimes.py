@@ -19,7 +19,7 @@ from rich.table import Table
 from pipeline.checkpoint import load_card
 from pipeline.deployment.export import Run, write_int8
 from pipeline.deployment.onnx_graph import export_onnx
-from pipeline.deployment.segmenter import as_batch
+from pipeline.deployment.segmenter import Gives, as_batch
 from pipeline.errors import MtkdError
 from pipeline.evaluation.runtime_dice import runtime_dice
 from pipeline.files import write_json
@@ -27,6 +27,7 @@ from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.prepared import Frame, load_frame
 from pipeline.timing.cost import multiply_adds, parameters
+from pipeline.timing.forms import Form, forms
 from pipeline.timing.host import LIBRARIES, machine_record
 from pipeline.timing.interleaved import Timing, attempted, try_interleaved
 from pipeline.timing.latency import (
@@ -39,7 +40,6 @@ from pipeline.timing.latency import (
     variants,
 )
 from pipeline.training_errors import translated_errors
-from stages.benchmarks.forms import Form, forms
 from stages.reporting.figures import FIGURES, figures
 from stages.reporting.paper_tables import table as paper_table
 from stages.shared.console import console, progress, say
@@ -55,7 +55,7 @@ class Row:
     """What one architecture takes in one form and variant: an object of the JSON file.
 
     Attributes:
-        name, form: of the architecture, and of :class:`stages.benchmarks.forms.Form`.
+        name, form: of the architecture, and of :class:`pipeline.timing.forms.Form`.
         runtime, precision, decoding: the variant.
         parameters, multiply_adds: of all networks that a frame needs.
         milliseconds, p95_milliseconds, first_milliseconds, fps, peak_mib: from a frame to its
@@ -101,6 +101,8 @@ class Settings:
         size: (H, W) of the frame.
         repeats: calls per measurement, after one that doesn't count.
         machine: where PyTorch computes.
+        network_size: (H, W) at which networks see the frame; None for its own.
+        gives: what comes out: masks or labels.
     """
 
     runtimes: Sequence[str]
@@ -109,6 +111,13 @@ class Settings:
     size: tuple[int, int]
     repeats: int
     machine: Machine
+    network_size: tuple[int, int] | None = None
+    gives: Gives = "masks"
+
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """(H, W) at which networks see the frame."""
+        return self.network_size or self.size
 
     def require_variants(self) -> None:
         """Refuse what would measure nothing.
@@ -173,7 +182,7 @@ def run(places: Places, architectures: Sequence[str], settings: Settings, output
                 for row in measured:
                     say(f"{row.name} {form.name} {_variant(row)}: {_speed(row)}")
             bar(number, len(architectures))
-    _print(rows, settings.size)
+    _print(rows, settings)
     if rows:
         say(f"-> {output}")
     if failed:
@@ -185,6 +194,8 @@ def _write(output: Path, settings: Settings, host: dict[str, Any], rows: Sequenc
         output,
         {
             "image_size": list(settings.size),
+            "network_size": list(settings.seen_size),
+            "gives": settings.gives,
             "decoders": settings.decoders,
             "machine": host,
             "rows": [asdict(row) for row in rows],
@@ -205,7 +216,8 @@ def _measured(arch: str, form: Form, settings: Settings, places: Places, folder:
 
     From frame to masks, and then the network alone.
     """
-    n, networks = form.anatomies, form.networks
+    n = form.anatomies
+    networks = form.networks
     trained = _trained(places, arch, form)
     candidates = [
         Candidate(
@@ -217,6 +229,8 @@ def _measured(arch: str, form: Form, settings: Settings, places: Places, folder:
             *variant,
             checkpoint=trained,
             shared=form.shared,
+            network_size=settings.network_size,
+            gives=settings.gives,
         )
         for variant in settings.variants(form)
     ]
@@ -224,11 +238,11 @@ def _measured(arch: str, form: Form, settings: Settings, places: Places, folder:
     wholes = _interleaved(candidates, folder, settings.repeats)
     networks_alone = _interleaved(alone, folder, settings.repeats)
     count = networks * parameters(create_model(arch, n, shared=form.shared))
-    operations = networks * multiply_adds(arch, n, settings.size, shared=form.shared)
+    operations = networks * multiply_adds(arch, n, settings.seen_size, shared=form.shared)
     measured_dice = _dice(trained, form, settings, places) if trained else {}
     dices = [measured_dice.get((c.runtime, c.precision, c.form)) for c in candidates]
     reference = _reference(candidates, networks_alone)
-    paper_time = _paper_time(arch, form.name, settings.decoders)
+    paper_time = _paper_time(arch, form.name, settings)
     return [
         Row(
             name=arch,
@@ -264,9 +278,10 @@ def _reference(
     return None
 
 
-def _paper_time(arch: str, form: str, decoders: int) -> float | None:
-    """The paper's milliseconds, which are of eleven anatomies."""
-    published = paper_table(1).get((arch, form), {}) if decoders == 11 else {}
+def _paper_time(arch: str, form: str, settings: Settings) -> float | None:
+    """The paper's milliseconds, which are of eleven anatomies and frames at their own size."""
+    is_papers = settings.decoders == 11 and settings.seen_size == settings.size
+    published = paper_table(1).get((arch, form), {}) if is_papers else {}
     return published.get("time_ms_rtx3090")
 
 
@@ -399,9 +414,10 @@ def _one_by_one(function: Callable[[NDArray[Any]], NDArray[Any]]) -> Run:
     return lambda frame: function(as_batch(frame))[0].astype(bool)
 
 
-def _print(rows: Sequence[Row], size: tuple[int, int]) -> None:
-    height, width = size
-    table = Table(title=f"One {width}x{height} frame to all its masks, batch 1")
+def _print(rows: Sequence[Row], settings: Settings) -> None:
+    frame, seen = (f"{width}x{height}" for height, width in (settings.size, settings.seen_size))
+    what = "its label map" if settings.gives == "labels" else "all its masks"
+    table = Table(title=f"One {frame} frame to {what}, batch 1, network at {seen}")
     for column in ("network", "form", "runtime", "precision", "decoders"):
         table.add_column(column)
     for column in (

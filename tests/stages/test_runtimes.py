@@ -50,6 +50,23 @@ def test_every_runtime_in_both_forms_and_they_agree(run):
             assert row["dice"] is None
 
 
+def test_label_maps_of_a_network_that_sees_less(run, capsys):
+    settings = runtimes.Settings(
+        ["PyTorch", "OpenVINO"], ["joined"], 2, (64, 96), 1, Machine("cpu"), (32, 48), "labels"
+    )
+    runtimes.run(Places(Path()), ["mininetv2"], settings, Path("labels.json"))
+    found = read(Path("labels.json"))
+    assert (found["network_size"], found["gives"]) == ([32, 48], "labels")
+    rows = {(row["form"], row["runtime"], row["precision"]): row for row in found["rows"]}
+    assert ("shared_decoder", "OpenVINO", "float32") in rows
+    assert all(row["problem"] is None for row in rows.values())
+    one, several = (
+        rows[form, "PyTorch", "float32"]["multiply_adds"] for form in ("shared_decoder", "shared")
+    )
+    assert one < several
+    assert "to its label map, batch 1, network at 48x32" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -61,7 +78,7 @@ def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(run, monkeypatch, 
     real = runtimes._measured
 
     def measured(arch, form, *rest):
-        if form == "separate":
+        if form.name == "separate":
             raise error
         return real(arch, form, *rest)
 
@@ -73,7 +90,8 @@ def test_what_cannot_be_measured_is_told_and_the_rest_is_kept(run, monkeypatch, 
             runtimes.Settings(["PyTorch"], FORMS, 2, (64, 96), 1, Machine("cpu")),
             Path("all.json"),
         )
-    assert {row["form"] for row in json.loads(Path("all.json").read_text())["rows"]} == {"shared"}
+    rows = json.loads(Path("all.json").read_text())["rows"]
+    assert {row["form"] for row in rows} == {"shared", "shared_decoder"}
 
 
 def test_a_problem_of_one_variant_is_in_its_row(run, monkeypatch):
