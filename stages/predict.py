@@ -40,7 +40,7 @@ from pipeline.files import kinds, some, write_atomically
 from pipeline.machine import Machine
 from pipeline.models.frozen import Frozen, half_suffices
 from pipeline.models.network import Network
-from pipeline.prefetch import OneBehind, ahead
+from pipeline.prefetch import OneBehind, ahead, by_threads
 from stages.shared.console import counted, progress, say
 from stages.shared.project import require_folder
 
@@ -48,6 +48,8 @@ Kind = Literal["overlay", "labels", "masks"]
 # A video whose container counts no frames is called cut off below this share of what its duration
 # gives.
 ESTIMATED = 0.95
+# Frames of an exported file that are computed at the same time.
+IN_FLIGHT = 2
 # Bytes of a file's name, less what is added to it while the file is written.
 LONGEST_NAME = 255 - len("..partial")
 Write = Callable[[InputFrame, NDArray[np.bool_]], None]
@@ -137,21 +139,36 @@ def run(
             doesn't know, an output that is an input or that two frames share, or no frame that
             could be decoded.
     """
-    segment, model_anatomies = _model(model, machine, options)
-    selected = _selected(options.anatomies, model_anatomies, model)
-    drawing = Drawing(options.kind, model_anatomies, selected, options.opacity)
+    loaded = _model(model, machine, options)
+    selected = _selected(options.anatomies, loaded.anatomies, model)
+    drawing = Drawing(options.kind, loaded.anatomies, selected, options.opacity)
     plan = _plan(source, output, drawing)
     if output.is_dir() and any(output.iterdir()):
         say(f"{output} holds files already: those of the same names are replaced, the others stay")
     _say_colours(drawing)
     with _stopped_as_by_hand(), _writer(source, output, drawing) as write:
-        written, broken = _segment_all(plan, segment, drawing, write)
+        written, broken = _segment_all(plan, loaded, drawing, write)
     if not written:
         raise MtkdError(f"{source}: no frame of it can be decoded, nothing is written")
     _say_missing(plan, written)
     were = "was" if broken == 1 else "were"
     skipped = f"; {counted(broken, 'broken frame')} {were} skipped" if broken else ""
     say(f"-> {output}{skipped}")
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What segments frames.
+
+    Attributes:
+        segment: from a frame of any size to its masks.
+        anatomies: that these are of.
+        in_flight: how many frames it takes at the same time.
+    """
+
+    segment: Run
+    anatomies: list[str]
+    in_flight: int
 
 
 @dataclass(frozen=True)
@@ -205,21 +222,26 @@ def _selected(anatomies: Sequence[str], model_anatomies: Sequence[str], model: P
     return list(dict.fromkeys(names)) or list(model_anatomies)
 
 
-def _segment_all(plan: _Plan, segment: Run, drawing: Drawing, write: Write) -> tuple[int, int]:
-    """Segment and write each frame; writing is at most one frame behind.
+def _segment_all(plan: _Plan, model: _Model, drawing: Drawing, write: Write) -> tuple[int, int]:
+    """Segment and write each frame: decoding, networks and writing work side by side.
 
     Returns:
         How many frames were written, and how many could not be decoded.
     """
+
+    def segmented(frame: InputFrame) -> tuple[InputFrame, NDArray[np.bool_] | None]:
+        if frame.pixels is None:
+            return frame, None
+        return frame, model.segment(frame.pixels)[drawing.indices]
+
     written = 0
     broken = 0
     with progress("frames") as bar, OneBehind() as thread:
-        for frame in ahead(plan.frames()):
-            if frame.pixels is None:
+        for frame, masks in by_threads(segmented, ahead(plan.frames()), model.in_flight):
+            if masks is None:
                 broken += 1
                 say(f"skipped: {frame.problem}")
                 continue
-            masks = segment(frame.pixels)[drawing.indices]
             thread.begin(write, frame, masks)
             written += 1
             bar(written + broken, max(plan.total, written + broken))
@@ -296,8 +318,8 @@ def _say_colours(drawing: Drawing) -> None:
         say(", ".join(f"{label} = {anatomy.replace('_', ' ')}" for label, anatomy in pairs))
 
 
-def _model(path: Path, machine: Machine, options: Options) -> tuple[Run, list[str]]:
-    """A function from a frame of any size to its masks, and the anatomies that these are of.
+def _model(path: Path, machine: Machine, options: Options) -> _Model:
+    """A checkpoint on the machine's device, or an exported file on the processor.
 
     Raises:
         MtkdError: as of :func:`run`; or masks of an exported file were decided otherwise.
@@ -315,8 +337,8 @@ def _model(path: Path, machine: Machine, options: Options) -> tuple[Run, list[st
                 kept.append(_OneSize(network, frozen, device, card.image_size, one_organ))
             return kept[0](as_batch(frame))[0].astype(bool)
 
-        return segment, list(card.anatomies)
-    exported, label = load_exported(path, one_organ=options.one_organ)
+        return _Model(segment, list(card.anatomies), 1)
+    exported, label = load_exported(path, one_organ=options.one_organ, in_flight=IN_FLIGHT)
     if options.one_organ and label.gives == "masks" and not label.one_organ:
         raise MtkdError(
             f"--one-organ: the masks of {path} were decided one by one: export it with --one-organ"
@@ -336,7 +358,7 @@ def _model(path: Path, machine: Machine, options: Options) -> tuple[Run, list[st
         ]
         return np.stack(back).astype(bool)
 
-    return at_its_size, list(label.anatomies)
+    return _Model(at_its_size, list(label.anatomies), IN_FLIGHT)
 
 
 def _frozen(

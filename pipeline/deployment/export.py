@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from hashlib import file_digest, sha256
 from io import BytesIO
 from pathlib import Path
+from queue import Queue
 from typing import Any
 from xml.etree import ElementTree
 
@@ -165,13 +166,16 @@ def _quantised(onnx_path: Path, tensors: Sequence[NDArray[Any]]) -> Any:
         )
 
 
-def load_exported(path: Path, *, one_organ: bool = False) -> tuple[Run, ExportCard]:
+def load_exported(
+    path: Path, *, one_organ: bool = False, in_flight: int = 1
+) -> tuple[Run, ExportCard]:
     """A function from a frame to its masks, and the card of the file.
 
     Args:
         path: the file.
         one_organ: whether margins are decided so that a pixel belongs to one anatomy at most; what
             else a file gives is decided already.
+        in_flight: how many threads may call the function at the same time.
 
     Raises:
         MissingFileError: no such file.
@@ -186,7 +190,7 @@ def load_exported(path: Path, *, one_organ: bool = False) -> tuple[Run, ExportCa
         if metadata.exported_weights != metadata.weights:  # a runtime may crash on these
             reason = "it has other weights than it was exported with"
             raise DamagedFileError(path, f"{reason}. {FIX}")
-        compute, shape = _open_onnx(path) if is_onnx else _open_openvino(path)
+        compute, shape = _open_onnx(path) if is_onnx else _open_openvino(path, in_flight)
     if len(shape) != len(card.shape) or any(
         side not in (found, None) for found, side in zip(shape, card.shape, strict=True)
     ):
@@ -316,14 +320,28 @@ def open_onnx(path: Path) -> Any:
         raise RuntimeError(str(error)) from error
 
 
-def _open_openvino(path: Path) -> tuple[Compute, tuple[int, ...]]:
-    compiled = open_openvino(path)
+def _open_openvino(path: Path, in_flight: int) -> tuple[Compute, tuple[int, ...]]:
+    compiled = open_openvino(path, in_flight=in_flight)
     shape = tuple(compiled.output(0).shape)
-    return lambda batch: compiled(batch)[0], shape
+    free: Queue[Any] = Queue()
+    for _ in range(in_flight):
+        free.put(compiled.create_infer_request())
+
+    def compute(batch: NDArray[Any]) -> NDArray[Any]:
+        request = free.get()
+        try:
+            # Of its own memory, which the next call writes.
+            return np.array(request.infer({0: batch})[0])
+        finally:
+            free.put(request)
+
+    return compute, shape
 
 
-def open_openvino(path: Path, precision: str = "float32", threads: int | None = None) -> Any:
-    """An OpenVINO (or ONNX) file, compiled for one frame at a time.
+def open_openvino(
+    path: Path, precision: str = "float32", threads: int | None = None, in_flight: int = 1
+) -> Any:
+    """An OpenVINO (or ONNX) file, compiled for one frame at a time or for several.
 
     Args:
         path: the file.
@@ -331,11 +349,17 @@ def open_openvino(path: Path, precision: str = "float32", threads: int | None = 
             takes what is fastest, bfloat16 on some processors, and masks would differ from one to
             the other.
         threads: of the processor; None for all.
+        in_flight: frames; one is computed by all threads, several share them.
     """
     import openvino
 
     hint = {"bfloat16": "bf16"}.get(precision, "f32")
     properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+    if in_flight > 1:
+        properties |= {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "PERFORMANCE_HINT_NUM_REQUESTS": in_flight,
+        }
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
     with kept_signal_stack():

@@ -30,12 +30,26 @@ def draw(
     """
     picture = frame.copy()
     for mask, colour in zip(masks, colours, strict=True):
-        inside = mask.astype(np.uint8)
-        tint = np.full_like(frame, colour)
-        cv2.copyTo(cv2.addWeighted(picture, 1 - opacity, tint, opacity, 0), inside, picture)
-        outlines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, outlines, -1, outline or colour, 1)
+        left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+        if width:
+            box = (slice(top, top + height), slice(left, left + width))
+            _draw_inside(picture[box], mask[box], colour, opacity, outline or colour)
     return picture
+
+
+def _draw_inside(
+    part: NDArray[np.uint8],
+    mask: NDArray[np.bool_],
+    colour: Colour,
+    opacity: float,
+    outline: Colour,
+) -> None:
+    """Tint and outline a mask on the part of a picture that it reaches."""
+    inside = np.ascontiguousarray(mask).view(np.uint8)
+    tint = np.full_like(part, colour)
+    cv2.copyTo(cv2.addWeighted(part, 1 - opacity, tint, opacity, 0), inside, part)
+    outlines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(part, outlines, -1, outline, 1)
 
 
 def strip(frame: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
