@@ -1,6 +1,6 @@
 """PyTorch modules as ONNX graphs, by the exporter of ``torch.export`` or by tracing.
 
-Tracing is deprecated, and what older versions of PyTorch know.
+PyTorch has deprecated tracing. It is there for networks that the other exporter can't follow.
 """
 
 import logging
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -19,13 +18,11 @@ from pipeline.files import naming
 
 Exporter = Literal["torch.export", "tracing"]
 OPSET = 18
-FIRST_TORCH = Version("2.6")  # whose torch.onnx.export has the exporter of torch.export
 
 
 def exporters() -> tuple[Exporter, ...]:
     """What can export here, the better one first."""
-    is_new = Version(torch.__version__) >= FIRST_TORCH and find_spec("onnxscript") is not None
-    return ("torch.export", "tracing") if is_new else ("tracing",)
+    return ("torch.export", "tracing") if find_spec("onnxscript") else ("tracing",)
 
 
 def export_onnx(

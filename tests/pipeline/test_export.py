@@ -178,8 +178,9 @@ def test_a_network_answers_after_an_export_as_before(tmp_path):
         assert segmenter(torch.from_numpy(as_batch(frame))).numpy().shape == (1, 2, 71, 101)
 
 
-def test_an_older_pytorch_exports_by_tracing(monkeypatch):
-    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+def test_without_onnxscript_tracing_exports(monkeypatch):
+    assert exporters() == ("torch.export", "tracing")
+    monkeypatch.setattr("pipeline.deployment.onnx_graph.find_spec", lambda name: None)
     assert exporters() == ("tracing",)
 
 
