@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.decision import masks_of_one_organ, one_organ
+from pipeline.decision import enlarged, label_map, masks_of_one_organ, one_organ
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network
 
@@ -104,12 +104,7 @@ class Segmenter(nn.Module):
         return self.network.margins(pixels)
 
     def _full(self, margin: Tensor) -> Tensor:
-        return enlarged(margin, self.frame_size)
-
-
-def enlarged(margins: Tensor, size: tuple[int, int]) -> Tensor:
-    """Margins (B, N, h, w) as large as the frame."""
-    return F.interpolate(margins, size=size, mode="bilinear", align_corners=False)
+        return F.interpolate(margin, size=self.frame_size, mode="bilinear", align_corners=False)
 
 
 def as_input(frame: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8] | NDArray[np.float32]:
@@ -144,8 +139,9 @@ def as_masks(
     """
     if gives == "masks":
         return output[0].astype(bool)
-    if gives == "labels":
-        return output == np.arange(1, anatomies + 1, dtype=np.uint8)[:, None, None]
-    margins = enlarged(torch.from_numpy(output[:, 1:]), frame_size)
-    masks = masks_of_one_organ(margins) if one_organ else margins > 0
-    return masks[0].numpy()
+    if gives == "margins":
+        margins = output[0, 1:].astype(np.float32, copy=False)
+        if not one_organ:
+            return np.stack([enlarged(plane, frame_size) > 0 for plane in margins])
+        output = label_map(margins, frame_size)[None]
+    return output == np.arange(1, anatomies + 1, dtype=np.uint8)[:, None, None]

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.decision import label_map, one_organ
 from pipeline.deployment.bundles import write_bundle
 from pipeline.deployment.export import (
     ExportCard,
@@ -70,6 +72,19 @@ def test_every_size_is_exported_exactly(tmp_path_factory, arch, frame_size, netw
 
     assert disagreement(segmenter, onnx_masks, [frame]) == 0
     assert disagreement(segmenter, openvino_masks, [frame]) == 0
+
+
+@pytest.mark.parametrize("size", [(90, 130), (31, 44), (20, 17)])
+def test_a_label_map_is_the_arg_max_of_enlarged_margins(size):
+    margins = torch.randn(1, 5, 31, 44, generator=torch.Generator().manual_seed(0))
+    full = F.interpolate(margins, size=size, mode="bilinear", align_corners=False)
+    expected = one_organ(full)[0].numpy()
+    planes = torch.cat([torch.zeros_like(full[:, :1]), full], 1).topk(2, dim=1).values[0]
+    decided = (planes[0] - planes[1] > 1e-4).numpy()
+    labels = label_map(margins[0].numpy(), size)
+    assert labels.dtype == np.uint8
+    assert (labels == expected)[decided].all()
+    assert decided.mean() > 0.99
 
 
 @pytest.mark.parametrize("grad", [False, True])
