@@ -784,6 +784,23 @@ def benchmark_loading(
     loading.run((512, 640), decoders, repeats, output or loading.OUTPUT)
 
 
+@benchmarks.command("video")
+def benchmark_video(
+    source: Annotated[Path, typer.Argument(help="A video.")],
+    model: Annotated[
+        Path, typer.Option(help="A checkpoint, or a file that `mtkd export` wrote.")
+    ] = Path("checkpoints/students/mtkd.safetensors"),
+    repeats: Repeats = 3,
+    output: Annotated[Path | None, _output("video")] = None,
+    device: DeviceOption = Device.AUTO,
+) -> None:
+    """Frames per second from a video to its overlay, beside the network alone."""
+    _require("deploy", "av")
+    from stages.benchmarks import video
+
+    video.run(source, model, repeats, output or video.OUTPUT, _machine(device, 0))
+
+
 @benchmarks.command("runtimes")
 def benchmark_runtimes(
     architectures: Architectures = None,

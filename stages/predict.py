@@ -139,7 +139,7 @@ def run(
             doesn't know, an output that is an input or that two frames share, or no frame that
             could be decoded.
     """
-    loaded = _model(model, machine, options)
+    loaded = load_model(model, machine, options)
     selected = _selected(options.anatomies, loaded.anatomies, model)
     drawing = Drawing(options.kind, loaded.anatomies, selected, options.opacity)
     plan = _plan(source, output, drawing)
@@ -157,7 +157,7 @@ def run(
 
 
 @dataclass(frozen=True)
-class _Model:
+class Model:
     """What segments frames.
 
     Attributes:
@@ -222,7 +222,7 @@ def _selected(anatomies: Sequence[str], model_anatomies: Sequence[str], model: P
     return list(dict.fromkeys(names)) or list(model_anatomies)
 
 
-def _segment_all(plan: _Plan, model: _Model, drawing: Drawing, write: Write) -> tuple[int, int]:
+def _segment_all(plan: _Plan, model: Model, drawing: Drawing, write: Write) -> tuple[int, int]:
     """Segment and write each frame: decoding, networks and writing work side by side.
 
     Returns:
@@ -318,7 +318,7 @@ def _say_colours(drawing: Drawing) -> None:
         say(", ".join(f"{label} = {anatomy.replace('_', ' ')}" for label, anatomy in pairs))
 
 
-def _model(path: Path, machine: Machine, options: Options) -> _Model:
+def load_model(path: Path, machine: Machine, options: Options) -> Model:
     """A checkpoint on the machine's device, or an exported file on the processor.
 
     Raises:
@@ -337,7 +337,7 @@ def _model(path: Path, machine: Machine, options: Options) -> _Model:
                 kept.append(_OneSize(network, frozen, device, card.image_size, one_organ))
             return kept[0](as_batch(frame))[0].astype(bool)
 
-        return _Model(segment, list(card.anatomies), 1)
+        return Model(segment, list(card.anatomies), 1)
     exported, label = load_exported(path, one_organ=options.one_organ, in_flight=IN_FLIGHT)
     if options.one_organ and label.gives == "masks" and not label.one_organ:
         raise MtkdError(
@@ -358,7 +358,7 @@ def _model(path: Path, machine: Machine, options: Options) -> _Model:
         ]
         return np.stack(back).astype(bool)
 
-    return _Model(at_its_size, list(label.anatomies), IN_FLIGHT)
+    return Model(at_its_size, list(label.anatomies), IN_FLIGHT)
 
 
 def _frozen(

@@ -52,7 +52,7 @@ STUDENT = "checkpoints/students/mtkd.safetensors"
             ["evaluate", "--checkpoint", STUDENT, "--data"],
             "choose another --device",
         ),
-        ("stages.predict._model", ["predict", "--output", "out"], "give it smaller frames"),
+        ("stages.predict.load_model", ["predict", "--output", "out"], "give it smaller frames"),
         ("stages.benchmarks.store._writing", ["benchmark", "store"], "choose another --device"),
     ],
 )
