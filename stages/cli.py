@@ -816,7 +816,9 @@ def benchmark_runtimes(
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the frame.")] = "1280x720",
     network_size: Annotated[
         str | None,
-        typer.Option(help="WIDTHxHEIGHT at which networks see it; by default the frame's own."),
+        typer.Option(
+            "--network", help="WIDTHxHEIGHT at which networks see it; by default the frame's own."
+        ),
     ] = None,
     gives: Annotated[
         Measured, typer.Option("--as", help="All masks, or one label map.")
@@ -838,7 +840,7 @@ def benchmark_runtimes(
         _size(size, "--size"),
         repeats,
         _machine(device, 0),
-        _size(network_size or size, "--network-size"),
+        _size(network_size or size, "--network"),
         gives.value,
     )
     run(_places(), _values(architectures or Architecture), settings, output or OUTPUT)

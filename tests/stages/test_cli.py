@@ -18,6 +18,8 @@ from safetensors import safe_open
 
 from pipeline.annotations import Annotation
 from pipeline.counts import Counts
+from pipeline.deployment.bundles import BUNDLES
+from pipeline.deployment.segmenter import GIVES, LAYOUTS
 from pipeline.evaluation.analysis import annotators
 from pipeline.machine import Machine
 from pipeline.models import ARCHITECTURES
@@ -57,7 +59,9 @@ SURFACE = {
     "benchmark networks": "--arch --decoders --repeats --output --device",
     "benchmark store": "--frames --output --device",
     "benchmark loading": "--decoders --repeats --output",
-    "benchmark runtimes": "--arch --runtime --form --decoders --repeats --output --device",
+    "benchmark runtimes": "--arch --runtime --form --decoders --repeats --size --network --as "
+    "--output --device",
+    "benchmark video": "SOURCE --model --repeats --output --device",
     "report": "",
     "cache": "",
     "cache ls": "",
@@ -73,7 +77,7 @@ SURFACE = {
     "study beyond": STUDY,
     "study absence": STUDY,
     "study parity": "--seeds --views --jobs --output --device --workers",
-    "export": "CHECKPOINT --output --size --frames --int8 --one-organ",
+    "export": "CHECKPOINT --output --size --frames --int8 --one-organ --as --layout --bundle",
     "predict": "SOURCE --output --model --anatomy --as --opacity --one-organ --device",
     "summary": "--check",
     "init": "--preset --data-root --force --no-force",
@@ -86,6 +90,10 @@ CHOICES = {
     cli.Form: list(FORMS),
     cli.Planned: ["dsad", "here"],
     cli.Kind: ["overlay", "labels", "masks"],
+    cli.Measured: ["masks", "labels"],
+    cli.Gives: list(GIVES),
+    cli.Layout: list(LAYOUTS),
+    cli.Bundle: list(BUNDLES),
 }
 ENVIRONMENT_OPTIONS = {
     "--device": "MTKD_DEVICE",
@@ -208,7 +216,7 @@ def measured(project, monkeypatch):
         return lambda *arguments: calls.append((name, *chosen(arguments)))
 
     monkeypatch.setattr("stages.benchmark.run", record("benchmark"))
-    for name in ("networks", "store", "loading", "runtimes"):
+    for name in ("networks", "store", "loading", "runtimes", "video"):
         monkeypatch.setattr(f"stages.benchmarks.{name}.run", record(name))
     return calls
 
@@ -224,6 +232,8 @@ def chosen(arguments):
 
 NETWORKS = ["segformer_b0", "mininetv2", "deeplabv3_efficientnet_lite0"]
 OWN = Path("x.json")
+# Anatomies, the frame's size, calls, the network's size and what comes out, unless one asks.
+USUAL = (11, (720, 1280), 5, (720, 1280), "masks")
 
 
 @pytest.mark.parametrize(
@@ -247,18 +257,29 @@ OWN = Path("x.json")
         ("loading --output x.json", ("loading", (512, 640), 11, 5, OWN)),
         (
             "runtimes --output x.json",
-            ("runtimes", [*ARCHITECTURES], [*RUNTIMES], [*FORMS], 11, (720, 1280), 5, OWN),
+            ("runtimes", [*ARCHITECTURES], [*RUNTIMES], [*FORMS], *USUAL, OWN),
         ),
         (
             "--all --arch mininetv2 --runtime OpenVINO --runtime PyTorch --form joined",
             (
-                "runtimes", ["mininetv2"], ["OpenVINO", "PyTorch"], ["joined"], 11, (720, 1280), 5,
+                "runtimes", ["mininetv2"], ["OpenVINO", "PyTorch"], ["joined"], *USUAL,
                 Path("results/benchmark_all.json"),
             ),
         ),
         (
             "networks --all --form frozen --output x.json",
-            ("runtimes", [*ARCHITECTURES], [*RUNTIMES], ["frozen"], 11, (720, 1280), 5, OWN),
+            ("runtimes", [*ARCHITECTURES], [*RUNTIMES], ["frozen"], *USUAL, OWN),
+        ),
+        (
+            "runtimes --size 640x480 --network 320x240 --as labels --form joined --output x.json",
+            (
+                "runtimes", [*ARCHITECTURES], [*RUNTIMES], ["joined"], 11, (480, 640), 5,
+                (240, 320), "labels", OWN,
+            ),
+        ),
+        (
+            "video film.mp4 --model m.xml",
+            ("video", Path("film.mp4"), Path("m.xml"), 3, Path("results/benchmark_video.json")),
         ),
     ],
 )  # fmt: skip
@@ -288,7 +309,7 @@ def test_an_option_of_another_measurement_is_named(measured, line, name, option)
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("speed", "none of run, networks, store, loading, runtimes"),
+        ("speed", "none of run, networks, store, loading, video, runtimes"),
         ("--runtime OpenVINO", "it is an option of mtkd benchmark runtimes"),
         ("store --arch mininetv2", "it is an option of mtkd benchmark networks or mtkd benchmark"),
         ("--colour red", "No such option: --colour"),
