@@ -54,6 +54,27 @@ def exported(run):
     return run / "exported"
 
 
+@pytest.mark.parametrize(("gives", "layout"), [("labels", "nhwc"), ("margins", "nhwc-float32")])
+def test_label_maps_and_margins_are_exported_packed_and_predicted_with(run, gives, layout):
+    said = mtkd(
+        "export", CHECKPOINT, "--size", "96x64", "--as", gives, "--layout", layout,
+        "--bundle", "monai", "--bundle", "triton",
+    )  # fmt: skip
+    assert "for monai: mtkd_monai" in said
+    for place in ("mtkd_monai/configs/inference.json", "mtkd_triton/mtkd/config.pbtxt"):
+        assert (run / "exported" / place).is_file()
+    again = mtkd("export", CHECKPOINT, "--size", "96x64", "--as", gives, "--bundle", "triton")
+    assert "for triton: mtkd_triton" in again  # in place of the one before
+    write_png(run / "f.png", frame(size=(64, 96)))
+    maps = []
+    for model in ("exported/mtkd.onnx", "exported/mtkd.xml", CHECKPOINT):
+        arguments = ["--output", "o", "--as", "labels", "--one-organ", "--model", model]
+        mtkd("predict", "f.png", *arguments, "--device", "cpu")
+        maps.append(cv2.imread(str(run / "o" / "f.png"), cv2.IMREAD_GRAYSCALE))
+    assert (maps[0] == maps[1]).mean() > 0.999
+    assert (maps[0] == maps[2]).mean() > 0.99
+
+
 def test_exported_files_say_what_they_are_and_answer_alike(exported):
     from pipeline.checkpoint import load_checkpoint
 
