@@ -191,6 +191,7 @@ STUDENT_EDITS = [
     [
         ({"student__epochs": 99}, [*STUDENTS, *MEASURED]),
         ({"student__arch": "segformer_b0"}, ["settings", *STUDENTS, *MEASURED, "benchmark"]),
+        ({"student__decoders": "shared"}, [*STUDENTS, *MEASURED, "benchmark"]),
         ({"distill__weight": 9.0}, ["train_student@mtkd", *MEASURED]),
         (
             {"teacher__epochs": 99},

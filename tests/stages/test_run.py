@@ -8,7 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import zarr
-from helpers import mtkd
+from helpers import change, mtkd
+
+from pipeline.checkpoint import load_card
 
 
 def test_every_stage_leaves_what_the_next_one_needs(run, finished):
@@ -73,6 +75,23 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_workers(run):
     path.unlink()
     mtkd("train-student", "mtkd", "--workers", "2")
     assert path.read_bytes() == before
+
+
+def test_a_student_with_one_decoder_learns_from_the_same_stores(run):
+    separate = json.loads((run / "metrics/benchmark.json").read_text())["student"]["parameters"]
+    change(run, student__decoders="shared")
+    for name in ("baseline", "mtkd"):
+        mtkd("train-student", name)
+        assert load_card(run / f"checkpoints/students/{name}.safetensors").shared
+    for verb in ("evaluate", "benchmark", "report"):
+        mtkd(verb)
+    evaluation = json.loads((run / "metrics/evaluate.json").read_text())
+    assert 0 <= evaluation["mtkd"]["dice"]["colon"] <= 100
+    counts = json.loads((run / "metrics/benchmark.json").read_text())
+    assert counts["student"]["parameters"] < separate
+    assert json.loads((run / "results/benchmark.json").read_text())["student"]["decoders"] == (
+        "shared"
+    )
 
 
 def test_another_teacher_makes_its_store_refused(run):
