@@ -347,11 +347,9 @@ def load_model(path: Path, machine: Machine, options: Options) -> Model:
     def at_its_size(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """An exported file takes frames of one size."""
         size = (frame.shape[1], frame.shape[0])
-        if frame.shape[:2] == label.frame_size:
-            return exported(frame)
-        masks = exported(
-            np.asarray(cv2.resize(frame, label.frame_size[::-1], interpolation=cv2.INTER_LINEAR))
-        )
+        masks = exported(frame)
+        if masks.shape[1:] == frame.shape[:2]:
+            return masks
         back = [
             cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
             for mask in masks

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from pipeline.deployment.onnx_graph import Exporter, export_onnx
-from pipeline.deployment.segmenter import Gives, Layout, Segmenter, as_input, as_masks
+from pipeline.deployment.segmenter import (
+    Gives,
+    Layout,
+    Segmenter,
+    as_input,
+    as_masks,
+    resized,
+)
 from pipeline.deployment.signal_stack import kept_signal_stack
 from pipeline.errors import DamagedFileError, MissingFileError, MtkdError
 from pipeline.files import naming
@@ -171,6 +178,9 @@ def load_exported(
 ) -> tuple[Run, ExportCard]:
     """A function from a frame to its masks, and the card of the file.
 
+    Masks and label maps have the size that the file was exported for; margins are decided at the
+    size of the frame, whatever it is.
+
     Args:
         path: the file.
         one_organ: whether margins are decided so that a pixel belongs to one anatomy at most; what
@@ -198,8 +208,8 @@ def load_exported(
     exclusive = one_organ or card.one_organ
 
     def run(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        output = compute(as_input(frame, card.layout))
-        size = card.frame_size
+        size = frame.shape[:2] if card.gives == "margins" else card.frame_size
+        output = compute(as_input(resized(frame, card.frame_size), card.layout))
         return as_masks(output, card.gives, len(card.anatomies), size, one_organ=exclusive)
 
     return run, card

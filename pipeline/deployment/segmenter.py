@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -113,6 +114,13 @@ def as_input(frame: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8] | ND
         return as_batch(frame)
     batch = np.ascontiguousarray(frame[None])
     return batch.astype(np.float32) if layout == "nhwc-float32" else batch
+
+
+def resized(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A frame (H, W, 3) at another size (H, W), bilinear."""
+    if frame.shape[:2] == size:
+        return frame
+    return np.asarray(cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR))
 
 
 def as_batch(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -321,12 +321,11 @@ def _with_graph(candidate: Candidate, folder: Path) -> Candidate:
     """The same with the file that its runtime opens; PyTorch needs none."""
     if candidate.runtime == "PyTorch":
         return candidate
-    is_int8 = candidate.precision == "int8"
-    numeric = "int8" if is_int8 else "float"  # bfloat16 is the runtime's own choice
     decoders = "one" if candidate.shared else candidate.decoders
     network = f"{candidate.architecture}-{decoders}"
-    path = folder / f"{network}-{candidate.form}-{candidate.part}-{numeric}"
-    file = path.with_suffix(".xml" if is_int8 else ".onnx")
+    path = folder / f"{network}-{candidate.form}-{candidate.part}"
+    # bfloat16 is the runtime's own choice.
+    file = path.with_suffix(".xml" if candidate.precision == "int8" else ".onnx")
     return replace(candidate, graph=file if file.is_file() else export_graph(candidate, path))
 
 

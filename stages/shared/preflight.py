@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,11 @@ from pipeline.models import Network, create_model
 from pipeline.settings import Params
 from stages.shared.console import say
 from stages.shared.project import Project
+
+if TYPE_CHECKING:
+    from pipeline.deployment.export import ExportCard
+    from pipeline.deployment.onnx_graph import Exporter
+    from pipeline.deployment.segmenter import Segmenter
 
 # The stages to come, and the libraries that they import only when they need them.
 NEEDED = (
@@ -99,12 +105,8 @@ def _export(params: Params, student: Network | None) -> list[str]:
     """Whether the student's graph gives its masks, where ONNX and its runtime are installed."""
     if student is None or not all(find_spec(name) for name in ("onnx", "onnxruntime")):
         return []
-    from pipeline.deployment.export import (
-        ExportCard,
-        disagreement,
-        load_exported,
-        write_onnx,
-    )
+    from pipeline.deployment.export import ExportCard
+    from pipeline.deployment.onnx_graph import exporters
     from pipeline.deployment.segmenter import Segmenter
 
     sizes = params.benchmark.image_size, params.data.image_size
@@ -112,22 +114,28 @@ def _export(params: Params, student: Network | None) -> list[str]:
     label = ExportCard(
         params.student.arch, tuple(params.data.anatomies), *sizes, student.mean, student.std, ""
     )
-    frame = np.random.default_rng(0).integers(0, 256, (*sizes[0], 3)).astype(np.uint8)
+    problem = None
+    for exporter in reversed(exporters()):  # the last one takes the least time
+        problem = _problem_of(segmenter, label, exporter)
+        if problem is None:
+            return []
+    return [f"the student cannot be exported{problem}"]
+
+
+def _problem_of(segmenter: "Segmenter", label: "ExportCard", exporter: "Exporter") -> str | None:
+    """Why an ONNX file cannot be delivered; None if it can be."""
+    from pipeline.deployment.export import disagreement, load_exported, write_onnx
+
+    size = (*label.frame_size, 3)
+    frame = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
     try:
         with TemporaryDirectory() as folder:
             file = Path(folder) / "student.onnx"
-            write_onnx(segmenter, label, file)
+            write_onnx(segmenter, label, file, exporter)
             wrong = disagreement(segmenter, load_exported(file)[0], [frame])
     except Exception as error:  # whatever an exporter raises
-        return [f"the student cannot be exported as ONNX ({type(error).__name__}: {error})"]
-    return (
-        [
-            f"the student cannot be exported: its ONNX file differs from it in {wrong} pixels of "
-            "a frame"
-        ]
-        if wrong
-        else []
-    )
+        return f" as ONNX ({type(error).__name__}: {error})"
+    return f": its ONNX file differs from it in {wrong} pixels of a frame" if wrong else None
 
 
 def _room(project: Project) -> list[str]:

@@ -160,6 +160,8 @@ def test_margins_have_an_empty_plane_and_are_decided_either_way(tmp_path):
     assert alone(frame).sum(0).max() == 2  # both anatomies claim a pixel
     assert exclusive(frame).sum(0).max() == 1
     assert (exclusive(frame).any(0) == alone(frame).any(0)).all()
+    larger = np.ascontiguousarray(np.repeat(frame, 2, axis=0))
+    assert exclusive(larger).shape == (2, 142, 101)
 
 
 @pytest.mark.parametrize("exporter", exporters())

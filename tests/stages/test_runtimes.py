@@ -18,6 +18,12 @@ from stages.shared.project import Places
 from stages.shared.results import read
 
 
+@pytest.fixture(autouse=True)
+def traced(monkeypatch):
+    """Tracing takes a fraction of the time."""
+    monkeypatch.setattr("pipeline.deployment.onnx_graph.find_spec", lambda name: None)
+
+
 def test_every_runtime_in_both_forms_and_they_agree(run):
     kinds = ["PyTorch", "ONNX Runtime", "OpenVINO"]
     settings = runtimes.Settings(kinds, FORMS, 2, (64, 96), 2, Machine("cpu"))
