@@ -51,6 +51,7 @@ Architecture = Annotated[
 # gradient scaler.
 Precision = Literal["32-true", "tf32", "bf16-mixed", "16-mixed"]
 SelectBy = Literal["own", "known"]
+Decoders = Literal["separate", "shared"]  # one per anatomy, or one for all of them
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Side = Annotated[int, Field(strict=True, ge=1, le=8192)]  # of a frame, in pixels
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
@@ -181,7 +182,7 @@ class Training(Settings):
     """Sections ``teacher`` and ``student``: one network and how it is trained."""
 
     arch: Architecture
-    decoders: Literal["separate", "shared"]  # one per anatomy, or one for all of them
+    decoders: Decoders
     pretrained: str  # none | imagenet | a hub id | a path
     epochs: PositiveInt
     # Batch norm after global pooling needs two frames.

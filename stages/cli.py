@@ -944,6 +944,7 @@ for _name, _help in {
     "settings": "Change temperature, weight and grid of classes_balanced, one at a time.",
     "beyond": "What the paper does not do, such as teachers that are trusted by their Dice.",
     "absence": "What known absence and reconciled teachers do, on own frames and on every frame.",
+    "decoders": "What a decoder for each anatomy is worth, against one for all.",
 }.items():
     studies.command(_name, help=_help + SHARED_RUNS)(_comparison(_name))
 

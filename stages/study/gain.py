@@ -15,7 +15,7 @@ from pipeline.evaluation.every_frame import summarise_all
 from pipeline.evaluation.per_frame import summarise
 from pipeline.files import write_atomically
 from pipeline.machine import Machine
-from pipeline.settings import Distill, Training
+from pipeline.settings import Decoders, Distill, Training
 from pipeline.training_errors import translated_errors
 from stages.reporting.results_table import number
 from stages.shared.console import say
@@ -52,6 +52,7 @@ class Condition:
             ``student.class_weights`` is off.
         unlabelled: as in ``Case``.
         absence_weight: as in ``student``; None for what stands there.
+        decoders: likewise.
     """
 
     distill: Distill | None = None
@@ -60,6 +61,7 @@ class Condition:
     class_weights: bool = False
     unlabelled: bool = True
     absence_weight: float | None = None
+    decoders: Decoders | None = None
 
 
 Conditions = dict[str, Condition]
@@ -115,7 +117,20 @@ ABSENCE: Conditions = {
     "one softmax": Condition(RECONCILED, "joint", absence_weight=0.2),
     "one softmax, labels too": Condition(RECONCILED, "joint_labels", absence_weight=0.2),
 }
-STUDIES = {"gain": GAIN, "settings": SETTINGS, "beyond": BEYOND, "absence": ABSENCE}
+# What a decoder for each anatomy is worth, with and without teachers.
+DECODERS: Conditions = {
+    BASELINE: Condition(absence_weight=0.2, decoders="separate"),
+    "baseline, one decoder": Condition(absence_weight=0.2, decoders="shared"),
+    "distilled": Condition(RECONCILED, absence_weight=0.2, decoders="separate"),
+    "distilled, one decoder": Condition(RECONCILED, absence_weight=0.2, decoders="shared"),
+}
+STUDIES = {
+    "gain": GAIN,
+    "settings": SETTINGS,
+    "beyond": BEYOND,
+    "absence": ABSENCE,
+    "decoders": DECODERS,
+}
 CLEAR = 5.0  # Dice that a teacher must be above the baseline for its anatomy to count in the gap
 # By pixels, what the tables are of: the test surgeries, and those that choose settings.
 TABLES = {
@@ -260,6 +275,7 @@ def _case(
                 if condition.absence_weight is None
                 else condition.absence_weight
             ),
+            "decoders": condition.decoders or base.decoders,
             "epochs": max(1, round(condition.longer * epochs)),
             "seed": seed,
         }

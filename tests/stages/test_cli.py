@@ -76,6 +76,7 @@ SURFACE = {
     "study settings": STUDY,
     "study beyond": STUDY,
     "study absence": STUDY,
+    "study decoders": STUDY,
     "study parity": "--seeds --views --jobs --output --device --workers",
     "export": "CHECKPOINT --output --size --frames --int8 --one-organ --as --layout --bundle",
     "predict": "SOURCE --output --model --anatomy --as --opacity --one-organ --device",

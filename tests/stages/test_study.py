@@ -24,7 +24,15 @@ from stages.shared.project import load_project
 from stages.shared.results import read
 from stages.study import parity
 from stages.study import runs as study_runs
-from stages.study.gain import Condition, _case, _closed, _table
+from stages.study.gain import (
+    Condition,
+    Design,
+    _case,
+    _closed,
+    _table,
+    build_cases,
+    choose_conditions,
+)
 from stages.study.runs import RunResult, _data_identity, _measure, case_file_name
 from stages.study.targets import Case, _coarsened, training_material
 
@@ -173,6 +181,16 @@ def test_students_of_a_study_learn_from_known_absence_as_the_stage_does(run):
         losses.append(objective.terms(logits, batch)["cross_entropy"])
     assert (losses[1] > losses[0]).all()
     torch.testing.assert_close(losses[2] - losses[0], 2 * (losses[1] - losses[0]))
+
+
+def test_students_of_a_study_have_the_decoders_that_it_compares(run):
+    design = Design("decoders", ["mininetv2"], [], 1, 1)
+    project = load_project()
+    cases = build_cases(project, design, choose_conditions(project, design, 1.0))
+    assert [(case.student.decoders, case.distill is None) for case in cases] == [
+        ("separate", True), ("shared", True), ("separate", False), ("shared", False),
+    ]  # fmt: skip
+    assert len({case_file_name(case, project, "data") for case in cases}) == 4
 
 
 def test_half_the_grid_keeps_the_mean_of_two_by_two_cells():
