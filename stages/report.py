@@ -136,11 +136,15 @@ def _is_phantom(project: Project) -> bool:
 
 
 def _paper(params: Params) -> list[dict[str, Any]]:
-    """The paper's rows for this run's networks: N teachers, student without and with teachers."""
+    """The paper's rows for this run's networks: N teachers, student without and with teachers.
+
+    The paper's students have a decoder for each anatomy; it has no row of others.
+    """
+    one = " (one decoder)" if params.student.shared else ""
     forms = (
         ("teachers", params.teacher.arch, "separate"),
-        ("student, baseline", params.student.arch, "shared"),
-        ("student, distilled", params.student.arch, "shared+mtkd"),
+        ("student, baseline", params.student.arch, f"shared{one}"),
+        ("student, distilled", params.student.arch, f"shared+mtkd{one}"),
     )
     return [
         {

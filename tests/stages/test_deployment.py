@@ -18,6 +18,7 @@ import pytest
 from helpers import mtkd, write_png
 
 from pipeline.deployment.export import load_exported, open_openvino
+from pipeline.deployment.overlay import label_map
 from pipeline.deployment.palette import colours_of
 from pipeline.deployment.signal_stack import signal_stack
 from pipeline.deployment.video import VideoWriter, list_images, pixel_aspect, read_video
@@ -507,6 +508,34 @@ def test_colours_and_choice(run):
     assert "bad.png: no frame of it can be decoded, nothing is written" in mtkd(
         "predict", "bad.png", *arguments, code=1
     )
+
+
+def test_frames_in_flight_come_out_in_their_order(exported):
+    """Two requests of OpenVINO work side by side; each frame gets its own masks."""
+    run = exported.parent
+    write_video(run / "in.mp4", count=24, size=(64, 96))
+    arguments = ["--output", "o", "--as", "labels", "--model", "exported/mtkd.xml"]
+    mtkd("predict", "in.mp4", *arguments)
+    segment, _ = load_exported(exported / "mtkd.xml")
+    frames = [frame.pixels for frame in read_video(run / "in.mp4")]
+    files = sorted((run / "o").glob("*.png"))
+    assert len(files) == len(frames) == 24
+    assert len({frame.tobytes() for frame in frames}) > 4
+    for file, pixels in zip(files, frames, strict=True):
+        labels = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+        assert (labels == label_map(segment(pixels), (1, 2))).all(), file.name
+
+
+def test_a_video_is_measured_beside_its_network(exported):
+    run = exported.parent
+    write_video(run / "in.mp4", count=6, size=(64, 96))
+    said = mtkd("benchmark", "video", "in.mp4", "--model", "exported/mtkd.xml", "--repeats", "1")
+    found = json.loads((run / "results/benchmark_video.json").read_text())
+    assert (found["frames"], found["image_size"]) == (6, [64, 96])
+    assert found["share"] == pytest.approx(
+        found["frames_per_second"] / found["network_frames_per_second"], rel=0.02
+    )
+    assert "6 frames -> results/benchmark_video.json" in said
 
 
 def test_a_damaged_video_is_read_as_far_as_it_goes(run):
