@@ -27,6 +27,6 @@ def forms(anatomies: int) -> tuple[Form, ...]:
     """The three forms for N anatomies."""
     return (
         Form("separate", anatomies, 1, False, f"{anatomies} networks"),
-        Form("shared", 1, anatomies, False, f"1 encoder, {anatomies} decoders"),
-        Form("shared_decoder", 1, anatomies, True, "1 encoder, 1 decoder"),
+        Form("shared", 1, anatomies, False, f"{anatomies} decoders"),
+        Form("shared_decoder", 1, anatomies, True, "1 decoder"),
     )
