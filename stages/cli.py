@@ -796,9 +796,17 @@ def benchmark_video(
 ) -> None:
     """Frames per second from a video to its overlay, beside the network alone."""
     _require("deploy", "av")
+    from stages import predict
     from stages.benchmarks import video
 
-    video.run(source, model, repeats, output or video.OUTPUT, _machine(device, 0))
+    machine = _machine(device, 0)
+    options = predict.Options([], "overlay", 0.45)
+    prediction = video.Prediction(
+        model,
+        lambda: predict.load_model(model, machine, options),
+        lambda target: predict.run(source, target, model, options, machine),
+    )
+    video.run(source, prediction, repeats, output or video.OUTPUT, machine)
 
 
 @benchmarks.command("runtimes")

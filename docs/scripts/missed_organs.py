@@ -52,11 +52,8 @@ def _row(results: Sequence[Result], decoder: int, anatomy: str) -> list[float]:
     every = [_counts(result, decoder) for result in results]
     shown = [counts for counts in every if counts.tp + counts.fn]
     own = [_counts(r, decoder) for r in results if r.frame.anatomy == anatomy]
-    of_others = [r for r in results if r.frame.anatomy != anatomy]
-    others = [
-        counts for counts in (_counts(r, decoder) for r in of_others) if counts.tp + counts.fn
-    ]
-    elsewhere = pooled(others)
+    others = [_counts(r, decoder) for r in results if r.frame.anatomy != anatomy]
+    elsewhere = pooled([counts for counts in others if counts.tp + counts.fn])
     return [
         pooled(every).dice,
         pooled(shown).dice,

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 
-from pipeline.deployment.export import ExportCard
+from pipeline.deployment.export import ExportCard, open_onnx
 from pipeline.files import write_json
 
 Bundle = Literal["monai", "triton"]
@@ -47,13 +46,9 @@ def write_bundle(kind: Bundle, onnx_path: Path, card: ExportCard, folder: Path) 
 
 
 def _shapes(onnx_path: Path) -> tuple[list[int], list[int]]:
-    """Of what goes in and what comes out."""
-    graph = onnx.load(onnx_path, load_external_data=False).graph
-    return _shape(graph.input[0]), _shape(graph.output[0])
-
-
-def _shape(value: Any) -> list[int]:
-    return [side.dim_value for side in value.type.tensor_type.shape.dim]
+    """Of what goes in and what comes out; the runtime infers what the file leaves open."""
+    session = open_onnx(onnx_path)
+    return session.get_inputs()[0].shape, session.get_outputs()[0].shape
 
 
 # --- MONAI ---

@@ -21,6 +21,7 @@ from pipeline.training import Callbacks, TrainingTask, fit, supervised
 ANATOMIES = ("liver", "colon", "spleen")
 SETTINGS = Training(
     arch="mininetv2",
+    decoders="separate",
     pretrained="none",
     epochs=1,
     batch_size=4,

@@ -278,10 +278,6 @@ USUAL = (11, (720, 1280), 5, (720, 1280), "masks")
                 (240, 320), "labels", OWN,
             ),
         ),
-        (
-            "video film.mp4 --model m.xml",
-            ("video", Path("film.mp4"), Path("m.xml"), 3, Path("results/benchmark_video.json")),
-        ),
     ],
 )  # fmt: skip
 def test_a_measurement_goes_by_its_name_and_by_the_old_spellings(measured, line, call):

@@ -56,7 +56,9 @@ def test_every_runtime_in_both_forms_and_they_agree(run):
             assert row["dice"] is None
 
 
-def test_label_maps_of_a_network_that_sees_less(run, capsys):
+def test_label_maps_of_a_network_that_sees_less(run, capsys, monkeypatch):
+    kinds = [(runtime, "float32", "joined") for runtime in ("PyTorch", "OpenVINO")]
+    monkeypatch.setattr(runtimes, "variants", lambda *_: kinds)
     settings = runtimes.Settings(
         ["PyTorch", "OpenVINO"], ["joined"], 2, (64, 96), 1, Machine("cpu"), (32, 48), "labels"
     )
