@@ -22,11 +22,11 @@ from pipeline.deployment.export import (
     write_openvino,
 )
 from pipeline.deployment.onnx_graph import exporters
-from pipeline.deployment.segmenter import Gives, Layout, Segmenter
+from pipeline.deployment.segmenter import Gives, Layout, Segmenter, resized
 from pipeline.deployment.video import is_frame
 from pipeline.dsad import read_frame
 from pipeline.errors import MtkdError
-from pipeline.evaluation.runtime_dice import resized, runtime_dice
+from pipeline.evaluation.runtime_dice import runtime_dice
 from pipeline.files import walk
 from pipeline.prepared import Frame, load_frame
 from stages.shared.console import say

@@ -116,11 +116,13 @@ def as_input(frame: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8] | ND
     return batch.astype(np.float32) if layout == "nhwc-float32" else batch
 
 
-def resized(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A frame (H, W, 3) at another size (H, W), bilinear."""
-    if frame.shape[:2] == size:
-        return frame
-    return np.asarray(cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR))
+def resized(
+    pixels: NDArray[np.uint8], size: tuple[int, int], interpolation: int = cv2.INTER_LINEAR
+) -> NDArray[np.uint8]:
+    """A frame or label at another size (H, W)."""
+    if pixels.shape[:2] == size:
+        return pixels
+    return np.asarray(cv2.resize(pixels, size[::-1], interpolation=interpolation))
 
 
 def as_batch(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.counts import Counts, count_masks
 from pipeline.deployment.export import Run
+from pipeline.deployment.segmenter import resized
 from pipeline.evaluation.dice import mean, mean_dice
 from pipeline.prepared import Frame, load_frame, load_label
 
@@ -33,10 +32,3 @@ def _counts(run: Run, frame: Frame, anatomies: Sequence[str], size: tuple[int, i
     masks = run(resized(load_frame(frame.image), size))
     label = resized(load_label(frame.label), size, cv2.INTER_NEAREST_EXACT) > 0
     return count_masks(masks[anatomies.index(frame.anatomy)], label)
-
-
-def resized(
-    pixels: NDArray[np.uint8], size: tuple[int, int], interpolation: int = cv2.INTER_LINEAR
-) -> NDArray[np.uint8]:
-    """A frame or label at another size (H, W)."""
-    return np.asarray(cv2.resize(pixels, size[::-1], interpolation=interpolation))

@@ -121,7 +121,7 @@ class Candidate:
     def build(self) -> Callable[[], Output]:
         """One call: masks of a frame, or logits (1, N, 2, h, w), which are kept."""
         compute = self.function()
-        frame = self._example().numpy()
+        frame = self._frame(self.input_size).numpy()
 
         def call() -> Output:
             outputs = [compute(frame) for _ in range(self.networks)]
@@ -163,9 +163,9 @@ class Candidate:
         """
         return self.part == "whole" and self.gives == "labels" and self.runtime != "PyTorch"
 
-    def _example(self) -> Tensor:
-        """What goes in: a frame; where OpenCV resizes it, as a decoder of videos gives it."""
-        frame = example(self.input_size, self.part)
+    def _frame(self, size: tuple[int, int]) -> Tensor:
+        """An example of this size; where OpenCV resizes it, as a decoder of videos gives it."""
+        frame = example(size, self.part)
         return frame.permute(0, 2, 3, 1).contiguous() if self._decides_outside else frame
 
     def _in_pytorch(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
@@ -205,9 +205,7 @@ class Candidate:
 
     def graph_input(self) -> Tensor:
         """What a graph of this candidate takes."""
-        if self._decides_outside:
-            return example(self.seen_size, "whole").permute(0, 2, 3, 1).contiguous()
-        return example(self.input_size, self.part)
+        return self._frame(self.seen_size if self._decides_outside else self.input_size)
 
     @property
     def _by_autocast(self) -> bool:
