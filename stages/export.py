@@ -196,4 +196,7 @@ def _say_cost(float32: Run, file: Path, label: ExportCard, test: Sequence[Frame]
     before, after = (
         runtime_dice(run, test, label.anatomies, label.frame_size) for run in (float32, int8)
     )
-    say(f"{file.name}: Dice {after} instead of {before} in float32, on {len(test)} test frames")
+    cost = f"{file.name}: Dice {after.own} instead of {before.own} in float32"
+    if after.every is not None:
+        cost += f", of all decoders on every frame {after.every} instead of {before.every}"
+    say(f"{cost}, on {len(test)} test frames")

@@ -1,20 +1,41 @@
 """Dice of masks that another runtime than training's computed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from pipeline.counts import Counts, count_masks
 from pipeline.deployment.export import Run
 from pipeline.deployment.segmenter import resized
-from pipeline.evaluation.dice import mean, mean_dice
+from pipeline.evaluation.dice import known_counts, mean, mean_dice, pooled
+from pipeline.labels import NOT_LABELLED, UNKNOWN, load_labels, targets
 from pipeline.prepared import Frame, load_frame, load_label
+
+NEAREST = cv2.INTER_NEAREST_EXACT
+
+
+@dataclass(frozen=True)
+class RuntimeDice:
+    """What ``mtkd evaluate`` also measures, in percent.
+
+    Attributes:
+        own: per anatomy the mean over its labelled frames, then the mean over anatomies.
+        every: per anatomy over all pixels of the frames that have a complete label map, then the
+            mean over anatomies; None where no frame has one.
+    """
+
+    own: float | None
+    every: float | None
 
 
 def runtime_dice(
     run: Run, frames: Sequence[Frame], anatomies: Sequence[str], size: tuple[int, int]
-) -> float | None:
-    """Dice in percent: per anatomy the mean over its labelled frames, then the mean over anatomies.
+) -> RuntimeDice:
+    """Dice on the frames of each anatomy, and of all decoders on every frame.
 
     Args:
         run: from a frame (H, W, 3) uint8 to masks (N, H, W) bool.
@@ -22,13 +43,40 @@ def runtime_dice(
         anatomies: in the order of the masks.
         size: (H, W) that ``run`` takes; frames and labels are brought to it.
     """
-    counts = [_counts(run, frame, anatomies, size) for frame in frames]
-    per_anatomy = mean_dice(counts, [frame.anatomy for frame in frames])
-    value = mean([dice for dice in per_anatomy.values() if dice is not None])
+    own: list[Counts] = []
+    every: dict[bytes, list[Counts]] = {}  # of each picture once
+    for frame in frames:
+        image = load_frame(frame.image)
+        masks = run(resized(image, size))
+        own.append(_own_counts(masks, frame, anatomies))
+        if frame.map:
+            every[image.tobytes()] = _every_counts(masks, frame, anatomies)
+    per_anatomy = mean_dice(own, [frame.anatomy for frame in frames]).values()
+    over_all = [pooled(counts).dice for counts in zip(*filter(None, every.values()), strict=True)]
+    return RuntimeDice(
+        _percent([dice for dice in per_anatomy if dice is not None]), _percent(over_all)
+    )
+
+
+def _percent(shares: Sequence[float]) -> float | None:
+    value = mean(shares)
     return None if value is None else round(100 * value, 2)
 
 
-def _counts(run: Run, frame: Frame, anatomies: Sequence[str], size: tuple[int, int]) -> Counts:
-    masks = run(resized(load_frame(frame.image), size))
-    label = resized(load_label(frame.label), size, cv2.INTER_NEAREST_EXACT) > 0
-    return count_masks(masks[anatomies.index(frame.anatomy)], label)
+def _own_counts(masks: NDArray[np.bool_], frame: Frame, anatomies: Sequence[str]) -> Counts:
+    mask = masks[anatomies.index(frame.anatomy)]
+    label = cv2.resize(load_label(frame.label), mask.shape[::-1], interpolation=NEAREST)
+    return count_masks(mask, label > 0)
+
+
+def _every_counts(masks: NDArray[np.bool_], frame: Frame, anatomies: Sequence[str]) -> list[Counts]:
+    """Of each decoder; none where the label map does not say everything."""
+    height, width = masks.shape[1:]
+    labels = load_labels(frame, anatomies, (height, width))
+    organ = torch.from_numpy(cv2.resize(labels.organ, (width, height), interpolation=NEAREST))
+    target = targets(organ[None], torch.from_numpy(labels.background)[None])
+    unknown = (target == UNKNOWN) & (organ != NOT_LABELLED)
+    if unknown.any():
+        return []
+    counts = known_counts(torch.from_numpy(masks)[None], target)[0]
+    return [Counts(*row) for row in counts.tolist()]

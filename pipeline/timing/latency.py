@@ -134,9 +134,7 @@ class Candidate:
 
         The output is masks (1, N, H, W) uint8, a label map (H, W) uint8, or logits.
         """
-        if self.runtime == "PyTorch":
-            return self._in_pytorch()
-        compute = self._in_runtime()
+        compute = self._in_pytorch() if self.runtime == "PyTorch" else self._in_runtime()
         if not self._decides_outside:
             return compute
 
@@ -156,12 +154,12 @@ class Candidate:
 
     @property
     def _decides_outside(self) -> bool:
-        """Whether a graph gives margins, and OpenCV resizes the frame and decides.
+        """Whether the network gives margins, and OpenCV resizes the frame and decides.
 
-        Its integers and its use of the processor's cache take a fraction of the time of a graph
+        On a processor its integers and its use of the cache take a fraction of the time of a graph
         that enlarges all planes.
         """
-        return self.part == "whole" and self.gives == "labels" and self.runtime != "PyTorch"
+        return self.part == "whole" and self.gives == "labels" and self.device.type == "cpu"
 
     def _frame(self, size: tuple[int, int]) -> Tensor:
         """An example of this size; where OpenCV resizes it, as a decoder of videos gives it."""
@@ -169,7 +167,7 @@ class Candidate:
         return frame.permute(0, 2, 3, 1).contiguous() if self._decides_outside else frame
 
     def _in_pytorch(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
-        frame = example(self.input_size, self.part)
+        frame = self.graph_input()
         module = self.module()
         mode = LAUNCH_MODES.get(self.form, "eager")
 

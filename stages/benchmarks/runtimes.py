@@ -21,7 +21,7 @@ from pipeline.deployment.export import Run, write_int8
 from pipeline.deployment.onnx_graph import export_onnx
 from pipeline.deployment.segmenter import Gives, as_batch
 from pipeline.errors import MtkdError
-from pipeline.evaluation.runtime_dice import runtime_dice
+from pipeline.evaluation.runtime_dice import RuntimeDice, runtime_dice
 from pipeline.files import write_json
 from pipeline.machine import Machine
 from pipeline.models import create_model
@@ -65,7 +65,8 @@ class Row:
         logit_difference: largest difference of a logit from PyTorch's in float32; None if that was
             not measured.
         weights: ``trained`` or ``random``.
-        dice: percent on the test surgeries, of trained weights.
+        dice: percent on the test surgeries, of trained weights, on the frames of each anatomy.
+        every_dice: likewise, of all decoders on every frame that has a complete label map.
         paper_ms_rtx3090: the paper's time.
     """
 
@@ -86,6 +87,7 @@ class Row:
     logit_difference: float | None
     weights: str
     dice: float | None
+    every_dice: float | None
     paper_ms_rtx3090: float | None
 
 
@@ -185,6 +187,9 @@ def run(places: Places, architectures: Sequence[str], settings: Settings, output
     _print(rows, settings)
     if rows:
         say(f"-> {output}")
+    failed += [
+        f"{row.name} {row.form} {_variant(row)}: {row.problem}" for row in rows if row.problem
+    ]
     if failed:
         raise MtkdError("\n  ".join([f"{len(failed)} could not be measured:", *failed]))
 
@@ -257,7 +262,8 @@ def _measured(arch: str, form: Form, settings: Settings, places: Places, folder:
             problem=_problem(whole, network, dice),
             logit_difference=_difference(network, reference),
             weights="trained" if trained else "random",
-            dice=None if isinstance(dice, MtkdError) else dice,
+            dice=dice.own if isinstance(dice, RuntimeDice) else None,
+            every_dice=dice.every if isinstance(dice, RuntimeDice) else None,
             paper_ms_rtx3090=paper_time,
         )
         for candidate, whole, network, dice in zip(
@@ -329,7 +335,7 @@ def _with_graph(candidate: Candidate, folder: Path) -> Candidate:
     return replace(candidate, graph=file if file.is_file() else export_graph(candidate, path))
 
 
-def _problem(*results: Timing | MtkdError | float | None) -> str | None:
+def _problem(*results: Timing | MtkdError | RuntimeDice | None) -> str | None:
     for result in results:
         if isinstance(result, MtkdError):
             return str(result)
@@ -361,7 +367,7 @@ def _margins(output: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _dice(
     student: Path, form: Form, settings: Settings, places: Places
-) -> dict[Variant, float | MtkdError | None]:
+) -> dict[Variant, RuntimeDice | MtkdError]:
     """Dice of this run's student on the test surgeries by variant, at the size of its training.
 
     Nothing where no test frames are prepared; of a variant that can't compute it, its problem.
@@ -376,14 +382,14 @@ def _dice(
     )
     frames = places.frames_of("test", anatomies)
 
-    def measured(candidate: Candidate) -> float | None:
+    def measured(candidate: Candidate) -> RuntimeDice:
         if candidate.runtime != "PyTorch":
             graph = _whole_graph(candidate, Path(folder), places, anatomies)
             candidate = replace(candidate, graph=graph)
         function = _one_by_one(candidate.function())
         return runtime_dice(function, frames, anatomies, card.image_size)
 
-    dice: dict[Variant, float | MtkdError | None] = {}
+    dice: dict[Variant, RuntimeDice | MtkdError] = {}
     with tempfile.TemporaryDirectory() as folder:
         for variant in settings.variants(form):
             runtime, precision, decoding = variant
@@ -427,7 +433,8 @@ def _print(rows: Sequence[Row], settings: Settings) -> None:
         "frames/s",
         "MiB",
         "logits differ by",
-        "Dice",
+        "Dice, own frames",
+        "every frame",
         "paper, RTX 3090",
     ):
         table.add_column(column, justify="right")
@@ -446,6 +453,7 @@ def _print(rows: Sequence[Row], settings: Settings) -> None:
             _cell(row.peak_mib, ".0f"),
             _cell(row.logit_difference, ".1e"),
             _cell(row.dice, ".2f"),
+            _cell(row.every_dice, ".2f"),
             f"{row.paper_ms_rtx3090:.0f} ms" if row.paper_ms_rtx3090 else "-",
         )
     console.print(table)
