@@ -1115,6 +1115,46 @@ def predict(
         predict.run(source, output, model, options, machine)
 
 
+@app.command(rich_help_panel=DEPLOYMENT)
+def live(
+    source: Annotated[
+        str, typer.Argument(help="/dev/video0, rtsp://.., udp://.., http://.., or a film.")
+    ],
+    model: Annotated[
+        Path, typer.Option(help="A checkpoint, or a file that `mtkd export` wrote.")
+    ] = Path("checkpoints/students/mtkd.safetensors"),
+    loop: Annotated[bool, typer.Option("--loop", help="Play a film again and again.")] = False,
+    one_organ: OneOrgan = False,
+    smooth: Annotated[
+        float,
+        typer.Option(
+            min=0, max=0.95, help="Steadier masks: the share of the frames before in the margins."
+        ),
+    ] = 0.0,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Keep overlays in this .mp4, and label maps in .labels.mkv beside it."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; with another the page needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: a free one.")] = 8000,
+    device: DeviceOption = Device.AUTO,
+) -> None:
+    r"""Watch a camera, a stream or a film in the browser, with all anatomies on top.
+
+    For research alone: this is no medical device. Needs `pip install -e '.\[live]'`.
+    """
+    _require("live", "av", "starlette", "uvicorn", "websockets")
+    from pipeline.training_errors import translated_errors
+    from stages import live
+
+    machine = _machine(device, 0)
+    options = live.Options(loop, one_organ, smooth, record, host, port)
+    with translated_errors():
+        live.run(source, model, options, machine)
+
+
 def _size(text: str, option: str) -> tuple[int, int]:
     """(H, W) of WIDTHxHEIGHT."""
     import re

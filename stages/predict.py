@@ -38,10 +38,11 @@ from pipeline.deployment.video import (
 from pipeline.errors import MtkdError
 from pipeline.files import kinds, some, write_atomically
 from pipeline.machine import Machine
-from pipeline.models.frozen import Frozen, half_suffices
+from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network
 from pipeline.prefetch import OneBehind, ahead, by_threads
 from stages.shared.console import counted, progress, say
+from stages.shared.frozen_network import frozen_network
 from stages.shared.project import require_folder
 
 Kind = Literal["overlay", "labels", "masks"]
@@ -333,7 +334,7 @@ def load_model(path: Path, machine: Machine, options: Options) -> Model:
 
         def segment(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
             if not kept:
-                frozen = _frozen(network, device, frame, card.image_size)
+                frozen = frozen_network(network, device, frame, card.image_size)
                 kept.append(_OneSize(network, frozen, device, card.image_size, one_organ))
             return kept[0](as_batch(frame))[0].astype(bool)
 
@@ -357,24 +358,6 @@ def load_model(path: Path, machine: Machine, options: Options) -> Model:
         return np.stack(back).astype(bool)
 
     return Model(at_its_size, list(label.anatomies), IN_FLIGHT)
-
-
-def _frozen(
-    network: Network, device: torch.device, frame: NDArray[np.uint8], size: tuple[int, int]
-) -> Frozen:
-    """The network for inference.
-
-    On CUDA it is in half precision, unless that gives other masks on a frame.
-    """
-    if device.type == "cuda":
-        half = Frozen(network, device, torch.float16)
-        pixels = torch.from_numpy(as_batch(frame)).to(device).float()
-        if half_suffices(
-            network, half, torch.nn.functional.interpolate(pixels, size=size, mode="bilinear")
-        ):
-            return half
-        say("warning: in half precision this network decides otherwise: float32 is used")
-    return Frozen(network, device, torch.float32)
 
 
 class _Watched(Segmenter):

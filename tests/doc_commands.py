@@ -25,7 +25,20 @@ from stages.cli import app
 from stages.shared.params import load_params
 
 # Programs of others, of which nothing can be checked here.
-FOREIGN = {"cd", "dask", "ffmpeg", "git", "mkdir", "pre-commit", "source", "srun", "trtexec"}
+FOREIGN = {
+    "cd",
+    "dask",
+    "ffmpeg",
+    "git",
+    "mkdir",
+    "pre-commit",
+    "source",
+    "srun",
+    "ssh",
+    "trtexec",
+    "v4l2-ctl",
+    "xdg-open",
+}
 VARIABLE = re.compile(r"([A-Z][A-Z_]*)=(.*)")
 SEPARATORS = ("&&", "||", "|", ";")
 

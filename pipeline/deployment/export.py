@@ -188,6 +188,27 @@ def load_exported(
         in_flight: how many threads may call the function at the same time.
 
     Raises:
+        MtkdError: as of :func:`load_graph`.
+    """
+    compute, card = load_graph(path, in_flight=in_flight)
+    exclusive = one_organ or card.one_organ
+
+    def run(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        size = frame.shape[:2] if card.gives == "margins" else card.frame_size
+        anatomies = len(card.anatomies)
+        return as_masks(compute(frame), card.gives, anatomies, size, one_organ=exclusive)
+
+    return run, card
+
+
+def load_graph(path: Path, *, in_flight: int = 1) -> tuple[Compute, ExportCard]:
+    """A function from a frame (H, W, 3) uint8 to what the graph gives, and the card of the file.
+
+    Args:
+        path: the file.
+        in_flight: how many threads may call the function at the same time.
+
+    Raises:
         MissingFileError: no such file.
         DamagedFileError: it was changed since it was exported.
         MtkdError: it is not an exported file, or there is no runtime for it.
@@ -205,14 +226,11 @@ def load_exported(
         side not in (found, None) for found, side in zip(shape, card.shape, strict=True)
     ):
         raise DamagedFileError(path, f"it gives {card.gives} {shape}, but says {card.shape}. {FIX}")
-    exclusive = one_organ or card.one_organ
 
-    def run(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        size = frame.shape[:2] if card.gives == "margins" else card.frame_size
-        output = compute(as_input(resized(frame, card.frame_size), card.layout))
-        return as_masks(output, card.gives, len(card.anatomies), size, one_organ=exclusive)
+    def resized_first(frame: NDArray[np.uint8]) -> NDArray[Any]:
+        return compute(as_input(resized(frame, card.frame_size), card.layout))
 
-    return run, card
+    return resized_first, card
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def read_video(path: Path) -> Iterator[InputFrame]:
             if packet is None:
                 return
             try:
-                decoded = [(frame, _upright(frame)) for frame in packet.decode()]
+                decoded = [(frame, upright(frame)) for frame in packet.decode()]
             except Exception as error:
                 yield _broken(path, number, f"frame {number} is broken ({error})")
                 number += 1
@@ -193,7 +193,7 @@ def _time(frame: av.VideoFrame) -> Fraction | None:
     return Fraction(frame.pts * frame.time_base)
 
 
-def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
+def upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
     """The pixels as a player shows them: turned as the file says, which counts anticlockwise."""
     pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))

@@ -66,6 +66,7 @@ LESS_MEMORY = {
     "plan": f"{ANOTHER_DEVICE}; or lower the batch sizes in params.yaml",
     "study": "lower student.batch_size or evaluate.batch_size, or choose fewer --jobs",
     "predict": "give it smaller frames, or choose another --device",
+    "live": ANOTHER_DEVICE,
 }
 
 

@@ -80,6 +80,7 @@ SURFACE = {
     "study parity": "--seeds --views --jobs --output --device --workers",
     "export": "CHECKPOINT --output --size --frames --int8 --one-organ --as --layout --bundle",
     "predict": "SOURCE --output --model --anatomy --as --opacity --one-organ --device",
+    "live": "SOURCE --model --loop --one-organ --smooth --record --host --port --device",
     "summary": "--check",
     "init": "--preset --data-root --force --no-force",
 }
@@ -416,6 +417,7 @@ def test_settings_are_checked_by_a_stage(project):
         (["study", "parity"], "study.parity.run", True),
         (["export"], "export.run", False),
         (["predict", "f.png", "--output", "o"], "predict.run", False),
+        (["live", "film.mp4"], "live.run", False),
     ],
 )
 def test_ctrl_c_promises_to_go_on_where_that_is_true(project, monkeypatch, verb, inside, goes_on):

@@ -1,0 +1,176 @@
+"""From a source to views: capture and network side by side, and the newest frame always first.
+
+Between the two lies one frame: what comes while the network computes replaces it, so that a slow
+network shows fewer frames and not later ones.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Thread
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.deployment.video import upright
+from pipeline.live.latest import Latest
+from pipeline.live.recording import Recorder
+from pipeline.live.smoothing import Smoothing
+from pipeline.live.sources import PATIENCE, Capture, Captured, Source
+from pipeline.live.statistics import Window
+from pipeline.live.view import View
+
+KEPT = 8  # views that a page may still ask for
+STALLED = 2.0  # seconds without a frame, after which the page says so
+OnView = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """What segments frames.
+
+    Attributes:
+        name: of its file, for the page.
+        precision: what it computes in, for the page.
+        anatomies: N names.
+        claims: from a frame (H, W, 3) uint8 to margins (N, h, w) float32 on the network's grid, or
+            to masks (N, H, W) bool.
+        margins: which of the two.
+    """
+
+    name: str
+    precision: str
+    anatomies: tuple[str, ...]
+    claims: Callable[[NDArray[np.uint8]], NDArray[Any]]
+    margins: bool
+
+
+class Session:
+    """Segments a source until it is stopped.
+
+    Args:
+        source: where frames come from.
+        model: what segments them.
+        one_organ: whether a pixel belongs to one anatomy at most.
+        smooth: see :class:`Smoothing`; 0 for none.
+        recorder: what keeps all views, or None.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        model: LiveModel,
+        *,
+        one_organ: bool = False,
+        smooth: float = 0.0,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.model = model
+        self.recorder = recorder
+        self._one_organ = one_organ
+        self._smoothing = Smoothing(smooth) if smooth else None
+        self._frames: Latest[Captured] = Latest()
+        self.capture = Capture(source, self._frames)
+        self._views: deque[View] = deque(maxlen=KEPT)
+        self._rate = Window()
+        self._latency = Window()
+        self._network = Window()
+        self._problem: str | None = None
+        self._listeners: list[OnView] = []
+        self._thread = Thread(target=self._run, name="network", daemon=True)
+
+    def start(self) -> None:
+        """Begin to capture and to segment."""
+        self.capture.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End both, and complete the recording."""
+        self._frames.close()
+        self.capture.stop()
+        self._thread.join(2 * PATIENCE)
+        if self.recorder is not None:
+            self.recorder.close()
+
+    def listen(self, on_view: OnView) -> None:
+        """Have a function called, in the network's thread, whenever there is a new view."""
+        self._listeners.append(on_view)
+
+    @property
+    def newest(self) -> View | None:
+        """The view of the newest frame."""
+        return self._views[-1] if self._views else None
+
+    def view(self, number: int) -> View | None:
+        """One of the last views by its number."""
+        return next((view for view in tuple(self._views) if view.number == number), None)
+
+    def was_shown(self, view: View) -> None:
+        """Note that a page shows a view now."""
+        self._latency.add(monotonic() - view.captured)
+
+    def status(self) -> dict[str, Any]:
+        """What the page says: the source, speed, and what is recorded.
+
+        Returns:
+            ``state``, ``message``; ``fps``: frames that were segmented each second; ``network_ms``:
+            median; ``latency_ms`` and ``latency_p95_ms``: from a frame's arrival until a page has
+            drawn it; ``captured``, ``dropped``: frames of the session; ``recording``: a sentence
+            or None.
+        """
+        state, message = self._state()
+        median, late = self._latency.percentiles(50, 95)
+        (network,) = self._network.percentiles(50)
+        return {
+            "state": state,
+            "message": message,
+            "fps": _rounded(self._rate.per_second(), 1),
+            "network_ms": _rounded(network, 1),
+            "latency_ms": _rounded(median and 1000 * median, 0),
+            "latency_p95_ms": _rounded(late and 1000 * late, 0),
+            "captured": self.capture.captured,
+            "dropped": self._frames.dropped,
+            "recording": None if self.recorder is None else self.recorder.status(),
+        }
+
+    def _state(self) -> tuple[str, str]:
+        status = self.capture.status
+        if self._problem is not None:
+            return "failed", self._problem
+        if status.state == "live" and self.capture.silence > STALLED:
+            return "stalled", f"No frame for {self.capture.silence:.0f} seconds"
+        return status.state, status.message
+
+    def _run(self) -> None:
+        while not self._frames.closed:
+            captured = self._frames.take()
+            if captured is None:
+                continue
+            try:
+                view = self._segmented(captured)
+            except Exception as error:  # whatever a runtime raises: the page says it
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                self._problem = f"Frame {captured.number} could not be segmented: {reason}"
+                continue
+            self._problem = None
+            self._views.append(view)
+            self._rate.add(1.0)
+            if self.recorder is not None:
+                self.recorder.put(view)
+            for on_view in self._listeners:
+                on_view()
+
+    def _segmented(self, captured: Captured) -> View:
+        frame = upright(captured.frame)
+        begun = monotonic()
+        claims = self.model.claims(frame)
+        if self._smoothing is not None:
+            claims = self._smoothing(frame, claims)
+        self._network.add(1000 * (monotonic() - begun))
+        return View(captured.number, captured.time, frame, claims, self._one_organ)
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

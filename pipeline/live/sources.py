@@ -1,0 +1,216 @@
+"""Where live frames come from: a capture device, a stream, or a file that is paced as a camera."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from time import monotonic
+from typing import Literal
+
+import av
+
+from pipeline.errors import MtkdError
+from pipeline.live.latest import Latest
+
+Kind = Literal["camera", "stream", "file"]
+State = Literal["opening", "live", "lost", "ended"]
+SCHEMES = ("rtsp", "rtsps", "rtp", "udp", "srt", "tcp", "http", "https")
+# Seconds until a source that does not open, or gives no frame, counts as lost.
+PATIENCE = 5.0
+# Seconds between attempts to open it again: each is twice the one before.
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 10.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of frames.
+
+    Attributes:
+        kind: ``camera``, ``stream`` or ``file``.
+        address: what FFmpeg opens.
+        loop: whether a file begins again when it ends.
+    """
+
+    kind: Kind
+    address: str
+    loop: bool = False
+
+    @property
+    def paced(self) -> bool:
+        """Whether frames wait for their time, which a camera's need not."""
+        return self.kind == "file"
+
+
+def source_of(name: str, *, loop: bool = False) -> Source:
+    """What a user means: a device, an address, or the name of a file.
+
+    Args:
+        name: as ``/dev/video0``, ``rtsp://camera/1`` or ``film.mp4``.
+        loop: whether a file begins again when it ends.
+
+    Raises:
+        MtkdError: there is no such device or file, the address is of no kind that is known, or
+            ``loop`` is asked of what is no file.
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", name)
+    path = Path(name)
+    if scheme is not None:
+        if scheme[1].lower() not in SCHEMES:
+            known = ", ".join(f"{each}://" for each in SCHEMES)
+            raise MtkdError(f"{name}: {scheme[1]}:// is not known; name one of {known}")
+        source = Source("stream", name)
+    elif path.is_char_device():
+        source = Source("camera", name)
+    elif path.is_file():
+        return Source("file", name, loop)
+    else:
+        raise MtkdError(f"{name} is no capture device, stream or file. {_devices()}")
+    if loop:
+        raise MtkdError(f"--loop: {name} is no file")
+    return source
+
+
+def _devices() -> str:
+    found = sorted(str(path) for path in Path("/dev").glob("video*"))
+    return f"Capture devices here: {', '.join(found) or 'none'}"
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A frame as it came.
+
+    Attributes:
+        number: 0, 1, ... over the whole session.
+        frame: not yet converted, since most late frames never need to be.
+        time: when it came, of :func:`time.monotonic`.
+    """
+
+    number: int
+    frame: av.VideoFrame
+    time: float
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a source is.
+
+    Attributes:
+        state: ``opening``, ``live``, ``lost`` (it will be tried again) or ``ended``.
+        message: a sentence for the page.
+    """
+
+    state: State
+    message: str
+
+
+class Capture:
+    """Reads a source in a thread of its own, and opens it again when it is lost.
+
+    Args:
+        source: which.
+        frames: where the newest frame lies.
+
+    Attributes:
+        status: how the source is now.
+        captured: how many frames came.
+    """
+
+    def __init__(self, source: Source, frames: Latest[Captured]) -> None:
+        self.source = source
+        self.status = Status("opening", f"Opening {source.address}")
+        self.captured = 0
+        self._frames = frames
+        self._last = monotonic()
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="capture", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End soon; a device that gives nothing is left alone."""
+        self._stop.set()
+        self._thread.join(2 * PATIENCE)
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last frame came."""
+        return monotonic() - self._last
+
+    def _run(self) -> None:
+        wait = FIRST_WAIT
+        while not self._stop.is_set():
+            before = self.captured
+            reason = self._read()
+            if self._stop.is_set():
+                return
+            if reason is None and self.source.kind == "file":
+                if self.source.loop and self.captured > before:
+                    continue
+                self.status = Status("ended", f"{self.source.address} has ended")
+                return
+            # What worked for a while is tried again at once.
+            wait = FIRST_WAIT if self.captured > before else min(2 * wait, LONGEST_WAIT)
+            because = f" ({reason})" if reason else ""
+            self.status = Status(
+                "lost", f"{self.source.address} is lost{because}. Trying again in {wait:.0f} s"
+            )
+            self._stop.wait(wait)
+
+    def _read(self) -> str | None:
+        """Read until the source ends; returns why it could not go on, if there is a reason."""
+        try:
+            with _open(self.source) as container:
+                for frame in self._due(_frames(container, self.source)):
+                    self._keep(frame)
+                    if self._stop.is_set():
+                        return None
+        except (av.FFmpegError, OSError, IndexError, ValueError) as error:
+            return " ".join(str(error).split()) or type(error).__name__
+        return None
+
+    def _keep(self, frame: av.VideoFrame) -> None:
+        self._last = monotonic()
+        self._frames.put(Captured(self.captured, frame, self._last))
+        self.captured += 1
+        self.status = Status("live", f"Live from {self.source.address}")
+
+    def _due(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        """The frames of a file at their times, as a camera would give them."""
+        if not self.source.paced:
+            yield from frames
+            return
+        start = monotonic()
+        first: float | None = None
+        for frame in frames:
+            at = frame.time or 0.0
+            first = at if first is None else first
+            self._stop.wait(max(0.0, start + at - first - monotonic()))
+            yield frame
+
+
+def _open(source: Source) -> av.container.InputContainer:
+    """Open a source; one that does not answer raises."""
+    if source.kind == "file":
+        return av.open(f"file:{source.address}")
+    if source.kind == "camera":
+        return av.open(source.address, format="v4l2", timeout=PATIENCE)
+    options = {"fflags": "nobuffer"}
+    if source.address.lower().startswith("rtsp"):
+        options["rtsp_transport"] = "tcp"
+    return av.open(source.address, options=options, timeout=PATIENCE)
+
+
+def _frames(container: av.container.InputContainer, source: Source) -> Iterator[av.VideoFrame]:
+    """All frames that can be decoded; what is broken is passed over."""
+    stream = container.streams.video[0]
+    # Threads that decode several frames at a time hold each back for as many frames.
+    stream.thread_type = "AUTO" if source.kind == "file" else "SLICE"
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.InvalidDataError:
+            continue

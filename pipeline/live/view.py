@@ -1,0 +1,113 @@
+"""A frame and what the network says of it, for the page and for a recording."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decision import enlarged, label_map
+
+JPEG_QUALITY = 85
+LARGEST_SIDE = 960  # of the picture on the page, which shows it about as large
+MOST_ANATOMIES = 24  # a bit of the page's three bytes each
+
+
+@dataclass(frozen=True)
+class View:
+    """One frame with its masks.
+
+    Attributes:
+        number: of the captured frame.
+        captured: when it came, of :func:`time.monotonic`.
+        frame: (H, W, 3) uint8 RGB.
+        claims: margins (N, h, w) float32 on the network's own grid, or masks (N, H, W) bool.
+        one_organ: whether a pixel belongs to one anatomy at most.
+    """
+
+    number: int
+    captured: float
+    frame: NDArray[np.uint8]
+    claims: NDArray[Any]
+    one_organ: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the frame."""
+        return self.frame.shape[0], self.frame.shape[1]
+
+    @cached_property
+    def labels(self) -> NDArray[np.uint8]:
+        """The label map (H, W), 0 = none, i = the i-th anatomy.
+
+        By the largest margin; where masks came without margins, the first that claims a pixel.
+        """
+        if self.claims.dtype == np.float32:
+            return label_map(self.claims, self.size)
+        numbered = np.zeros(self.size, np.uint8)
+        for number in range(len(self.claims), 0, -1):
+            numbered[self.claims[number - 1]] = number
+        return numbered
+
+    @cached_property
+    def masks(self) -> NDArray[np.bool_]:
+        """(N, H, W)."""
+        if self.one_organ:
+            numbers = np.arange(1, len(self.claims) + 1, dtype=np.uint8)
+            return self.labels == numbers[:, None, None]
+        if self.claims.dtype == bool:
+            return self.claims
+        return np.stack([enlarged(plane, self.size) > 0 for plane in self.claims])
+
+    def bits(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Which anatomies claim a pixel, at a size (H, W).
+
+        Returns:
+            (H, W) with a bit for each of up to eight anatomies, or (H, W, 3) for up to
+            :data:`MOST_ANATOMIES`, the first eight in the first byte.
+        """
+        if self.one_organ:
+            number = cv2.resize(self.labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+            masks = [cv2.compare(number, i, cv2.CMP_EQ) for i in range(1, len(self.claims) + 1)]
+        else:
+            masks = [self._mask(plane, size) for plane in self.claims]
+        planes = [np.zeros(size, np.uint8) for _ in range(1 if len(masks) <= 8 else 3)]
+        for number, mask in enumerate(masks):
+            plane = planes[number // 8]
+            cv2.bitwise_or(plane, 1 << number % 8, plane, mask)
+        return planes[0] if len(planes) == 1 else np.dstack(planes)
+
+    @staticmethod
+    def _mask(plane: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
+        if plane.dtype == np.float32:
+            return cv2.compare(enlarged(plane, size), 0.0, cv2.CMP_GT)
+        values = plane.view(np.uint8)
+        return cv2.resize(values, size[::-1], interpolation=cv2.INTER_NEAREST)
+
+    def message(self) -> bytes:
+        """What the page draws: the length of a header, the header, a JPEG, and a PNG of bits."""
+        picture = shown(self.frame)
+        height, width = picture.shape[:2]
+        jpeg = _encoded(".jpg", picture[..., ::-1], cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
+        bits = self.bits((height, width))
+        planes = bits[..., ::-1] if bits.ndim == 3 else bits
+        png = _encoded(".png", planes, cv2.IMWRITE_PNG_COMPRESSION, 1)
+        header = {"number": self.number, "width": width, "height": height, "jpeg": len(jpeg)}
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(4, "little") + text + jpeg + png
+
+
+def shown(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A frame (H, W, 3) as large as the page shows it."""
+    share = LARGEST_SIDE / max(frame.shape[:2])
+    if share >= 1:
+        return frame
+    return cv2.resize(frame, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+
+
+def _encoded(kind: str, pixels: NDArray[np.uint8], option: int, value: int) -> bytes:
+    _, encoded = cv2.imencode(kind, pixels, [option, value])
+    return encoded.tobytes()

@@ -1,0 +1,215 @@
+"""``mtkd live``: a camera, a stream or a film in the browser, with all anatomies on top."""
+
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import uvicorn
+from numpy.typing import NDArray
+
+from pipeline.checkpoint import load_checkpoint
+from pipeline.deployment.export import load_graph
+from pipeline.deployment.runner import Runner
+from pipeline.deployment.segmenter import Segmenter, as_masks, resized
+from pipeline.errors import MtkdError
+from pipeline.live.recording import Recorder
+from pipeline.live.session import LiveModel, Session
+from pipeline.live.sources import source_of
+from pipeline.live.view import MOST_ANATOMIES
+from pipeline.machine import Machine
+from stages.live_page.server import Page
+from stages.shared.console import say
+from stages.shared.frozen_network import frozen_network
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Seconds that pages which are open may keep the server from ending.
+GRACE = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a source is shown.
+
+    Attributes:
+        loop: whether a file begins again when it ends.
+        one_organ: whether a pixel belongs to one anatomy at most.
+        smooth: share of the frames before in the margins, 0 up to less than 1.
+        record: where overlays and label maps are kept, or None.
+        host: address that the server listens on.
+        port: likewise; 0 for one that is free.
+    """
+
+    loop: bool = False
+    one_organ: bool = False
+    smooth: float = 0.0
+    record: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+def run(name: str, model: Path, options: Options, machine: Machine) -> None:
+    """Segment a source and serve the page, until Ctrl-C.
+
+    Args:
+        name: a capture device, the address of a stream, or a file.
+        model: a checkpoint, or a file that ``mtkd export`` wrote.
+        options: how it is shown.
+        machine: where a checkpoint computes.
+
+    Raises:
+        MtkdError: there is no such source or model, the model cannot do what is asked, the
+            recording exists, or the port is taken.
+    """
+    source = source_of(name, loop=options.loop)
+    loaded = load_model(model, machine, options)
+    with _listening(options) as listener:
+        recorder = Recorder(options.record, loaded.anatomies) if options.record else None
+        session = Session(
+            source,
+            loaded,
+            one_organ=options.one_organ,
+            smooth=options.smooth,
+            recorder=recorder,
+        )
+        token = None if options.host in LOOPBACK else secrets.token_urlsafe(16)
+        app = Page(session, name).app(hosts_of(options.host), token)
+        say(f"{name} on {model}: open {_address(listener, options.host, token)}")
+        say("Ctrl-C ends it. This is no medical device: for research alone")
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE
+        )
+        with suppress(KeyboardInterrupt):  # which the server raises again when all has ended
+            uvicorn.Server(config).run(sockets=[listener])
+    if recorder is not None:
+        say(recorder.status())
+        if recorder.problem:
+            raise MtkdError(f"the recording is incomplete: {recorder.problem}")
+
+
+def load_model(path: Path, machine: Machine, options: Options) -> LiveModel:
+    """A checkpoint on the machine's device, or an exported file on the processor.
+
+    Raises:
+        MtkdError: as of :func:`run`.
+    """
+    loaded = _checkpoint(path, machine) if path.suffix == ".safetensors" else _exported(path)
+    if options.smooth and not loaded.margins:
+        raise MtkdError(f"--smooth: {path} gives masks and no margins: export it with --as margins")
+    if len(loaded.anatomies) > MOST_ANATOMIES:
+        raise MtkdError(
+            f"{path} knows {len(loaded.anatomies)} anatomies, and the page at most {MOST_ANATOMIES}"
+        )
+    return loaded
+
+
+def _checkpoint(path: Path, machine: Machine) -> LiveModel:
+    network, card = load_checkpoint(path)
+    device = machine.torch_device
+    network = network.to(device)
+    size = card.image_size
+    runners: list[Runner] = []  # made by the first frame, which tells whether half precision does
+
+    def claims(frame: NDArray[np.uint8]) -> NDArray[Any]:
+        if not runners:
+            frozen = frozen_network(network, device, frame, size)
+            segmenter = Segmenter(frozen, size, size, gives="margins", layout="nhwc")
+            example = torch.zeros((1, *size, 3), dtype=torch.uint8)
+            runners.append(Runner(segmenter, example, device))
+        # A runner's output is valid until its next call.
+        return runners[0](resized(frame, size)[None])[0, 1:].copy()
+
+    precision = "float16" if device.type == "cuda" else "float32"
+    name = f"{path.name} ({card.architecture})"
+    return LiveModel(name, precision, tuple(card.anatomies), claims, margins=True)
+
+
+def _exported(path: Path) -> LiveModel:
+    compute, card = load_graph(path)
+    margins = card.gives == "margins"
+
+    def claims(frame: NDArray[np.uint8]) -> NDArray[Any]:
+        output = compute(frame)
+        if margins:
+            return output[0, 1:].astype(np.float32)
+        anatomies = len(card.anatomies)
+        masks = as_masks(output, card.gives, anatomies, card.frame_size, one_organ=False)
+        if masks.shape[1:] == frame.shape[:2]:
+            return masks
+        size = frame.shape[1::-1]
+        enlarged = [
+            cv2.resize(m.view(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT) for m in masks
+        ]
+        return np.stack(enlarged).astype(bool)
+
+    runtime = "ONNX Runtime" if path.suffix == ".onnx" else "OpenVINO"
+    return LiveModel(path.name, runtime, tuple(card.anatomies), claims, margins=margins)
+
+
+@contextmanager
+def _listening(options: Options) -> Iterator[socket.socket]:
+    """A socket that listens, before a model computes or a recording begins.
+
+    Raises:
+        MtkdError: the address is not this machine's, or its port is taken.
+    """
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((options.host, options.port))
+        except OSError as error:
+            reason = error.strerror or error
+            raise MtkdError(
+                f"--host {options.host} --port {options.port}: {reason}. Choose another port, or "
+                "--port 0 for one that is free"
+            ) from error
+        listener.listen()
+        yield listener
+
+
+def hosts_of(host: str) -> list[str]:
+    """Names under which the server may be asked: its own, never a stranger's.
+
+    Args:
+        host: the address that it listens on.
+    """
+    if host in LOOPBACK:
+        return list(LOOPBACK)
+    names = {host, socket.gethostname(), socket.getfqdn(), *LOOPBACK}
+    if _is_any(host):
+        names |= {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
+        names.add(_own_address())
+    return sorted(names)
+
+
+def _is_any(host: str) -> bool:
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _own_address() -> str:
+    """The address by which others reach this machine, if it has one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def _address(listener: socket.socket, host: str, token: str | None) -> str:
+    port = listener.getsockname()[1]
+    name = _own_address() if _is_any(host) else host
+    shown = f"[{name}]" if ":" in name else name
+    query = f"/?token={token}" if token else ""
+    return f"http://{shown}:{port}{query}"

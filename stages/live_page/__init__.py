@@ -1,0 +1,1 @@
+"""The page on which a live session is watched, and its server."""

@@ -1,0 +1,159 @@
+"""The server of the live page: the page, a socket with frames and masks, and frozen frames."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from pipeline.deployment.palette import colours_of
+from pipeline.live.session import Session
+from pipeline.live.view import View
+from stages.live_page.access import Access
+
+STATIC = Path(__file__).parent / "static"
+STATUS_SECONDS = 0.5
+
+
+class Page:
+    """What browsers ask for.
+
+    Args:
+        session: what is shown.
+        title: for the page, such as the source's address.
+    """
+
+    def __init__(self, session: Session, title: str) -> None:
+        self.session = session
+        self.title = title
+        self.frozen: View | None = None
+        self._new: set[asyncio.Event] = set()
+
+    def app(self, hosts: list[str], token: str | None) -> Starlette:
+        """The server; the session starts and ends with it.
+
+        Args:
+            hosts: names and addresses under which it may be asked.
+            token: what every request must bring, or None.
+        """
+        routes = [
+            Route("/", self._file),
+            Route("/settings", self._settings),
+            Route("/freeze/{number:int}", self._freeze, methods=["POST"]),
+            Route("/frozen/{name}", self._picture),
+            WebSocketRoute("/view", self._view),
+            Mount("/static", StaticFiles(directory=STATIC)),
+        ]
+        access = Middleware(Access, hosts=hosts, token=token)
+        return Starlette(routes=routes, middleware=[access], lifespan=self._running)
+
+    @asynccontextmanager
+    async def _running(self, app: Starlette) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def on_view() -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._wake)
+
+        self.session.listen(on_view)
+        self.session.start()
+        yield
+        await asyncio.to_thread(self.session.stop)
+
+    def _wake(self) -> None:
+        for event in self._new:
+            event.set()
+
+    async def _file(self, request: Request) -> Response:
+        return Response((STATIC / "index.html").read_bytes(), media_type="text/html")
+
+    async def _settings(self, request: Request) -> Response:
+        model = self.session.model
+        colours = colours_of(model.anatomies)
+        anatomies = [
+            {"name": name.replace("_", " "), "colour": "#{:02x}{:02x}{:02x}".format(*colour)}
+            for name, (_, colour) in colours.items()
+        ]
+        return JSONResponse(
+            {
+                "title": self.title,
+                "model": model.name,
+                "precision": model.precision,
+                "anatomies": anatomies,
+            }
+        )
+
+    async def _freeze(self, request: Request) -> Response:
+        """Keep a view for its pictures, until another is frozen."""
+        view = self.session.view(request.path_params["number"])
+        if view is None:
+            return JSONResponse({"problem": "This frame is gone: freeze a newer one"}, 410)
+        self.frozen = view
+        return JSONResponse({"number": view.number})
+
+    async def _picture(self, request: Request) -> Response:
+        """``frame.png`` or ``labels.png`` of the frozen view."""
+        view = self.frozen
+        name = request.path_params["name"]
+        if view is None or name not in ("frame.png", "labels.png"):
+            return Response(status_code=404)
+        pixels = view.frame[..., ::-1] if name == "frame.png" else view.labels
+        return Response(await asyncio.to_thread(_png, pixels), media_type="image/png")
+
+    async def _view(self, socket: WebSocket) -> None:
+        """Send views, each when the page has drawn the one before, and how things are."""
+        await socket.accept()
+        telling = asyncio.create_task(self._tell(socket))
+        try:
+            await self._show(socket)
+        except (WebSocketDisconnect, RuntimeError):  # the page is closed, or was while we sent
+            pass
+        finally:
+            telling.cancel()
+
+    async def _show(self, socket: WebSocket) -> None:
+        new = asyncio.Event()
+        self._new.add(new)
+        shown: View | None = None
+        try:
+            while True:
+                view = self.session.newest
+                if view is None or view is shown:
+                    await self._next(new, socket)
+                    continue
+                await socket.send_bytes(await asyncio.to_thread(view.message))
+                await socket.receive_text()  # the page has drawn it
+                self.session.was_shown(view)
+                shown = view
+        finally:
+            self._new.discard(new)
+
+    async def _next(self, new: asyncio.Event, socket: WebSocket) -> None:
+        """Wait for the next view; a page that is closed meanwhile is noticed by telling it."""
+        new.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(new.wait(), 1.0)
+        if socket.client_state.name == "DISCONNECTED":
+            raise WebSocketDisconnect
+
+    async def _tell(self, socket: WebSocket) -> None:
+        with suppress(WebSocketDisconnect, RuntimeError):
+            while True:
+                await socket.send_text(json.dumps(self.session.status()))
+                await asyncio.sleep(STATUS_SECONDS)
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    _, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels))
+    return encoded.tobytes()

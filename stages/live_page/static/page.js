@@ -1,0 +1,209 @@
+"use strict";
+
+// A message is the length of a header (4 bytes, little endian), the header (JSON), a JPEG and a PNG.
+// The PNG's first byte of a pixel has a bit for each of the first eight anatomies, and so on.
+// The next frame comes when this one is drawn, so that late frames are never waited for.
+
+const byId = (id) => document.getElementById(id);
+const picture = byId("picture");
+const overlay = byId("overlay");
+const scratch = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+const raw = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
+
+let anatomies = []; // {name, colour, checkbox}
+let view = null; // {number, width, height, bits}
+let frozen = false;
+let waiting = null; // a message that came while the picture was frozen
+let socket = null;
+
+// ---- drawing
+
+function topmost(byte) {
+  // For each value of a byte of bits: 1 + the last anatomy in it that is shown, or 0.
+  const table = new Uint8Array(256);
+  for (let value = 0; value < 256; value += 1) {
+    for (let bit = 0; bit < 8; bit += 1) {
+      const index = 8 * byte + bit;
+      const isShown = index < anatomies.length && anatomies[index].checkbox.checked;
+      if (value & (1 << bit) && isShown) table[value] = index + 1;
+    }
+  }
+  return table;
+}
+
+function tops(bits) {
+  // 1 + the anatomy that is on top in each pixel, or 0.
+  const tables = [topmost(0), topmost(1), topmost(2)];
+  const several = anatomies.length > 8;
+  const top = new Uint8Array(bits.length / 4);
+  for (let i = 0; i < top.length; i += 1) {
+    let index = tables[0][bits[4 * i]];
+    if (several) index = tables[2][bits[4 * i + 2]] || tables[1][bits[4 * i + 1]] || index;
+    top[i] = index;
+  }
+  return top;
+}
+
+function drawOverlay() {
+  if (view === null) return;
+  const { width, height } = view;
+  const top = tops(view.bits);
+  const image = new ImageData(width, height);
+  const pixels = new Uint32Array(image.data.buffer);
+  const isFilled = document.querySelector("input[name=style]:checked").value === "fill";
+  const alpha = Math.round(2.55 * byId("opacity").value);
+  const edge = new Uint32Array(anatomies.length + 1);
+  const fill = new Uint32Array(anatomies.length + 1);
+  anatomies.forEach(({ colour }, i) => {
+    const value = parseInt(colour.value.slice(1), 16);
+    const turned = ((value & 0xff) << 16) | (value & 0xff00) | (value >> 16);
+    edge[i + 1] = (turned | 0xff000000) >>> 0;
+    fill[i + 1] = isFilled ? (turned | (alpha << 24)) >>> 0 : 0;
+  });
+  for (let i = 0; i < top.length; i += 1) {
+    const left = i % width ? top[i - 1] : top[i];
+    const above = i >= width ? top[i - width] : top[i];
+    const isEdge = left !== top[i] || above !== top[i];
+    pixels[i] = isEdge ? edge[top[i] || left || above] : fill[top[i]];
+  }
+  overlay.width = width;
+  overlay.height = height;
+  overlay.getContext("2d").putImageData(image, 0, 0);
+}
+
+async function draw(message) {
+  const data = new DataView(message);
+  const end = 4 + data.getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(message, 4, end - 4)));
+  const jpeg = new Blob([message.slice(end, end + header.jpeg)], { type: "image/jpeg" });
+  const png = new Blob([message.slice(end + header.jpeg)], { type: "image/png" });
+  const [photo, bits] = await Promise.all([createImageBitmap(jpeg), createImageBitmap(png, raw)]);
+  const { width, height } = header;
+  picture.width = width;
+  picture.height = height;
+  picture.getContext("2d").drawImage(photo, 0, 0);
+  scratch.canvas.width = width;
+  scratch.canvas.height = height;
+  scratch.drawImage(bits, 0, 0);
+  view = { number: header.number, width, height, bits: scratch.getImageData(0, 0, width, height).data };
+  photo.close();
+  bits.close();
+  drawOverlay();
+}
+
+async function show(message) {
+  await draw(message);
+  // A hidden page is given no animation frames.
+  if (!document.hidden) await new Promise(requestAnimationFrame);
+  if (socket !== null && socket.readyState === WebSocket.OPEN) socket.send(String(view.number));
+}
+
+// ---- what comes
+
+function connect() {
+  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/view`);
+  socket.binaryType = "arraybuffer";
+  socket.onmessage = ({ data }) => {
+    if (typeof data === "string") tell(JSON.parse(data));
+    else if (frozen) waiting = data;
+    else show(data);
+  };
+  socket.onclose = () => {
+    say("lost", "The connection to mtkd is lost. Trying again");
+    waiting = null;
+    setTimeout(connect, 1000);
+  };
+}
+
+function say(state, message) {
+  if (byId("state").textContent === message) return; // a screen reader says only what changes
+  byId("state").textContent = message;
+  byId("state").dataset.state = state;
+}
+
+const milliseconds = (value) => (value === null ? "–" : `${value} ms`);
+
+function tell(status) {
+  say(status.state, status.message);
+  byId("fps").textContent = status.fps === null ? "–" : status.fps.toFixed(1);
+  byId("latency").textContent = milliseconds(status.latency_ms);
+  byId("late").textContent = milliseconds(status.latency_p95_ms);
+  byId("network").textContent = milliseconds(status.network_ms);
+  byId("dropped").textContent = `${status.dropped} of ${status.captured}`;
+  byId("recording").textContent = status.recording ?? "";
+}
+
+// ---- controls
+
+function addAnatomy({ name, colour }, index) {
+  const item = document.createElement("li");
+  const label = document.createElement("label");
+  const checkbox = Object.assign(document.createElement("input"), { type: "checkbox", checked: true });
+  const picker = Object.assign(document.createElement("input"), { type: "color", value: colour });
+  picker.setAttribute("aria-label", `Colour of ${name}`);
+  label.append(checkbox, name);
+  item.append(label, picker);
+  checkbox.onchange = drawOverlay;
+  picker.oninput = drawOverlay;
+  byId("anatomies").append(item);
+  anatomies[index] = { name, colour: picker, checkbox };
+}
+
+function showEvery(shown) {
+  anatomies.forEach(({ checkbox }) => { checkbox.checked = shown; });
+  drawOverlay();
+}
+
+async function freeze() {
+  if (view === null) return;
+  frozen = !frozen;
+  byId("freeze").setAttribute("aria-pressed", String(frozen));
+  byId("saves").hidden = true;
+  if (frozen) {
+    const { number } = view;
+    const answer = await fetch(`/freeze/${number}`, { method: "POST" });
+    byId("saves").hidden = !(answer.ok && frozen);
+    byId("save-frame").download = `frame_${number}.png`;
+    byId("save-labels").download = `labels_${number}.png`;
+    byId("save-overlay").download = `overlay_${number}.png`;
+  } else if (waiting !== null) {
+    const message = waiting;
+    waiting = null;
+    await show(message);
+  }
+}
+
+function saveOverlay() {
+  const both = document.createElement("canvas");
+  both.width = picture.width;
+  both.height = picture.height;
+  const context = both.getContext("2d");
+  context.drawImage(picture, 0, 0);
+  context.drawImage(overlay, 0, 0);
+  byId("save-overlay").href = both.toDataURL("image/png");
+}
+
+async function begin() {
+  const settings = await (await fetch("/settings")).json();
+  document.title = `${settings.title} – mtkd live`;
+  byId("source").textContent = settings.title;
+  byId("model").textContent = settings.model;
+  byId("precision").textContent = settings.precision;
+  settings.anatomies.forEach(addAnatomy);
+  byId("all").onclick = () => showEvery(true);
+  byId("none").onclick = () => showEvery(false);
+  byId("freeze").onclick = freeze;
+  byId("save-overlay").onclick = saveOverlay;
+  byId("opacity").oninput = () => {
+    byId("opacity-value").textContent = `${byId("opacity").value} %`;
+    drawOverlay();
+  };
+  document.querySelectorAll("input[name=style]").forEach((radio) => { radio.onchange = drawOverlay; });
+  document.addEventListener("keydown", (event) => {
+    const isTyping = event.target.closest("input:not([type=checkbox]):not([type=radio])") !== null;
+    if (event.key.toLowerCase() === "f" && !isTyping && !event.ctrlKey && !event.metaKey) freeze();
+  });
+  connect();
+}
+
+begin();
