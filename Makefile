@@ -20,8 +20,10 @@ demo: $(VENV)/ready
 	mtkd repro --jobs 2
 	mtkd summary
 
-# Two processes with one thread each; the tests of a file stay together, and the slow files come first.
-PYTEST := OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes with one thread each; the tests of a file stay together, and the slow files come first. Their thousands of
+# small files lie in the memory, where that has room.
+MEMORY_DISK := $(shell test -w /dev/shm && test "$$(df -m --output=avail /dev/shm | tail -1)" -gt 4000 && echo /dev/shm)
+PYTEST := OMP_NUM_THREADS=1 PYTEST_DEBUG_TEMPROOT=$(MEMORY_DISK) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: check
 	$(PYTEST)

@@ -71,11 +71,16 @@ def project(tmp_path, monkeypatch, default_params):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder on another disk, in the memory."""
-    shared = Path("/dev/shm")
-    if not os.access(shared, os.W_OK) or shared.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("/dev/shm is no second file system")
-    with tempfile.TemporaryDirectory(dir=shared) as folder:
+    """A folder on another disk than the tests' own, of which one is in the memory."""
+    device = tmp_path.stat().st_dev
+    others = [
+        place
+        for place in (Path("/dev/shm"), Path("/tmp"), Path.home())
+        if os.access(place, os.W_OK) and place.stat().st_dev != device
+    ]
+    if not others:
+        pytest.skip("there is no second file system")
+    with tempfile.TemporaryDirectory(dir=others[0]) as folder:
         yield Path(folder)
 
 

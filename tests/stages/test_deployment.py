@@ -49,6 +49,12 @@ def write_video(path, count=12, size=(48, 64), times=None, front=False):
     return path
 
 
+@pytest.fixture(autouse=True)
+def traced(monkeypatch):
+    """Tracing takes a fraction of the time; test_export.py compares the exporters."""
+    monkeypatch.setattr("pipeline.deployment.onnx_graph.find_spec", lambda name: None)
+
+
 @pytest.fixture
 def exported(run):
     mtkd("export", CHECKPOINT, "--size", "96x64")

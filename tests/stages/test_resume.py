@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,11 @@ KILLS = int(os.environ.get("MTKD_KILLS", "3"))
 EPOCHS = 5
 RUNS = {"teachers/liver": ("train-teacher", "liver"), "students/mtkd": ("train-student", "mtkd")}
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    ["stages.train_teacher", "stages.train_student", "stages.stores.reader"]
-)
+# What a training imports, some of it late.
+LIBRARIES = [
+    "stages.train_teacher", "stages.train_student", "stages.stores.reader", "pipeline.models",
+    "pipeline.models.mininetv2", "albumentations", "dvc.repo",
+]  # fmt: skip
 
 
 def command(folder, arguments, output, prepare):
@@ -116,6 +119,8 @@ def begun(finished, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("begun") / "run"
     shutil.copytree(finished[0], folder)
+    forkserver._forkserver._stop()  # that of the measurements before has other libraries
+    context.set_forkserver_preload(LIBRARIES)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     for section in ("teacher", "student"):
         params[section]["epochs"] = EPOCHS
