@@ -24,6 +24,8 @@ from stages.live_page.access import Access
 
 STATIC = Path(__file__).parent / "static"
 STATUS_SECONDS = 0.5
+# What Starlette raises of a page that is closed: while it is read, and while it is written to.
+CLOSED = (WebSocketDisconnect, RuntimeError)
 
 
 class Page:
@@ -114,13 +116,10 @@ class Page:
     async def _view(self, socket: WebSocket) -> None:
         """Send views, each when the page has drawn the one before, and how things are."""
         await socket.accept()
-        telling = asyncio.create_task(self._tell(socket))
-        try:
-            await self._show(socket)
-        except (WebSocketDisconnect, RuntimeError):  # the page is closed, or was while we sent
-            pass
-        finally:
-            telling.cancel()
+        both = [asyncio.create_task(work(socket)) for work in (self._show, self._tell)]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        for task in both:  # one has ended, since the page is closed
+            task.cancel()
 
     async def _show(self, socket: WebSocket) -> None:
         new = asyncio.Event()
@@ -128,27 +127,22 @@ class Page:
         shown: View | None = None
         try:
             while True:
+                new.clear()
                 view = self.session.newest
                 if view is None or view is shown:
-                    await self._next(new, socket)
+                    await new.wait()
                     continue
                 await socket.send_bytes(await asyncio.to_thread(view.message))
                 await socket.receive_text()  # the page has drawn it
                 self.session.was_shown(view)
                 shown = view
+        except CLOSED:
+            return
         finally:
             self._new.discard(new)
 
-    async def _next(self, new: asyncio.Event, socket: WebSocket) -> None:
-        """Wait for the next view; a page that is closed meanwhile is noticed by telling it."""
-        new.clear()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(new.wait(), 1.0)
-        if socket.client_state.name == "DISCONNECTED":
-            raise WebSocketDisconnect
-
     async def _tell(self, socket: WebSocket) -> None:
-        with suppress(WebSocketDisconnect, RuntimeError):
+        with suppress(*CLOSED):
             while True:
                 await socket.send_text(json.dumps(self.session.status()))
                 await asyncio.sleep(STATUS_SECONDS)
