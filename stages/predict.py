@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.annotations import matched
 from pipeline.checkpoint import load_checkpoint
 from pipeline.deployment.export import Run, load_exported
-from pipeline.deployment.overlay import add_legend, draw, label_map, write_png
+from pipeline.deployment.overlay import add_legend, draw, numbered, write_png
 from pipeline.deployment.palette import colours_of
 from pipeline.deployment.runner import LaunchError, LaunchMode, Runner
 from pipeline.deployment.segmenter import Segmenter, as_batch
@@ -556,7 +556,7 @@ def _write_files(
     if drawing.kind == "overlay":
         write_png(files[0], drawing.picture(_pixels(frame), masks))
     elif drawing.kind == "labels":
-        _write_grey(files[0], label_map(masks, drawing.labels))
+        _write_grey(files[0], numbered(masks, drawing.labels))
     else:
         for file, mask in zip(files, masks, strict=True):
             _write_grey(file, mask.astype(np.uint8) * 255)

@@ -97,7 +97,7 @@ def _write(
     cv2.putText(picture, text, baseline, font, scale, colour, 1, cv2.LINE_AA)
 
 
-def label_map(masks: NDArray[np.bool_], values: Sequence[int]) -> NDArray[np.uint8]:
+def numbered(masks: NDArray[np.bool_], values: Sequence[int]) -> NDArray[np.uint8]:
     """One value per pixel: 0 = none, else the mask's value; where masks overlap, the last one's.
 
     Args:

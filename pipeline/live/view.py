@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision import enlarged, label_map
+from pipeline.deployment.overlay import numbered
 
 JPEG_QUALITY = 85
 LARGEST_SIDE = 960  # of the picture on the page, which shows it about as large
@@ -47,10 +48,7 @@ class View:
         """
         if self.claims.dtype == np.float32:
             return label_map(self.claims, self.size)
-        numbered = np.zeros(self.size, np.uint8)
-        for number in range(len(self.claims), 0, -1):
-            numbered[self.claims[number - 1]] = number
-        return numbered
+        return numbered(self.claims[::-1], range(len(self.claims), 0, -1))
 
     @cached_property
     def masks(self) -> NDArray[np.bool_]:

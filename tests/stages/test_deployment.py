@@ -18,7 +18,7 @@ import pytest
 from helpers import mtkd, write_png
 
 from pipeline.deployment.export import load_exported, open_openvino
-from pipeline.deployment.overlay import label_map
+from pipeline.deployment.overlay import numbered
 from pipeline.deployment.palette import colours_of
 from pipeline.deployment.signal_stack import signal_stack
 from pipeline.deployment.video import VideoWriter, list_images, pixel_aspect, read_video
@@ -531,7 +531,7 @@ def test_frames_in_flight_come_out_in_their_order(exported):
     assert len({frame.tobytes() for frame in frames}) > 4
     for file, pixels in zip(files, frames, strict=True):
         labels = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
-        assert (labels == label_map(segment(pixels), (1, 2))).all(), file.name
+        assert (labels == numbered(segment(pixels), (1, 2))).all(), file.name
 
 
 def test_a_video_is_measured_beside_its_network(exported):
