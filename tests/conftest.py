@@ -19,10 +19,13 @@ os.environ.setdefault("MTKD_DEVICE", "cpu")
 # The slowest first: the last file to begin keeps one process busy while the other has nothing left.
 SLOW_FILES = (
     "test_graph.py",
+    "test_deployment.py",
     "test_selfcheck.py",
     "test_resume.py",
+    "test_runtimes.py",
+    "test_study.py",
+    "test_export.py",
     "test_environment.py",
-    "test_docs.py",
 )
 
 

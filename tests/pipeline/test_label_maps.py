@@ -6,6 +6,7 @@ import pytest
 from helpers import write_dataset, write_png
 
 from pipeline.dsad import DataError
+from pipeline.evaluation.runtime_dice import runtime_dice
 from pipeline.label_maps import CONTRADICTED
 from pipeline.prepared import PrepareSettings, labels_digest, list_frames, load_map, prepare
 from pipeline.settings import Splits
@@ -123,3 +124,28 @@ def test_a_corrected_map_or_weak_label_is_another_label(root):
     (root / "liver" / "03" / "weak_labels.csv").write_text("image,uterus,liver\nimage00.png,1,1\n")
     digests.append(digest())
     assert len(set(digests)) == 3
+
+
+def test_another_runtimes_dice_is_of_own_frames_and_of_every_decoder_on_mapped_frames(root):
+    """Of a runtime that always finds the colon on the left and the liver below."""
+    masks = np.zeros((2, *SIZE), bool)
+    masks[0, 24:] = True
+    masks[1, :, :32] = True
+    _, frames = prepared(root)
+    test = frames("test")
+    measured = runtime_dice(lambda pixels: masks, test, ANATOMIES, SIZE)
+    own = {anatomy: [] for anatomy in ANATOMIES}
+    every = {anatomy: [0, 0] for anatomy in ANATOMIES}
+    for frame in test:
+        drawn = load_map(frame.map)
+        for mask, anatomy in zip(masks, ANATOMIES, strict=True):
+            truth = drawn == 1 + frame.legend.index(anatomy)
+            both, sizes = int((mask & truth).sum()), int(mask.sum() + truth.sum())
+            every[anatomy][0] += 2 * both
+            every[anatomy][1] += sizes
+            if frame.anatomy == anatomy:
+                own[anatomy].append(2 * both / sizes)
+    assert measured.own == pytest.approx(100 * np.mean([*map(np.mean, own.values())]), abs=0.01)
+    expected = [part / whole for part, whole in every.values()]
+    assert measured.every == pytest.approx(100 * np.mean(expected), abs=0.01)
+    assert runtime_dice(lambda pixels: masks, frames("val"), ANATOMIES, SIZE).every is None

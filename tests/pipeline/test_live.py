@@ -180,7 +180,7 @@ while True:
 
 
 def test_a_killed_stream_is_lost_and_found_again(monkeypatch):
-    monkeypatch.setattr(sources, "PATIENCE", 1.0)
+    monkeypatch.setattr(sources, "PATIENCE", 2.0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -189,16 +189,15 @@ def test_a_killed_stream_is_lost_and_found_again(monkeypatch):
     command = [sys.executable, "-c", SENDER, str(port)]
     sender = subprocess.Popen(command)
     try:
-        until(lambda: session.newest is not None)
-        assert session.status()["state"] == "live"
+        until(lambda: session.newest is not None and session.status()["state"] == "live", 60)
         sender.kill()
         sender.wait()
         until(lambda: session.status()["state"] == "lost")
         assert "Trying again in" in session.status()["message"]
         before = session.newest.number
         sender = subprocess.Popen(command)
-        until(lambda: session.newest.number > before, 30)
-        assert session.status()["state"] == "live"
+        until(lambda: session.newest.number > before, 60)
+        until(lambda: session.status()["state"] == "live")
     finally:
         sender.kill()
         sender.wait()

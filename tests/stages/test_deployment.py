@@ -137,9 +137,7 @@ def test_a_file_that_was_changed_after_its_export_is_refused(exported, tmp_path)
 def test_int8_is_calibrated_and_its_cost_is_told(run):
     output = mtkd("export", CHECKPOINT, "--size", "96x64", "--int8")
     assert re.search(
-        r"mtkd_int8.xml: Dice [\d.]+ instead of [\d.]+ in float32, "
-        r"of all decoders on every frame [\d.]+ instead of [\d.]+, on 6 test frames",
-        output,
+        r"mtkd_int8.xml: Dice [\d.]+ instead of [\d.]+ in float32, on 6 test frames", output
     )
     segment, label = load_exported(run / "exported" / "mtkd_int8.xml")
     float32, same = load_exported(run / "exported" / "mtkd.xml")
@@ -541,7 +539,7 @@ def test_a_video_is_measured_beside_its_network(exported):
     found = json.loads((run / "results/benchmark_video.json").read_text())
     assert (found["frames"], found["image_size"]) == (6, [64, 96])
     assert found["share"] == pytest.approx(
-        found["frames_per_second"] / found["network_frames_per_second"], rel=0.02
+        found["frames_per_second"] / found["network_frames_per_second"], rel=0.02, abs=0.001
     )
     assert "6 frames -> results/benchmark_video.json" in said
 

@@ -85,8 +85,9 @@ def test_a_row_that_cannot_be_measured_says_so_and_the_others_are(run, monkeypat
     said = []
     monkeypatch.setattr(runtimes, "say", said.append)
     settings = runtimes.Settings(["PyTorch"], FORMS, 2, (64, 96), 1, Machine("cpu"))
-    runtimes.run(Places(Path()), ["mininetv2"], settings, Path("all.json"))
     problem = "a network can't be launched as one graph here"
+    with pytest.raises(MtkdError, match=f"mininetv2 shared PyTorch float32 joined: {problem}"):
+        runtimes.run(Places(Path()), ["mininetv2"], settings, Path("all.json"))
     rows = {
         (row["form"], row["precision"], row["decoding"]): row
         for row in json.loads(Path("all.json").read_text())["rows"]
