@@ -19,6 +19,7 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.deployment.export import load_graph
 from pipeline.deployment.runner import Runner
 from pipeline.deployment.segmenter import Segmenter, as_masks, resized
+from pipeline.deployment.video import video_frames
 from pipeline.errors import MtkdError
 from pipeline.live.recording import Recorder
 from pipeline.live.session import LiveModel, Session
@@ -69,6 +70,8 @@ def run(name: str, model: Path, options: Options, machine: Machine) -> None:
             recording exists, or the port is taken.
     """
     source = source_of(name, loop=options.loop)
+    if source.kind == "file":
+        video_frames(Path(name))  # refuses what is no video
     loaded = load_model(model, machine, options)
     with _listening(options) as listener:
         recorder = Recorder(options.record, loaded.anatomies) if options.record else None

@@ -239,6 +239,7 @@ def free_port():
     ("arguments", "message"),
     [
         (["nothing.mp4"], "nothing.mp4 is no capture device, stream or file"),
+        (["params.yaml"], "params.yaml cannot be opened as a video"),
         (["film.mp4", "--model", "no.safetensors"], "no.safetensors"),
         (["film.mp4", "--record", "film.avi"], "expected an .mp4 file"),
         (["film.mp4", "--record", "film.mp4"], "film.mp4 exists: choose another name"),
