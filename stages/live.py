@@ -5,8 +5,10 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EACCES, EADDRINUSE
 from ipaddress import ip_address
 from pathlib import Path
+from signal import SIGHUP, signal
 from typing import Any
 
 import cv2
@@ -87,14 +89,28 @@ def run(name: str, model: Path, options: Options, machine: Machine) -> None:
         say(f"{name} on {model}: open {_address(listener, options.host, token)}")
         say("Ctrl-C ends it. This is no medical device: for research alone")
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=GRACE,
+            ws_per_message_deflate=False,  # pictures are compressed already
         )
-        with suppress(KeyboardInterrupt):  # which the server raises again when all has ended
-            uvicorn.Server(config).run(sockets=[listener])
+        _serve(uvicorn.Server(config), listener, recorder)
     if recorder is not None:
         say(recorder.status())
         if recorder.problem:
             raise MtkdError(f"the recording is incomplete: {recorder.problem}")
+
+
+def _serve(server: uvicorn.Server, listener: socket.socket, recorder: Recorder | None) -> None:
+    """Until Ctrl-C, or the end of the terminal; then the recording is complete."""
+    signal(SIGHUP, lambda *_: setattr(server, "should_exit", True))
+    try:
+        with suppress(KeyboardInterrupt):  # which the server raises again when all has ended
+            server.run(sockets=[listener])
+    finally:  # an impatient second Ctrl-C leaves the session as it is
+        if recorder is not None:
+            recorder.close()
 
 
 def load_model(path: Path, machine: Machine, options: Options) -> LiveModel:
@@ -169,10 +185,11 @@ def _listening(options: Options) -> Iterator[socket.socket]:
         try:
             listener.bind((options.host, options.port))
         except OSError as error:
-            reason = error.strerror or error
+            advice = "name an address of this machine"
+            if error.errno in (EADDRINUSE, EACCES):
+                advice = "choose another port, or --port 0 for one that is free"
             raise MtkdError(
-                f"--host {options.host} --port {options.port}: {reason}. Choose another port, or "
-                "--port 0 for one that is free"
+                f"--host {options.host} --port {options.port}: {error.strerror or error}: {advice}"
             ) from error
         listener.listen()
         yield listener

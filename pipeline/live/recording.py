@@ -95,17 +95,20 @@ class Recorder:
     def __init__(self, path: Path, anatomies: Sequence[str]) -> None:
         if path.suffix.lower() != ".mp4":
             raise MtkdError(f"--record {path}: expected an .mp4 file")
-        for file in (path, labels_path(path)):
+        # The last one is what a killed recording leaves.
+        for file in (path, labels_path(path), path.with_name(f".{path.stem}.partial.mp4")):
             if file.exists():
                 raise MtkdError(f"--record: {file} exists: choose another name")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.written = 0
         self.left_out = 0
         self.problem: str | None = None
         self._anatomies = anatomies
         self._colours = [colour for _, colour in colours_of(anatomies).values()]
-        self._writers: tuple[VideoWriter, LabelWriter] | None = None
+        self._overlays: VideoWriter | None = None
+        self._labels: LabelWriter | None = None
         self._start = 0.0
         self._queue: Queue[View] = Queue(WAITING)
         self._ending = Event()
@@ -141,28 +144,27 @@ class Recorder:
                 except Empty:
                     continue
                 self._write(view)
-        except (MtkdError, OSError) as error:
-            self.problem = str(error)
+        except Exception as error:  # whatever it is, the page says it
+            self.problem = str(error) or type(error).__name__
         finally:
             self._complete()
 
     def _write(self, view: View) -> None:
-        if self._writers is None:
+        if self._overlays is None or self._labels is None:
             self._start = view.captured
-            overlays = VideoWriter(self.path, view.size, RATE)
-            labels = LabelWriter(labels_path(self.path), view.size, self._anatomies)
-            self._writers = overlays, labels
-        overlays, labels = self._writers
+            self._overlays = VideoWriter(self.path, view.size, RATE)
+            self._labels = LabelWriter(labels_path(self.path), view.size, self._anatomies)
         time = view.captured - self._start
         picture = draw(view.frame, view.masks, self._colours, OPACITY)
         add_legend(picture, self._anatomies, self._colours)
-        overlays.write(picture, Fraction(round(1000 * time), 1000))
-        labels.write(view.labels, time)
+        self._overlays.write(picture, Fraction(round(1000 * time), 1000))
+        self._labels.write(view.labels, time)
         self.written += 1
 
     def _complete(self) -> None:
-        for writer in self._writers or ():
+        for writer in (self._overlays, self._labels):
             try:
-                writer.close()
+                if writer is not None:
+                    writer.close()
             except (MtkdError, OSError) as error:
                 self.problem = self.problem or str(error)

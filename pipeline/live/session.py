@@ -4,7 +4,6 @@ Between the two lies one frame: what comes while the network computes replaces i
 network shows fewer frames and not later ones.
 """
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Thread
@@ -18,11 +17,10 @@ from pipeline.deployment.video import upright
 from pipeline.live.latest import Latest
 from pipeline.live.recording import Recorder
 from pipeline.live.smoothing import Smoothing
-from pipeline.live.sources import PATIENCE, Capture, Captured, Source
+from pipeline.live.sources import PATIENCE, Capture, Captured, Source, square
 from pipeline.live.statistics import Window
 from pipeline.live.view import View
 
-KEPT = 8  # views that a page may still ask for
 STALLED = 2.0  # seconds without a frame, after which the page says so
 OnView = Callable[[], None]
 
@@ -56,6 +54,9 @@ class Session:
         one_organ: whether a pixel belongs to one anatomy at most.
         smooth: see :class:`Smoothing`; 0 for none.
         recorder: what keeps all views, or None.
+
+    Attributes:
+        newest: the view of the newest frame; None before the first.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Session:
         self._smoothing = Smoothing(smooth) if smooth else None
         self._frames: Latest[Captured] = Latest()
         self.capture = Capture(source, self._frames)
-        self._views: deque[View] = deque(maxlen=KEPT)
+        self.newest: View | None = None
         self._rate = Window()
         self._latency = Window()
         self._network = Window()
@@ -97,15 +98,6 @@ class Session:
     def listen(self, on_view: OnView) -> None:
         """Have a function called, in the network's thread, whenever there is a new view."""
         self._listeners.append(on_view)
-
-    @property
-    def newest(self) -> View | None:
-        """The view of the newest frame."""
-        return self._views[-1] if self._views else None
-
-    def view(self, number: int) -> View | None:
-        """One of the last views by its number."""
-        return next((view for view in tuple(self._views) if view.number == number), None)
 
     def was_shown(self, view: View) -> None:
         """Note that a page shows a view now."""
@@ -140,7 +132,7 @@ class Session:
         if self._problem is not None:
             return "failed", self._problem
         if status.state == "live" and self.capture.silence > STALLED:
-            return "stalled", f"No frame for {self.capture.silence:.0f} seconds"
+            return "stalled", f"No frame for more than {STALLED:.0f} seconds"
         return status.state, status.message
 
     def _run(self) -> None:
@@ -155,7 +147,7 @@ class Session:
                 self._problem = f"Frame {captured.number} could not be segmented: {reason}"
                 continue
             self._problem = None
-            self._views.append(view)
+            self.newest = view
             self._rate.add(1.0)
             if self.recorder is not None:
                 self.recorder.put(view)
@@ -163,7 +155,7 @@ class Session:
                 on_view()
 
     def _segmented(self, captured: Captured) -> View:
-        frame = upright(captured.frame)
+        frame = square(upright(captured.frame), captured.aspect)
         begun = monotonic()
         claims = self.model.claims(frame)
         if self._smoothing is not None:

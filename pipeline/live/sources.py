@@ -9,6 +9,9 @@ from time import monotonic
 from typing import Literal
 
 import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import MtkdError
 from pipeline.live.latest import Latest
@@ -85,11 +88,21 @@ class Captured:
         number: 0, 1, ... over the whole session.
         frame: not yet converted, since most late frames never need to be.
         time: when it came, of :func:`time.monotonic`.
+        aspect: width over height of a pixel.
     """
 
     number: int
     frame: av.VideoFrame
     time: float
+    aspect: float = 1.0
+
+
+def square(frame: NDArray[np.uint8], aspect: float) -> NDArray[np.uint8]:
+    """A frame (H, W, 3) with square pixels, as wide as a player shows it."""
+    if aspect == 1:
+        return frame
+    size = round(frame.shape[1] * aspect), frame.shape[0]
+    return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR))
 
 
 @dataclass(frozen=True)
@@ -147,49 +160,66 @@ class Capture:
             reason = self._read()
             if self._stop.is_set():
                 return
-            if reason is None and self.source.kind == "file":
+            because = f" ({reason})" if reason else ""
+            if self.source.kind == "file":
                 if self.source.loop and self.captured > before:
                     continue
-                self.status = Status("ended", f"{self.source.address} has ended")
+                self.status = Status("ended", f"{self.source.address} has ended{because}")
                 return
-            # What worked for a while is tried again at once.
-            wait = FIRST_WAIT if self.captured > before else min(2 * wait, LONGEST_WAIT)
-            because = f" ({reason})" if reason else ""
+            if self.captured > before:
+                wait = FIRST_WAIT
             self.status = Status(
-                "lost", f"{self.source.address} is lost{because}. Trying again in {wait:.0f} s"
+                "lost", f"{self.source.address} is lost{because}. Trying again in {wait:g} s"
             )
             self._stop.wait(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
 
     def _read(self) -> str | None:
         """Read until the source ends; returns why it could not go on, if there is a reason."""
         try:
             with _open(self.source) as container:
-                for frame in self._due(_frames(container, self.source)):
-                    self._keep(frame)
+                if not container.streams.video:
+                    return "it holds no video"
+                stream = container.streams.video[0]
+                aspect = float(stream.sample_aspect_ratio or 1) or 1.0
+                for frame in self._due(_frames(container, self.source), stream):
+                    self._keep(frame, aspect)
                     if self._stop.is_set():
                         return None
-        except (av.FFmpegError, OSError, IndexError, ValueError) as error:
+        except av.ExitError:
+            return f"no data for {PATIENCE:g} s"
+        except (av.FFmpegError, OSError, ValueError) as error:
             return " ".join(str(error).split()) or type(error).__name__
         return None
 
-    def _keep(self, frame: av.VideoFrame) -> None:
+    def _keep(self, frame: av.VideoFrame, aspect: float) -> None:
         self._last = monotonic()
-        self._frames.put(Captured(self.captured, frame, self._last))
+        self._frames.put(Captured(self.captured, frame, self._last, aspect))
         self.captured += 1
         self.status = Status("live", f"Live from {self.source.address}")
 
-    def _due(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-        """The frames of a file at their times, as a camera would give them."""
+    def _due(
+        self, frames: Iterator[av.VideoFrame], stream: av.VideoStream
+    ) -> Iterator[av.VideoFrame]:
+        """The frames of a file at their times, as a camera would give them.
+
+        Where a time is missing or jumps, a frame follows at the film's rate.
+        """
         if not self.source.paced:
             yield from frames
             return
-        start = monotonic()
-        first: float | None = None
+        step = float(1 / (stream.average_rate or 25))
+        due = monotonic()
+        before: float | None = None
         for frame in frames:
-            at = frame.time or 0.0
-            first = at if first is None else first
-            self._stop.wait(max(0.0, start + at - first - monotonic()))
+            if before is not None and frame.time is not None and 0 <= frame.time - before <= 1:
+                due += frame.time - before
+            elif self.captured:
+                due += step
+            before = frame.time
+            self._stop.wait(max(0.0, due - monotonic()))
             yield frame
+        self._stop.wait(step)
 
 
 def _open(source: Source) -> av.container.InputContainer:

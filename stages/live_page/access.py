@@ -2,14 +2,13 @@
 
 import secrets
 from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-COOKIE = "mtkd_token"
 # Nothing from elsewhere is loaded, no other page may frame this one or embed its pictures.
 HEADERS = {
     "Content-Security-Policy": (
@@ -48,25 +47,27 @@ class Access:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        send = _with_headers(send)
         problem = self._problem(headers)
         asked = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
         if problem is None and self.token is not None:
             if scope["type"] == "http" and scope["path"] == "/" and self._is_token(asked):
-                await _welcome(asked)(scope, receive, send)
+                await _welcome(asked, cookie_name(scope))(scope, receive, send)
                 return
-            if not self._is_token(_cookie(headers)):
+            cookies = cookie_parser(headers.get("cookie", ""))
+            if not self._is_token(cookies.get(cookie_name(scope), "")):
                 problem = "open the address that mtkd live printed, with its token"
         if problem is not None:
             await _refuse(problem, scope, receive, send)
             return
-        await self.app(scope, receive, _with_headers(send))
+        await self.app(scope, receive, send)
 
     def _problem(self, headers: Headers) -> str | None:
         host = headers.get("host", "")
         if _name(host) not in self.hosts:
             return f"{host or 'no Host'} is not an address of this server"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.lower().partition("://")[2] != host.lower():
             return f"requests from {origin} are refused"
         return None
 
@@ -82,19 +83,19 @@ def _name(host: str) -> str:
         return ""
 
 
-def _cookie(headers: Headers) -> str:
-    cookies: SimpleCookie = SimpleCookie()
-    try:
-        cookies.load(headers.get("cookie", ""))
-    except CookieError:
-        return ""
-    return cookies[COOKIE].value if COOKIE in cookies else ""
+def cookie_name(scope: Scope) -> str:
+    """Of this server alone: a browser sends cookies to all ports of a host."""
+    return f"mtkd_token_{(scope.get('server') or ('', 0))[1]}"
 
 
-def _welcome(token: str) -> RedirectResponse:
-    """To the page itself, so that the token does not stay in the address."""
+def _welcome(token: str, name: str) -> RedirectResponse:
+    """To the page itself, so that the token does not stay in the address.
+
+    Lax, or the link would not work where it is clicked in a mail; other pages are refused by their
+    Origin.
+    """
     response = RedirectResponse("/", 303)
-    response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+    response.set_cookie(name, token, httponly=True, samesite="lax")
     return response
 
 

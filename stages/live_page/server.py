@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -24,8 +26,9 @@ from stages.live_page.access import Access
 
 STATIC = Path(__file__).parent / "static"
 STATUS_SECONDS = 0.5
-# What Starlette raises of a page that is closed: while it is read, and while it is written to.
-CLOSED = (WebSocketDisconnect, RuntimeError)
+# What Starlette raises of a page that is closed, while it is read and while it is written to, or
+# that sends what is no text.
+CLOSED = (WebSocketDisconnect, RuntimeError, KeyError)
 
 
 class Page:
@@ -39,7 +42,7 @@ class Page:
     def __init__(self, session: Session, title: str) -> None:
         self.session = session
         self.title = title
-        self.frozen: View | None = None
+        self._sent: list[deque[View]] = []  # the last two of each page: one may be frozen
         self._new: set[asyncio.Event] = set()
 
     def app(self, hosts: list[str], token: str | None) -> Starlette:
@@ -52,8 +55,7 @@ class Page:
         routes = [
             Route("/", self._file),
             Route("/settings", self._settings),
-            Route("/freeze/{number:int}", self._freeze, methods=["POST"]),
-            Route("/frozen/{name}", self._picture),
+            Route("/frames/{number:int}/{name}", self._picture),
             WebSocketRoute("/view", self._view),
             Mount("/static", StaticFiles(directory=STATIC)),
         ]
@@ -96,22 +98,18 @@ class Page:
             }
         )
 
-    async def _freeze(self, request: Request) -> Response:
-        """Keep a view for its pictures, until another is frozen."""
-        view = self.session.view(request.path_params["number"])
-        if view is None:
-            return JSONResponse({"problem": "This frame is gone: freeze a newer one"}, 410)
-        self.frozen = view
-        return JSONResponse({"number": view.number})
-
     async def _picture(self, request: Request) -> Response:
-        """``frame.png`` or ``labels.png`` of the frozen view."""
-        view = self.frozen
+        """``frame.png`` or ``labels.png`` of a view that a page may show."""
+        view = self._kept(request.path_params["number"])
         name = request.path_params["name"]
         if view is None or name not in ("frame.png", "labels.png"):
             return Response(status_code=404)
         pixels = view.frame[..., ::-1] if name == "frame.png" else view.labels
         return Response(await asyncio.to_thread(_png, pixels), media_type="image/png")
+
+    def _kept(self, number: int) -> View | None:
+        views = chain(*map(tuple, self._sent))
+        return next((view for view in views if view.number == number), None)
 
     async def _view(self, socket: WebSocket) -> None:
         """Send views, each when the page has drawn the one before, and how things are."""
@@ -124,22 +122,25 @@ class Page:
     async def _show(self, socket: WebSocket) -> None:
         new = asyncio.Event()
         self._new.add(new)
-        shown: View | None = None
+        sent: deque[View] = deque(maxlen=2)
+        self._sent.append(sent)
         try:
             while True:
                 new.clear()
                 view = self.session.newest
-                if view is None or view is shown:
+                if view is None or (sent and view is sent[-1]):
                     await new.wait()
                     continue
-                await socket.send_bytes(await asyncio.to_thread(view.message))
+                message = await asyncio.to_thread(view.message)
+                sent.append(view)
+                await socket.send_bytes(message)
                 await socket.receive_text()  # the page has drawn it
                 self.session.was_shown(view)
-                shown = view
         except CLOSED:
             return
         finally:
             self._new.discard(new)
+            self._sent = [each for each in self._sent if each is not sent]
 
     async def _tell(self, socket: WebSocket) -> None:
         with suppress(*CLOSED):

@@ -23,7 +23,7 @@ from pipeline.deployment.video import VideoWriter
 from pipeline.live.session import LiveModel, Session
 from pipeline.live.sources import source_of
 from stages import live
-from stages.live_page.access import COOKIE
+from stages.live_page.access import cookie_name
 from stages.live_page.server import Page
 
 CHECKPOINT = "checkpoints/students/mtkd.safetensors"
@@ -90,7 +90,7 @@ def test_the_page_and_its_files_are_served_with_headers_that_keep_others_out(fil
 def test_another_host_is_refused(film, host):
     """A stranger's page may have pointed its own name at this address."""
     with client(film) as browser:
-        for path in ("/", "/settings", "/static/page.js", "/frozen/frame.png"):
+        for path in ("/", "/settings", "/static/page.js", "/frames/0/frame.png"):
             answer = browser.get(path, headers={"Host": host})
             assert answer.status_code == 403
             assert "is not an address of this server" in answer.text
@@ -102,11 +102,17 @@ def test_another_host_is_refused(film, host):
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "http://127.0.0.1:9999", "null", "http://127.0.0.1.evil:8000"]
+    "origin",
+    [
+        "http://evil.example",
+        "http://127.0.0.1:9999",
+        "null",
+        "http://127.0.0.1.evil:8000",
+        "http://[",
+    ],
 )
 def test_another_origin_is_refused(film, origin):
     with client(film) as browser:
-        assert browser.post("/freeze/0", headers={"Origin": origin}).status_code == 403
         assert browser.get("/settings", headers={"Origin": origin}).status_code == 403
         with (
             pytest.raises(WebSocketDisconnect),
@@ -139,7 +145,7 @@ def test_without_the_token_nothing_is_shown(film):
             assert browser.get(path).status_code == 403
         with pytest.raises(WebSocketDisconnect), channel_of(browser):
             pass
-        browser.cookies.set(COOKIE, "guess")
+        browser.cookies.set(cookie_name({"server": ("10.0.0.7", 8000)}), "guess")
         assert browser.get("/settings").status_code == 403
 
 
@@ -149,8 +155,14 @@ def test_the_token_opens_the_page_once_and_leaves_the_address(film):
         assert (answer.status_code, answer.headers["location"]) == (303, "/")
         cookie = answer.headers["set-cookie"].lower()
         assert "httponly" in cookie
-        assert "samesite=strict" in cookie
+        assert "samesite=lax" in cookie
+        assert "mtkd_token_8000=" in cookie  # another server of this host has another one
+        assert "frame-ancestors" in answer.headers["content-security-policy"]
         assert browser.get("/").status_code == 200
+        browser.cookies.clear()
+        odd = f'prefs={{"a":1}}; a b=c; {answer.headers["set-cookie"].split(";")[0]}'
+        assert browser.get("/", headers={"Cookie": odd}).status_code == 200
+        browser.get("/?token=secret")
         with channel_of(browser):
             pass
 
@@ -205,25 +217,24 @@ def test_a_page_that_draws_slowly_gets_the_newest_frame(film):
 
 def test_a_frozen_frame_is_kept_with_its_label_map(film):
     with client(film) as browser, channel_of(browser) as channel:
-        assert browser.get("/frozen/frame.png").status_code == 404
+        assert browser.get("/frames/0/frame.png").status_code == 404
         number = messages(channel, 3)[0][-1]["number"]
-        assert browser.post(f"/freeze/{number}").json() == {"number": number}
-        messages(channel, 20)
-        pictures = {
-            name: cv2.imdecode(
-                np.frombuffer(browser.get(f"/frozen/{name}.png").content, np.uint8),
-                cv2.IMREAD_UNCHANGED,
-            )
-            for name in ("frame", "labels")
-        }
+        with channel_of(browser) as other:  # another page goes on
+            messages(other, 20)
+            pictures = {
+                name: cv2.imdecode(
+                    np.frombuffer(browser.get(f"/frames/{number}/{name}.png").content, np.uint8),
+                    cv2.IMREAD_UNCHANGED,
+                )
+                for name in ("frame", "labels")
+            }
         assert pictures["frame"].shape == (96, 128, 3)
         assert pictures["labels"].shape == (96, 128)
         assert set(np.unique(pictures["labels"])) <= {0, 1, 2}
         bright = pictures["frame"][..., 2] > 150
         assert (pictures["labels"] > 0)[bright].mean() > 0.8
-        assert browser.post("/freeze/0").status_code == 410
-        assert browser.get("/frozen/other.png").status_code == 404
-        assert browser.get("/freeze/1").status_code == 405
+        assert browser.get(f"/frames/{number}/other.png").status_code == 404
+        assert browser.post(f"/frames/{number}/frame.png").status_code == 405
 
 
 # ---- from the command line
@@ -258,7 +269,7 @@ def test_a_port_that_is_taken(run, film):
         taken.listen()
         port = str(taken.getsockname()[1])
         output = mtkd("live", str(film), "--port", port, "--record", "new.mp4", code=1)
-    assert "Choose another port" in " ".join(output.split())
+    assert "choose another port" in " ".join(output.split())
     assert not Path("new.mp4").exists()
 
 
@@ -295,11 +306,12 @@ def served(run, film):
         process.wait()
 
 
-def test_ctrl_c_ends_it_and_completes_the_recording(served, film):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_ends_it_completes_the_recording(served, film, number):
     process, address = served(str(film), "--loop", "--record", "out.mp4")
     assert address.startswith("http://127.0.0.1:")
     sleep(3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 0, output
     assert "Recording to out.mp4: " in output

@@ -13,6 +13,7 @@ const raw = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
 let anatomies = []; // {name, colour, checkbox}
 let view = null; // {number, width, height, bits}
 let frozen = false;
+let drawing = null; // a promise, of the frame that is drawn now or was last
 let waiting = null; // a message that came while the picture was frozen
 let socket = null;
 
@@ -81,6 +82,7 @@ async function draw(message) {
   const { width, height } = header;
   picture.width = width;
   picture.height = height;
+  byId("stage").style.maxWidth = `calc(80vh * ${width / height})`; // the controls stay in sight
   picture.getContext("2d").drawImage(photo, 0, 0);
   scratch.canvas.width = width;
   scratch.canvas.height = height;
@@ -91,26 +93,28 @@ async function draw(message) {
   drawOverlay();
 }
 
-async function show(message) {
+async function show(message, own) {
   await draw(message);
   // A hidden page is given no animation frames.
   if (!document.hidden) await new Promise(requestAnimationFrame);
-  if (socket !== null && socket.readyState === WebSocket.OPEN) socket.send(String(view.number));
+  if (own.readyState === WebSocket.OPEN) own.send(String(view.number));
 }
 
 // ---- what comes
 
 function connect() {
-  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/view`);
-  socket.binaryType = "arraybuffer";
-  socket.onmessage = ({ data }) => {
+  const own = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/view`);
+  socket = own;
+  own.binaryType = "arraybuffer";
+  own.onmessage = ({ data }) => {
     if (typeof data === "string") tell(JSON.parse(data));
     else if (frozen) waiting = data;
-    else show(data);
+    else drawing = show(data, own);
   };
-  socket.onclose = () => {
+  own.onclose = () => {
     say("lost", "The connection to mtkd is lost. Trying again");
     waiting = null;
+    byId("saves").hidden = true; // the server has forgotten the frozen frame
     setTimeout(connect, 1000);
   };
 }
@@ -160,16 +164,16 @@ async function freeze() {
   byId("freeze").setAttribute("aria-pressed", String(frozen));
   byId("saves").hidden = true;
   if (frozen) {
-    const { number } = view;
-    const answer = await fetch(`/freeze/${number}`, { method: "POST" });
-    byId("saves").hidden = !(answer.ok && frozen);
-    byId("save-frame").download = `frame_${number}.png`;
-    byId("save-labels").download = `labels_${number}.png`;
-    byId("save-overlay").download = `overlay_${number}.png`;
+    await drawing;
+    if (!frozen) return;
+    // The server keeps the last frames that it sent to this page.
+    for (const name of ["frame", "labels", "overlay"]) byId(`save-${name}`).download = `${name}_${view.number}.png`;
+    for (const name of ["frame", "labels"]) byId(`save-${name}`).href = `/frames/${view.number}/${name}.png`;
+    byId("saves").hidden = socket.readyState !== WebSocket.OPEN;
   } else if (waiting !== null) {
     const message = waiting;
     waiting = null;
-    await show(message);
+    drawing = show(message, socket);
   }
 }
 
@@ -200,8 +204,8 @@ async function begin() {
   };
   document.querySelectorAll("input[name=style]").forEach((radio) => { radio.onchange = drawOverlay; });
   document.addEventListener("keydown", (event) => {
-    const isTyping = event.target.closest("input:not([type=checkbox]):not([type=radio])") !== null;
-    if (event.key.toLowerCase() === "f" && !isTyping && !event.ctrlKey && !event.metaKey) freeze();
+    const isPlain = !event.ctrlKey && !event.metaKey && !event.altKey && !event.repeat;
+    if (event.key.toLowerCase() === "f" && isPlain) freeze();
   });
   connect();
 }
