@@ -11,7 +11,6 @@ from pathlib import Path
 from signal import SIGHUP, signal
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import uvicorn
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.checkpoint import load_checkpoint
 from pipeline.deployment.export import load_graph
 from pipeline.deployment.runner import Runner
-from pipeline.deployment.segmenter import Segmenter, as_masks, resized
+from pipeline.deployment.segmenter import Segmenter, as_masks, masks_at, resized
 from pipeline.deployment.video import video_frames
 from pipeline.errors import MtkdError
 from pipeline.live.recording import Recorder
@@ -160,13 +159,7 @@ def _exported(path: Path) -> LiveModel:
             return output[0, 1:].astype(np.float32)
         anatomies = len(card.anatomies)
         masks = as_masks(output, card.gives, anatomies, card.frame_size, one_organ=False)
-        if masks.shape[1:] == frame.shape[:2]:
-            return masks
-        size = frame.shape[1::-1]
-        enlarged = [
-            cv2.resize(m.view(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT) for m in masks
-        ]
-        return np.stack(enlarged).astype(bool)
+        return masks_at(masks, frame.shape[:2])
 
     runtime = "ONNX Runtime" if path.suffix == ".onnx" else "OpenVINO"
     return LiveModel(path.name, runtime, tuple(card.anatomies), claims, margins=margins)

@@ -21,7 +21,7 @@ from pipeline.deployment.export import Run, load_exported
 from pipeline.deployment.overlay import add_legend, draw, numbered, write_png
 from pipeline.deployment.palette import colours_of
 from pipeline.deployment.runner import LaunchError, LaunchMode, Runner
-from pipeline.deployment.segmenter import Segmenter, as_batch
+from pipeline.deployment.segmenter import Segmenter, as_batch, masks_at
 from pipeline.deployment.video import (
     IMAGES,
     InputFrame,
@@ -347,15 +347,7 @@ def load_model(path: Path, machine: Machine, options: Options) -> Model:
 
     def at_its_size(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """An exported file takes frames of one size."""
-        size = (frame.shape[1], frame.shape[0])
-        masks = exported(frame)
-        if masks.shape[1:] == frame.shape[:2]:
-            return masks
-        back = [
-            cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
-            for mask in masks
-        ]
-        return np.stack(back).astype(bool)
+        return masks_at(exported(frame), frame.shape[:2])
 
     return Model(at_its_size, list(label.anatomies), IN_FLIGHT)
 

@@ -125,6 +125,14 @@ def resized(
     return np.asarray(cv2.resize(pixels, size[::-1], interpolation=interpolation))
 
 
+def masks_at(masks: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Masks (N, h, w) at a frame's size (H, W)."""
+    if masks.shape[1:] == size:
+        return masks
+    back = [resized(mask.astype(np.uint8), size, cv2.INTER_NEAREST_EXACT) for mask in masks]
+    return np.stack(back).astype(bool)
+
+
 def as_batch(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A frame (H, W, 3) as (1, 3, H, W)."""
     return np.ascontiguousarray(frame.transpose(2, 0, 1)[None])

@@ -95,10 +95,10 @@ class View:
         """What the page draws: the length of a header, the header, a JPEG, and a PNG of bits."""
         picture = shown(self.frame)
         height, width = picture.shape[:2]
-        jpeg = _encoded(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        jpeg = encoded(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         # Filters of lines would take four times as long.
         fast = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
-        png = _encoded(".png", self.bits((height, width)), fast)
+        png = encoded(".png", self.bits((height, width)), fast)
         header = {"number": self.number, "width": width, "height": height, "jpeg": len(jpeg)}
         text = json.dumps(header).encode()
         return len(text).to_bytes(4, "little") + text + jpeg + png
@@ -112,8 +112,8 @@ def shown(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return cv2.resize(frame, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
 
 
-def _encoded(kind: str, pixels: NDArray[np.uint8], options: Sequence[int]) -> bytes:
-    """RGB, or grey."""
+def encoded(kind: str, pixels: NDArray[np.uint8], options: Sequence[int] = ()) -> bytes:
+    """A picture (H, W, 3) RGB or (H, W) grey as a file of this kind, such as ``.png``."""
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
-    _, encoded = cv2.imencode(kind, bgr, options)
-    return encoded.tobytes()
+    _, content = cv2.imencode(kind, bgr, options)
+    return content.tobytes()

@@ -8,9 +8,6 @@ from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -21,7 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pipeline.deployment.palette import colours_of
 from pipeline.live.session import Session
-from pipeline.live.view import View
+from pipeline.live.view import View, encoded
 from stages.live_page.access import Access
 
 STATIC = Path(__file__).parent / "static"
@@ -104,8 +101,9 @@ class Page:
         name = request.path_params["name"]
         if view is None or name not in ("frame.png", "labels.png"):
             return Response(status_code=404)
-        pixels = view.frame[..., ::-1] if name == "frame.png" else view.labels
-        return Response(await asyncio.to_thread(_png, pixels), media_type="image/png")
+        pixels = view.frame if name == "frame.png" else view.labels
+        png = await asyncio.to_thread(encoded, ".png", pixels)
+        return Response(png, media_type="image/png")
 
     def _kept(self, number: int) -> View | None:
         views = chain(*map(tuple, self._sent))
@@ -147,8 +145,3 @@ class Page:
             while True:
                 await socket.send_text(json.dumps(self.session.status()))
                 await asyncio.sleep(STATUS_SECONDS)
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    _, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels))
-    return encoded.tobytes()

@@ -217,7 +217,7 @@ def test_a_page_that_draws_slowly_gets_the_newest_frame(film):
 
 def test_a_frozen_frame_is_kept_with_its_label_map(film):
     with client(film) as browser, channel_of(browser) as channel:
-        assert browser.get("/frames/0/frame.png").status_code == 404
+        assert browser.get("/frames/999999/frame.png").status_code == 404
         number = messages(channel, 3)[0][-1]["number"]
         with channel_of(browser) as other:  # another page goes on
             messages(other, 20)
