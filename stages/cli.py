@@ -1139,18 +1139,35 @@ def live(
         str, typer.Option(help="Address to listen on; with another the page needs a token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: a free one.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name of this page, such as a proxy's; it needs a token then."),
+    ] = None,
+    capture_size: Annotated[
+        str, typer.Option(help="Of a capture device, such as 1920x1080; its default without.")
+    ] = "",
+    capture_rate: Annotated[
+        float | None, typer.Option(min=1, help="Frames per second of a capture device.")
+    ] = None,
+    capture_format: Annotated[
+        str | None, typer.Option(help="Of a capture device's pictures, such as mjpeg or yuyv422.")
+    ] = None,
     device: DeviceOption = Device.AUTO,
 ) -> None:
     r"""Watch a camera, a stream or a film in the browser, with all anatomies on top.
 
     For research alone: this is no medical device. Needs `pip install -e '.\[live]'`.
     """
-    _require("live", "av", "starlette", "uvicorn", "websockets")
+    _require("live", "av", "psutil", "starlette", "uvicorn", "websockets")
+    from pipeline.live.sources import Mode
     from pipeline.training_errors import translated_errors
     from stages import live
 
     machine = _machine(device, 0)
-    options = live.Options(loop, one_organ, smooth, record, host, port)
+    size = _size(capture_size, "--capture-size") if capture_size else None
+    mode = Mode(size, capture_rate, capture_format)
+    allow = tuple(allow_host or ())
+    options = live.Options(loop, one_organ, smooth, record, host, port, allow, mode)
     with translated_errors():
         live.run(source, model, options, machine)
 

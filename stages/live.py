@@ -2,34 +2,34 @@
 
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EACCES, EADDRINUSE
 from ipaddress import ip_address
+from itertools import chain
 from pathlib import Path
-from signal import SIGHUP, signal
+from signal import SIGHUP, SIGTERM, signal
 from typing import Any
 
 import numpy as np
-import torch
+import psutil
 import uvicorn
 from numpy.typing import NDArray
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.deployment.export import load_graph
-from pipeline.deployment.runner import Runner
-from pipeline.deployment.segmenter import Segmenter, as_masks, masks_at, resized
+from pipeline.deployment.segmenter import as_masks, masks_at, resized
 from pipeline.deployment.video import video_frames
 from pipeline.errors import MtkdError
 from pipeline.live.recording import Recorder
 from pipeline.live.session import LiveModel, Session
-from pipeline.live.sources import source_of
+from pipeline.live.sources import AS_IT_IS, Mode, source_of
 from pipeline.live.view import MOST_ANATOMIES
 from pipeline.machine import Machine
 from stages.live_page.server import Page
 from stages.shared.console import say
-from stages.shared.frozen_network import frozen_network
+from stages.shared.frozen_network import FrozenNetwork
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Seconds that pages which are open may keep the server from ending.
@@ -47,6 +47,8 @@ class Options:
         record: where overlays and label maps are kept, or None.
         host: address that the server listens on.
         port: likewise; 0 for one that is free.
+        allow: more names under which browsers may ask, as of a proxy.
+        mode: what a capture device is asked for.
     """
 
     loop: bool = False
@@ -55,6 +57,8 @@ class Options:
     record: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
+    allow: Sequence[str] = ()
+    mode: Mode = AS_IT_IS
 
 
 def run(name: str, model: Path, options: Options, machine: Machine) -> None:
@@ -67,10 +71,11 @@ def run(name: str, model: Path, options: Options, machine: Machine) -> None:
         machine: where a checkpoint computes.
 
     Raises:
-        MtkdError: there is no such source or model, the model cannot do what is asked, the
-            recording exists, or the port is taken.
+        MtkdError: there is no such source or model, the model cannot do what is asked, a name of
+            the page is none, the recording exists, or the port is taken.
     """
-    source = source_of(name, loop=options.loop)
+    _require_names(options.allow)
+    source = source_of(name, loop=options.loop, mode=options.mode)
     if source.kind == "file":
         video_frames(Path(name))  # refuses what is no video
     loaded = load_model(model, machine, options)
@@ -83,8 +88,9 @@ def run(name: str, model: Path, options: Options, machine: Machine) -> None:
             smooth=options.smooth,
             recorder=recorder,
         )
-        token = None if options.host in LOOPBACK else secrets.token_urlsafe(16)
-        app = Page(session, name).app(hosts_of(options.host), token)
+        is_alone = options.host in LOOPBACK and not options.allow
+        token = None if is_alone else secrets.token_urlsafe(16)
+        app = Page(session, name).app([*hosts_of(options.host), *options.allow], token)
         say(f"{name} on {model}: open {_address(listener, options.host, token)}")
         say("Ctrl-C ends it. This is no medical device: for research alone")
         config = uvicorn.Config(
@@ -102,8 +108,9 @@ def run(name: str, model: Path, options: Options, machine: Machine) -> None:
 
 
 def _serve(server: uvicorn.Server, listener: socket.socket, recorder: Recorder | None) -> None:
-    """Until Ctrl-C, or the end of the terminal; then the recording is complete."""
-    signal(SIGHUP, lambda *_: setattr(server, "should_exit", True))
+    """Until Ctrl-C, or the end of the terminal or service; then the recording is complete."""
+    for number in (SIGHUP, SIGTERM):
+        signal(number, lambda *_: setattr(server, "should_exit", True))
     try:
         with suppress(KeyboardInterrupt):  # which the server raises again when all has ended
             server.run(sockets=[listener])
@@ -131,22 +138,15 @@ def load_model(path: Path, machine: Machine, options: Options) -> LiveModel:
 def _checkpoint(path: Path, machine: Machine) -> LiveModel:
     network, card = load_checkpoint(path)
     device = machine.torch_device
-    network = network.to(device)
     size = card.image_size
-    runners: list[Runner] = []  # made by the first frame, which tells whether half precision does
+    frozen = FrozenNetwork(network.to(device), device, size, gives="margins", layout="nhwc")
 
     def claims(frame: NDArray[np.uint8]) -> NDArray[Any]:
-        if not runners:
-            frozen = frozen_network(network, device, frame, size)
-            segmenter = Segmenter(frozen, size, size, gives="margins", layout="nhwc")
-            example = torch.zeros((1, *size, 3), dtype=torch.uint8)
-            runners.append(Runner(segmenter, example, device))
-        # A runner's output is valid until its next call.
-        return runners[0](resized(frame, size)[None])[0, 1:].copy()
+        # The output is valid until the next call.
+        return frozen(resized(frame, size)[None])[0, 1:].copy()
 
-    precision = "float16" if device.type == "cuda" else "float32"
     name = f"{path.name} ({card.architecture})"
-    return LiveModel(name, precision, tuple(card.anatomies), claims, margins=True)
+    return LiveModel(name, lambda: frozen.precision, tuple(card.anatomies), claims, margins=True)
 
 
 def _exported(path: Path) -> LiveModel:
@@ -162,7 +162,7 @@ def _exported(path: Path) -> LiveModel:
         return masks_at(masks, frame.shape[:2])
 
     runtime = "ONNX Runtime" if path.suffix == ".onnx" else "OpenVINO"
-    return LiveModel(path.name, runtime, tuple(card.anatomies), claims, margins=margins)
+    return LiveModel(path.name, lambda: runtime, tuple(card.anatomies), claims, margins=margins)
 
 
 @contextmanager
@@ -196,11 +196,17 @@ def hosts_of(host: str) -> list[str]:
     """
     if host in LOOPBACK:
         return list(LOOPBACK)
-    names = {host, socket.gethostname(), socket.getfqdn(), *LOOPBACK}
+    own = socket.gethostname()
+    names = {host, own, f"{own}.local", socket.getfqdn(), *LOOPBACK}
     if _is_any(host):
-        names |= {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
-        names.add(_own_address())
+        names |= set(_own_addresses())
     return sorted(names)
+
+
+def _require_names(allowed: Sequence[str]) -> None:
+    for name in allowed:
+        if not name or "/" in name or name.count(":") == 1:
+            raise MtkdError(f"--allow-host {name}: expected a name alone, as proxy.example")
 
 
 def _is_any(host: str) -> bool:
@@ -210,19 +216,20 @@ def _is_any(host: str) -> bool:
         return False
 
 
-def _own_address() -> str:
-    """The address by which others reach this machine, if it has one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
+def _own_addresses() -> list[str]:
+    """This machine's addresses; first the one by which most others reach it."""
+    internet = (socket.AF_INET, socket.AF_INET6)
+    interfaces = chain.from_iterable(psutil.net_if_addrs().values())
+    found = [each.address.partition("%")[0] for each in interfaces if each.family in internet]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # sends nothing
+        found.insert(0, str(probe.getsockname()[0]))
+    return sorted(dict.fromkeys(found), key=lambda address: ip_address(address).is_loopback)
 
 
 def _address(listener: socket.socket, host: str, token: str | None) -> str:
     port = listener.getsockname()[1]
-    name = _own_address() if _is_any(host) else host
+    name = _own_addresses()[0] if _is_any(host) else host
     shown = f"[{name}]" if ":" in name else name
     query = f"/?token={token}" if token else ""
     return f"http://{shown}:{port}{query}"

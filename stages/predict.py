@@ -1,27 +1,23 @@
 """``mtkd predict``: anatomy on a frame, a folder of frames, or a video."""
 
-import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGHUP, SIGTERM, default_int_handler, signal
-from typing import Literal, cast
+from typing import Literal
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.annotations import matched
 from pipeline.checkpoint import load_checkpoint
 from pipeline.deployment.export import Run, load_exported
 from pipeline.deployment.overlay import add_legend, draw, numbered, write_png
 from pipeline.deployment.palette import colours_of
-from pipeline.deployment.runner import LaunchError, LaunchMode, Runner
-from pipeline.deployment.segmenter import Segmenter, as_batch, masks_at
+from pipeline.deployment.segmenter import as_batch, masks_at
 from pipeline.deployment.video import (
     IMAGES,
     InputFrame,
@@ -38,11 +34,9 @@ from pipeline.deployment.video import (
 from pipeline.errors import MtkdError
 from pipeline.files import kinds, some, write_atomically
 from pipeline.machine import Machine
-from pipeline.models.frozen import Frozen
-from pipeline.models.network import Network
 from pipeline.prefetch import OneBehind, ahead, by_threads
 from stages.shared.console import counted, progress, say
-from stages.shared.frozen_network import frozen_network
+from stages.shared.frozen_network import FrozenNetwork
 from stages.shared.project import require_folder
 
 Kind = Literal["overlay", "labels", "masks"]
@@ -327,16 +321,15 @@ def load_model(path: Path, machine: Machine, options: Options) -> Model:
     """
     if path.suffix == ".safetensors":
         network, card = load_checkpoint(path)
-        device = machine.torch_device
-        network = network.to(device)
-        kept: list[_OneSize] = []  # begun by the first frame
-        one_organ = options.one_organ or options.kind == "labels"
+        frozen = FrozenNetwork(
+            network.to(machine.torch_device),
+            machine.torch_device,
+            card.image_size,
+            one_organ=options.one_organ or options.kind == "labels",
+        )
 
         def segment(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
-            if not kept:
-                frozen = frozen_network(network, device, frame, card.image_size)
-                kept.append(_OneSize(network, frozen, device, card.image_size, one_organ))
-            return kept[0](as_batch(frame))[0].astype(bool)
+            return frozen(as_batch(frame))[0].astype(bool)
 
         return Model(segment, list(card.anatomies), 1)
     exported, label = load_exported(path, one_organ=options.one_organ, in_flight=IN_FLIGHT)
@@ -350,109 +343,6 @@ def load_model(path: Path, machine: Machine, options: Options) -> Model:
         return masks_at(exported(frame), frame.shape[:2])
 
     return Model(at_its_size, list(label.anatomies), IN_FLIGHT)
-
-
-class _Watched(Segmenter):
-    """Notes whether all logits of the last frame are finite."""
-
-    finite: Tensor
-
-    def __init__(
-        self,
-        frozen: Frozen,
-        frame_size: tuple[int, int],
-        network_size: tuple[int, int],
-        *,
-        one_organ: bool,
-    ) -> None:
-        super().__init__(frozen, frame_size, network_size, one_organ=one_organ)
-        # On the network's device. A graph writes it with every frame.
-        self.register_buffer("finite", torch.ones_like(frozen.scale[0, 0, 0], dtype=torch.bool))
-
-    def _native(self, frame: Tensor) -> Tensor:
-        margins = super()._native(frame)
-        self.finite.copy_(margins.isfinite().all())
-        return margins
-
-
-class _OneSize:
-    """Masks of frames (1, 3, H, W).
-
-    Sizes may change; of one that stays, all kernels are launched at once. Half precision is left
-    for good at the first frame whose logits are not finite in it.
-
-    Args:
-        network: in float32, for that case.
-        frozen: made from it.
-        device: of both.
-        network_size: (H, W) at which the network sees frames.
-        one_organ: whether a pixel belongs to one anatomy at most.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        frozen: Frozen,
-        device: torch.device,
-        network_size: tuple[int, int],
-        one_organ: bool,
-    ) -> None:
-        self.one_organ = one_organ
-        self.network = network
-        self.frozen = frozen
-        self.device = device
-        self.network_size = network_size
-        self.size = (0, 0)
-        self.launched = False
-        self.run: Runner | None = None
-        self.watched: _Watched | None = None  # in half precision, by the runner
-        self.graphs = device.type == "cuda"
-
-    def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        masks = self._masks(frame)
-        # The runner has waited for the end of the frame, so that reading this waits for nothing.
-        if self.watched is None or bool(self.watched.finite):
-            return masks
-        say("warning: in half precision the logits of a frame are not finite: float32 is used")
-        self.frozen = Frozen(self.network, self.device, torch.float32)
-        self.size = (0, 0)
-        return self._masks(frame)
-
-    def _masks(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        size = (frame.shape[2], frame.shape[3])
-        if size != self.size:
-            self.run = None
-            self.watched = None
-            self.launched = False  # its memory is the next one's
-            self.run = self._runner(size, "eager")
-        elif self.graphs and not self.launched:
-            self._launch(size)
-        self.size = size
-        return cast(NDArray[np.uint8], cast(Runner, self.run)(frame))
-
-    def _launch(self, size: tuple[int, int]) -> None:
-        try:
-            self.run = self._runner(size, "graph")
-            self.launched = True
-            return
-        except LaunchError as error:
-            reason = str(error)
-        except torch.OutOfMemoryError:
-            reason = "too little memory to launch a network as one graph"
-        say(f"warning: {reason}: its kernels are launched one by one, which takes longer")
-        self.graphs = False
-        # What was begun is garbage now, and the one that launches one by one needs its memory.
-        gc.collect()
-        torch.cuda.empty_cache()
-
-    def _runner(self, size: tuple[int, int], launch: LaunchMode) -> Runner:
-        in_half = self.frozen.dtype != torch.float32
-        kind = _Watched if in_half else Segmenter
-        module = kind(self.frozen, size, self.network_size, one_organ=self.one_organ).eval()
-        example = torch.zeros(1, 3, *size, dtype=torch.uint8)
-        runner = Runner(module, example, self.device, launch)
-        self.watched = module if isinstance(module, _Watched) else None
-        return runner
 
 
 @contextmanager

@@ -356,12 +356,20 @@ def pixel_aspect(path: Path) -> Fraction:
     """Width over height of a pixel on the screen."""
     with _open(path) as container:
         stream = container.streams.video[0]
-        aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
-        return 1 / aspect if _is_lying(container, stream) else aspect
+        return aspect_of(stream, _first_frame(container, stream))
 
 
-def _is_lying(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
-    """Whether the first frame that can be decoded is turned by a quarter."""
+def aspect_of(stream: av.VideoStream, frame: av.VideoFrame | None) -> Fraction:
+    """Width over height of a pixel of a frame that stands :func:`upright`."""
+    aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
+    is_lying = frame is not None and bool(round(frame.rotation / 90) % 2)
+    return 1 / aspect if is_lying else aspect
+
+
+def _first_frame(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> av.VideoFrame | None:
+    """The first that can be decoded, if any can."""
     packets = container.demux(stream)
     while True:
         try:
@@ -370,9 +378,9 @@ def _is_lying(container: av.container.InputContainer, stream: av.VideoStream) ->
         except Exception:  # reading the video says what is broken
             continue
         if frames:
-            return bool(round(frames[0].rotation / 90) % 2)
+            return frames[0]
         if packet is None:
-            return False
+            return None
 
 
 def frame_rate(path: Path) -> Fraction:

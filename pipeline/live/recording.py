@@ -19,6 +19,7 @@ from pipeline.files import naming
 from pipeline.live.view import View
 
 WAITING = 8  # views that may wait to be written
+LARGEST_SIDE = 1920  # of what is written: label maps of more are many times the network's own
 OPACITY = 0.45
 RATE = Fraction(25)  # what players assume; every frame has its own time
 MILLISECOND = Fraction(1, 1000)
@@ -150,6 +151,7 @@ class Recorder:
             self._complete()
 
     def _write(self, view: View) -> None:
+        view = view.within(LARGEST_SIDE)
         if self._overlays is None or self._labels is None:
             self._start = view.captured
             self._overlays = VideoWriter(self.path, view.size, RATE)

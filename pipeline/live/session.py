@@ -31,7 +31,7 @@ class LiveModel:
 
     Attributes:
         name: of its file, for the page.
-        precision: what it computes in, for the page.
+        precision: what it computes in now, for the page.
         anatomies: N names.
         claims: from a frame (H, W, 3) uint8 to margins (N, h, w) float32 on the network's grid, or
             to masks (N, H, W) bool.
@@ -39,7 +39,7 @@ class LiveModel:
     """
 
     name: str
-    precision: str
+    precision: Callable[[], str]
     anatomies: tuple[str, ...]
     claims: Callable[[NDArray[np.uint8]], NDArray[Any]]
     margins: bool
@@ -57,6 +57,7 @@ class Session:
 
     Attributes:
         newest: the view of the newest frame; None before the first.
+        segmented: how many frames were.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Session:
         self._frames: Latest[Captured] = Latest()
         self.capture = Capture(source, self._frames)
         self.newest: View | None = None
+        self.segmented = 0
         self._rate = Window()
         self._latency = Window()
         self._network = Window()
@@ -109,8 +111,8 @@ class Session:
         Returns:
             ``state``, ``message``; ``fps``: frames that were segmented each second; ``network_ms``:
             median; ``latency_ms`` and ``latency_p95_ms``: from a frame's arrival until a page has
-            drawn it; ``captured``, ``dropped``: frames of the session; ``recording``: a sentence
-            or None.
+            drawn it; ``captured``, ``dropped``: frames of the session, and those that a newer one
+            replaced; ``segmented``: frames; ``precision``; ``recording``: a sentence or None.
         """
         state, message = self._state()
         median, late = self._latency.percentiles(50, 95)
@@ -124,6 +126,8 @@ class Session:
             "latency_p95_ms": _rounded(late and 1000 * late, 0),
             "captured": self.capture.captured,
             "dropped": self._frames.dropped,
+            "segmented": self.segmented,
+            "precision": self.model.precision(),
             "recording": None if self.recorder is None else self.recorder.status(),
         }
 
@@ -148,6 +152,7 @@ class Session:
                 continue
             self._problem = None
             self.newest = view
+            self.segmented += 1
             self._rate.add(1.0)
             if self.recorder is not None:
                 self.recorder.put(view)
@@ -161,7 +166,7 @@ class Session:
         if self._smoothing is not None:
             claims = self._smoothing(frame, claims)
         self._network.add(1000 * (monotonic() - begun))
-        return View(captured.number, captured.time, frame, claims, self._one_organ)
+        return View(captured.number, self.segmented, captured.time, frame, claims, self._one_organ)
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.deployment.video import aspect_of
 from pipeline.errors import MtkdError
 from pipeline.live.latest import Latest
 
@@ -27,6 +28,32 @@ LONGEST_WAIT = 10.0
 
 
 @dataclass(frozen=True)
+class Mode:
+    """What a capture device is asked for; where it is None the device decides.
+
+    Attributes:
+        size: (H, W).
+        rate: frames per second.
+        format: of its pictures, as ``v4l2-ctl --list-formats`` or FFmpeg calls it: ``mjpeg``,
+            ``yuyv422``, ``h264``.
+    """
+
+    size: tuple[int, int] | None = None
+    rate: float | None = None
+    format: str | None = None
+
+    def options(self) -> dict[str, str]:
+        """As FFmpeg's v4l2 input takes them."""
+        size = self.size and f"{self.size[1]}x{self.size[0]}"
+        rate = self.rate and f"{self.rate:g}"
+        asked = {"video_size": size, "framerate": rate, "input_format": self.format}
+        return {name: value for name, value in asked.items() if value}
+
+
+AS_IT_IS = Mode()
+
+
+@dataclass(frozen=True)
 class Source:
     """A source of frames.
 
@@ -34,45 +61,48 @@ class Source:
         kind: ``camera``, ``stream`` or ``file``.
         address: what FFmpeg opens.
         loop: whether a file begins again when it ends.
+        mode: of a camera.
     """
 
     kind: Kind
     address: str
     loop: bool = False
-
-    @property
-    def paced(self) -> bool:
-        """Whether frames wait for their time, which a camera's need not."""
-        return self.kind == "file"
+    mode: Mode = AS_IT_IS
 
 
-def source_of(name: str, *, loop: bool = False) -> Source:
+def source_of(name: str, *, loop: bool = False, mode: Mode = AS_IT_IS) -> Source:
     """What a user means: a device, an address, or the name of a file.
 
     Args:
         name: as ``/dev/video0``, ``rtsp://camera/1`` or ``film.mp4``.
         loop: whether a file begins again when it ends.
+        mode: what a capture device is asked for.
 
     Raises:
-        MtkdError: there is no such device or file, the address is of no kind that is known, or
-            ``loop`` is asked of what is no file.
+        MtkdError: there is no such device or file, the address is of no kind that is known,
+            ``loop`` is asked of what is no file, or ``mode`` of what is no capture device.
     """
+    source = _source_of(name, loop, mode)
+    if loop and source.kind != "file":
+        raise MtkdError(f"--loop: {name} is no file")
+    if mode.options() and source.kind != "camera":
+        raise MtkdError(f"--capture-size, -rate and -format: {name} is no capture device")
+    return source
+
+
+def _source_of(name: str, loop: bool, mode: Mode) -> Source:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", name)
     path = Path(name)
     if scheme is not None:
         if scheme[1].lower() not in SCHEMES:
             known = ", ".join(f"{each}://" for each in SCHEMES)
             raise MtkdError(f"{name}: {scheme[1]}:// is not known; name one of {known}")
-        source = Source("stream", name)
-    elif path.is_char_device():
-        source = Source("camera", name)
-    elif path.is_file():
+        return Source("stream", name)
+    if path.is_char_device():
+        return Source("camera", name, mode=mode)
+    if path.is_file():
         return Source("file", name, loop)
-    else:
-        raise MtkdError(f"{name} is no capture device, stream or file. {_devices()}")
-    if loop:
-        raise MtkdError(f"--loop: {name} is no file")
-    return source
+    raise MtkdError(f"{name} is no capture device, stream or file. {_devices()}")
 
 
 def _devices() -> str:
@@ -88,7 +118,7 @@ class Captured:
         number: 0, 1, ... over the whole session.
         frame: not yet converted, since most late frames never need to be.
         time: when it came, of :func:`time.monotonic`.
-        aspect: width over height of a pixel.
+        aspect: width over height of a pixel of the upright frame.
     """
 
     number: int
@@ -135,6 +165,7 @@ class Capture:
         self.status = Status("opening", f"Opening {source.address}")
         self.captured = 0
         self._frames = frames
+        self._is_film = source.kind == "file"
         self._last = monotonic()
         self._stop = Event()
         self._thread = Thread(target=self._run, name="capture", daemon=True)
@@ -161,9 +192,9 @@ class Capture:
             if self._stop.is_set():
                 return
             because = f" ({reason})" if reason else ""
-            if self.source.kind == "file":
-                if self.source.loop and self.captured > before:
-                    continue
+            if self.source.loop and self.captured > before:
+                continue
+            if self.source.kind == "file" or (self._is_film and reason is None):
                 self.status = Status("ended", f"{self.source.address} has ended{because}")
                 return
             if self.captured > before:
@@ -181,9 +212,9 @@ class Capture:
                 if not container.streams.video:
                     return "it holds no video"
                 stream = container.streams.video[0]
-                aspect = float(stream.sample_aspect_ratio or 1) or 1.0
+                self._is_film = _is_film(container, self.source)
                 for frame in self._due(_frames(container, self.source), stream):
-                    self._keep(frame, aspect)
+                    self._keep(frame, float(aspect_of(stream, frame)))
                     if self._stop.is_set():
                         return None
         except av.ExitError:
@@ -201,11 +232,11 @@ class Capture:
     def _due(
         self, frames: Iterator[av.VideoFrame], stream: av.VideoStream
     ) -> Iterator[av.VideoFrame]:
-        """The frames of a file at their times, as a camera would give them.
+        """The frames of a film at their times, as a camera would give them.
 
         Where a time is missing or jumps, a frame follows at the film's rate.
         """
-        if not self.source.paced:
+        if not self._is_film:
             yield from frames
             return
         step = float(1 / (stream.average_rate or 25))
@@ -227,11 +258,19 @@ def _open(source: Source) -> av.container.InputContainer:
     if source.kind == "file":
         return av.open(f"file:{source.address}")
     if source.kind == "camera":
-        return av.open(source.address, format="v4l2", timeout=PATIENCE)
-    options = {"fflags": "nobuffer"}
-    if source.address.lower().startswith("rtsp"):
-        options["rtsp_transport"] = "tcp"
+        options = source.mode.options()
+        return av.open(source.address, format="v4l2", options=options, timeout=PATIENCE)
+    is_rtsp = source.address.lower().startswith("rtsp")
+    options = {"rtsp_transport": "tcp"} if is_rtsp else {}
     return av.open(source.address, options=options, timeout=PATIENCE)
+
+
+def _is_film(container: av.container.InputContainer, source: Source) -> bool:
+    """Whether frames are there before their time: in a file, here or on a web server."""
+    if source.kind == "file":
+        return True
+    is_web = source.address.lower().startswith("http")
+    return is_web and container.duration is not None and container.size > 0
 
 
 def _frames(container: av.container.InputContainer, source: Source) -> Iterator[av.VideoFrame]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from pipeline.decision import enlarged, label_map
 from pipeline.deployment.overlay import numbered
+from pipeline.deployment.segmenter import masks_at
 
 JPEG_QUALITY = 85
-LARGEST_SIDE = 960  # of the picture on the page, which shows it about as large
+SHOWN = 960  # the longer side of the picture on the page, which shows it about as large
 MOST_ANATOMIES = 24  # a bit of the page's three bytes each
 
 
@@ -24,6 +25,7 @@ class View:
 
     Attributes:
         number: of the captured frame.
+        index: 0, 1, ... of the segmented frames.
         captured: when it came, of :func:`time.monotonic`.
         frame: (H, W, 3) uint8 RGB.
         claims: margins (N, h, w) float32 on the network's own grid, or masks (N, H, W) bool.
@@ -31,6 +33,7 @@ class View:
     """
 
     number: int
+    index: int
     captured: float
     frame: NDArray[np.uint8]
     claims: NDArray[Any]
@@ -61,55 +64,56 @@ class View:
             return self.claims
         return np.stack([enlarged(plane, self.size) > 0 for plane in self.claims])
 
-    def bits(self, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Which anatomies claim a pixel, at a size (H, W).
+    def bits(self) -> NDArray[np.uint8]:
+        """Which anatomies claim a pixel.
 
         Returns:
             (H, W) with a bit for each of up to eight anatomies, or (H, W, 3) for up to
             :data:`MOST_ANATOMIES`, the first eight in the first byte.
         """
-        if self.one_organ:
-            labels = self._labels_at(size)
-            masks = [cv2.compare(labels, i, cv2.CMP_EQ) for i in range(1, len(self.claims) + 1)]
-        else:
-            masks = [self._mask(plane, size) for plane in self.claims]
-        planes = [np.zeros(size, np.uint8) for _ in range(1 if len(masks) <= 8 else 3)]
-        for number, mask in enumerate(masks):
+        planes = [np.zeros(self.size, np.uint8) for _ in range(1 if len(self.claims) <= 8 else 3)]
+        for number in range(len(self.claims)):
             plane = planes[number // 8]
-            cv2.bitwise_or(plane, 1 << number % 8, plane, mask)
+            cv2.bitwise_or(plane, 1 << number % 8, plane, self._mask(number))
         return planes[0] if len(planes) == 1 else np.dstack(planes)
 
-    def _labels_at(self, size: tuple[int, int]) -> NDArray[np.uint8]:
-        if self.claims.dtype == np.float32:
-            return label_map(self.claims, size)  # faster than at the frame's size
-        return cv2.resize(self.labels, size[::-1], interpolation=cv2.INTER_NEAREST)
-
-    @staticmethod
-    def _mask(plane: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
+    def _mask(self, number: int) -> NDArray[np.uint8]:
+        """Where an anatomy is, (H, W), not 0."""
+        if self.one_organ:
+            return cv2.compare(self.labels, number + 1, cv2.CMP_EQ)
+        plane = self.claims[number]
         if plane.dtype == np.float32:
-            return cv2.compare(enlarged(plane, size), 0.0, cv2.CMP_GT)
-        values = plane.view(np.uint8)
-        return cv2.resize(values, size[::-1], interpolation=cv2.INTER_NEAREST)
+            return cv2.compare(enlarged(plane, self.size), 0.0, cv2.CMP_GT)
+        return plane.view(np.uint8)
+
+    def within(self, side: int) -> "View":
+        """The same with its longer side at most this long."""
+        share = side / max(self.size)
+        if share >= 1:
+            return self
+        frame = cv2.resize(self.frame, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+        claims = self.claims
+        if claims.dtype == bool:
+            claims = masks_at(claims, frame.shape[:2])
+        return replace(self, frame=frame, claims=claims)
 
     def message(self) -> bytes:
         """What the page draws: the length of a header, the header, a JPEG, and a PNG of bits."""
-        picture = shown(self.frame)
-        height, width = picture.shape[:2]
-        jpeg = encoded(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        shown = self.within(SHOWN)
+        height, width = shown.size
+        jpeg = encoded(".jpg", shown.frame, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         # Filters of lines would take four times as long.
         fast = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
-        png = encoded(".png", self.bits((height, width)), fast)
-        header = {"number": self.number, "width": width, "height": height, "jpeg": len(jpeg)}
+        png = encoded(".png", shown.bits(), fast)
+        header = {
+            "number": self.number,
+            "index": self.index,
+            "width": width,
+            "height": height,
+            "jpeg": len(jpeg),
+        }
         text = json.dumps(header).encode()
         return len(text).to_bytes(4, "little") + text + jpeg + png
-
-
-def shown(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A frame (H, W, 3) as large as the page shows it."""
-    share = LARGEST_SIDE / max(frame.shape[:2])
-    if share >= 1:
-        return frame
-    return cv2.resize(frame, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
 
 
 def encoded(kind: str, pixels: NDArray[np.uint8], options: Sequence[int] = ()) -> bytes:

@@ -90,7 +90,6 @@ class Page:
             {
                 "title": self.title,
                 "model": model.name,
-                "precision": model.precision,
                 "anatomies": anatomies,
             }
         )

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 from fractions import Fraction
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -14,16 +16,16 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.deployment.video import VideoWriter, read_video
+from pipeline.deployment.video import VideoWriter, aspect_of, read_video
 from pipeline.errors import MtkdError
 from pipeline.live import recording, sources
 from pipeline.live.latest import Latest
 from pipeline.live.recording import LabelWriter, Recorder, labels_path
 from pipeline.live.session import LiveModel, Session
 from pipeline.live.smoothing import Smoothing, flicker
-from pipeline.live.sources import Capture, source_of
+from pipeline.live.sources import AS_IT_IS, Capture, Mode, source_of, square
 from pipeline.live.statistics import Window
-from pipeline.live.view import LARGEST_SIDE, View
+from pipeline.live.view import SHOWN, View
 
 ANATOMIES = ("liver", "colon")
 
@@ -49,7 +51,7 @@ def model(seconds=0.0, anatomies=ANATOMIES):
         margins[0, :, :8] = 1
         return margins
 
-    return LiveModel("model.onnx", "float32", anatomies, claims, margins=True)
+    return LiveModel("model.onnx", lambda: "float32", anatomies, claims, margins=True)
 
 
 def until(condition, seconds=20):
@@ -108,6 +110,27 @@ def test_names_of_sources(tmp_path):
     assert source_of("/dev/null").kind == "camera"  # a device, as /dev/video0
 
 
+def test_a_capture_device_is_asked_for_a_mode(monkeypatch):
+    asked = []
+
+    def opened(address, **options):
+        asked.append((address, options))
+        raise OSError("no such device")
+
+    monkeypatch.setattr(sources.av, "open", opened)
+    messages = []
+    for mode in (Mode((1080, 1920), 59.94, "mjpeg"), AS_IT_IS):
+        capture, _ = captured(source_of("/dev/null", mode=mode), 1, seconds=0.2)
+        capture.stop()
+        messages.append(capture.status.message)
+    with_mode, without = asked
+    expected = {"video_size": "1920x1080", "framerate": "59.94", "input_format": "mjpeg"}
+    assert with_mode[1]["options"] == expected
+    assert with_mode[1]["format"] == without[1]["format"] == "v4l2"
+    assert without[1]["options"] == {}
+    assert all("no such device" in message for message in messages)
+
+
 @pytest.mark.parametrize(
     ("name", "loop", "message"),
     [
@@ -152,6 +175,41 @@ def test_a_film_in_a_loop_goes_on(tmp_path):
     capture.stop()
     assert len(items) == 12
     assert capture.status.state == "live"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_a_film_on_a_web_server_is_paced_and_ends(tmp_path):
+    film(tmp_path / "film.mp4", 20)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = source_of(f"http://127.0.0.1:{server.server_port}/film.mp4")
+        capture, items = captured(source, 20, 3)
+        until(lambda: capture.status.state != "live")
+        server.shutdown()
+    assert capture.status.state == "ended"
+    assert capture.captured == 20
+    assert items[-1].time - items[0].time > 0.5  # 19 frames at 30 per second
+
+
+def test_a_lying_frame_of_wide_pixels_is_shown_as_a_player_does(tmp_path):
+    path = tmp_path / "lying.mp4"
+    writer = VideoWriter(path, (48, 64), Fraction(30), Fraction(2))
+    writer.write(frame(90), None)
+    writer.close()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        kept = next(container.decode(stream))
+        assert aspect_of(stream, kept) == 2
+
+        class Turned:
+            rotation = 90
+
+        assert aspect_of(stream, Turned()) == Fraction(1, 2)
+    assert square(np.rot90(frame(90)), 0.5).shape == (64, 24, 3)
 
 
 def test_what_is_no_film_ends_with_a_reason(tmp_path):
@@ -212,7 +270,7 @@ def test_a_frame_that_cannot_be_segmented_is_said_and_the_next_is_tried(tmp_path
             raise RuntimeError("no kernel\nfor this size")
         return np.ones((2, 12, 16), np.float32)
 
-    broken = LiveModel("m", "float32", ANATOMIES, claims, margins=True)
+    broken = LiveModel("m", lambda: "float32", ANATOMIES, claims, margins=True)
     session = Session(source_of(str(film(tmp_path / "film.mp4")), loop=True), broken)
     problems = []
     real = session._segmented
@@ -232,11 +290,12 @@ def test_a_frame_that_cannot_be_segmented_is_said_and_the_next_is_tried(tmp_path
 def test_a_message_has_a_bit_for_each_anatomy(anatomies, one_organ):
     rng = np.random.default_rng(anatomies)
     margins = rng.normal(size=(anatomies, 12, 16)).astype(np.float32)
-    view = View(7, 0.0, rng.integers(0, 255, (48, 64, 3)).astype(np.uint8), margins, one_organ)
+    view = View(7, 3, 0.0, rng.integers(0, 255, (48, 64, 3)).astype(np.uint8), margins, one_organ)
     message = view.message()
     end = 4 + int.from_bytes(message[:4], "little")
     header = json.loads(message[4:end])
-    assert (header["number"], header["width"], header["height"]) == (7, 64, 48)
+    assert (header["number"], header["index"]) == (7, 3)
+    assert (header["width"], header["height"]) == (64, 48)
     jpeg, png = message[end : end + header["jpeg"]], message[end + header["jpeg"] :]
     picture, bits = (
         cv2.imdecode(np.frombuffer(part, np.uint8), cv2.IMREAD_UNCHANGED) for part in (jpeg, png)
@@ -258,21 +317,21 @@ def test_masks_without_margins():
     masks = np.zeros((2, 48, 64), bool)
     masks[0, :, :40] = True
     masks[1, :, 20:] = True
-    view = View(0, 0.0, frame(9), masks, one_organ=False)
+    view = View(0, 0, 0.0, frame(9), masks, one_organ=False)
     assert (view.masks == masks).all()
     assert (view.labels[:, 30] == 1).all()
     assert (view.labels[:, 50] == 2).all()
-    assert (view.bits((24, 32))[:, 15] == 3).all()
-    exclusive = View(0, 0.0, frame(9), masks, one_organ=True)
+    assert (view.within(32).bits()[:, 15] == 3).all()
+    exclusive = View(0, 0, 0.0, frame(9), masks, one_organ=True)
     assert exclusive.masks.sum(0).max() == 1
 
 
 def test_a_large_frame_is_made_smaller_for_the_page_alone():
-    view = View(0, 0.0, frame(9, (1440, 2560)), np.ones((1, 9, 16), np.float32), one_organ=False)
+    view = View(0, 0, 0.0, frame(9, (1440, 2560)), np.ones((1, 9, 16), np.float32), one_organ=False)
     message = view.message()
     end = 4 + int.from_bytes(message[:4], "little")
     header = json.loads(message[4:end])
-    assert (header["width"], header["height"]) == (LARGEST_SIDE, LARGEST_SIDE * 9 // 16)
+    assert (header["width"], header["height"]) == (SHOWN, SHOWN * 9 // 16)
     assert view.labels.shape == (1440, 2560)
 
 
@@ -321,7 +380,7 @@ def views(count, size=(48, 64)):
     for number in range(count):
         margins = np.full((2, 12, 16), -1, np.float32)
         margins[number % 2, :, number % 16] = 5
-        yield View(number, 100 + 0.04 * number, frame(90, size), margins, one_organ=False)
+        yield View(number, number, 100 + 0.04 * number, frame(90, size), margins, one_organ=False)
 
 
 def read_labels(path):
@@ -382,6 +441,18 @@ def test_a_full_disk_ends_the_recording_and_keeps_what_it_has(tmp_path, monkeypa
     assert "No space left on device" in recorder.status()
     assert len(read_labels(labels_path(tmp_path / "out.mp4"))) == 6
     assert len(list(read_video(tmp_path / "out.mp4"))) >= 6
+
+
+def test_large_views_are_recorded_smaller(tmp_path):
+    recorder = Recorder(tmp_path / "out.mp4", ANATOMIES)
+    for view in views(2, (1440, 2560)):
+        recorder.put(view)
+    recorder.close()
+    assert recorder.problem is None
+    for path in (tmp_path / "out.mp4", labels_path(tmp_path / "out.mp4")):
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            assert (stream.height, stream.width) == (1080, 1920)
 
 
 def test_label_maps_of_another_size_are_resized(tmp_path):

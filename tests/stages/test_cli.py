@@ -80,7 +80,8 @@ SURFACE = {
     "study parity": "--seeds --views --jobs --output --device --workers",
     "export": "CHECKPOINT --output --size --frames --int8 --one-organ --as --layout --bundle",
     "predict": "SOURCE --output --model --anatomy --as --opacity --one-organ --device",
-    "live": "SOURCE --model --loop --one-organ --smooth --record --host --port --device",
+    "live": "SOURCE --model --loop --one-organ --smooth --record --host --port --allow-host "
+    "--capture-size --capture-rate --capture-format --device",
     "summary": "--check",
     "init": "--preset --data-root --force --no-force",
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import cv2
+import httpx
 import numpy as np
 import pytest
 from helpers import ROOT, mtkd
@@ -52,7 +53,9 @@ def claims(pixels):
     return np.stack([bright, colon])
 
 
-MODEL = LiveModel("student.safetensors (mininetv2)", "float32", ANATOMIES, claims, margins=True)
+MODEL = LiveModel(
+    "student.safetensors (mininetv2)", lambda: "float32", ANATOMIES, claims, margins=True
+)
 
 
 def channel_of(browser, **headers):
@@ -170,6 +173,7 @@ def test_the_token_opens_the_page_once_and_leaves_the_address(film):
 def test_only_the_loopback_needs_no_token():
     assert live.hosts_of("127.0.0.1") == ["127.0.0.1", "localhost", "::1"]
     assert socket.gethostname() in live.hosts_of("0.0.0.0")
+    assert f"{socket.gethostname()}.local" in live.hosts_of("0.0.0.0")
     assert "10.0.0.7" in live.hosts_of("10.0.0.7")
     assert "0.0.0.0" not in live.hosts_of("127.0.0.1")
 
@@ -255,6 +259,9 @@ def free_port():
         (["film.mp4", "--record", "film.avi"], "expected an .mp4 file"),
         (["film.mp4", "--record", "film.mp4"], "film.mp4 exists: choose another name"),
         (["film.mp4", "--host", "203.0.113.9"], "--host 203.0.113.9 --port 8000"),
+        (["film.mp4", "--allow-host", "http://proxy"], "--allow-host http://proxy: expected a"),
+        (["film.mp4", "--allow-host", "proxy:8443"], "--allow-host proxy:8443: expected a name"),
+        (["film.mp4", "--capture-rate", "30"], "film.mp4 is no capture device"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(run, film, arguments, message):
@@ -306,7 +313,7 @@ def served(run, film):
         process.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
 def test_what_ends_it_completes_the_recording(served, film, number):
     process, address = served(str(film), "--loop", "--record", "out.mp4")
     assert address.startswith("http://127.0.0.1:")
@@ -324,6 +331,15 @@ def test_what_ends_it_completes_the_recording(served, film, number):
 def test_another_address_prints_its_token_once(served, film):
     _, address = served(str(film), "--loop", "--host", "0.0.0.0")
     assert re.search(r"/\?token=[\w-]{20,}$", address)
+
+
+def test_a_proxy_needs_its_name_and_the_token(served, film):
+    _, address = served(str(film), "--loop", "--allow-host", "proxy.example")
+    assert re.match(r"http://127\.0\.0\.1:\d+/\?token=", address)
+    for host, status in (("proxy.example", 303), ("other.example", 403)):
+        answer = httpx.get(address, headers={"Host": host})
+        assert answer.status_code == status
+    assert httpx.get(address.partition("?")[0]).status_code == 403
 
 
 # ---- in a browser
@@ -416,6 +432,25 @@ def test_the_page_shows_moving_overlays_that_can_be_switched(film, watched, serv
     fits = page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert fits, "the page is wider than its window"
     assert wrong == []
+
+
+@needs_browser
+def test_a_page_counts_what_it_skips_but_not_while_it_is_frozen(film, watched, serving):
+    page, _ = watched(serving(film))
+    settled_text(page, "#precision", "float32")
+    page.keyboard.press("f")
+    page.get_by_role("link", name="label map").wait_for()
+    before = int(page.locator("#skipped").text_content())
+    sleep(1)
+    page.keyboard.press("f")
+    sleep(0.5)
+    after = int(page.locator("#skipped").text_content())
+    assert after - before < 20  # of 25 in that second
+    page.evaluate("{ const end = performance.now() + 1000; while (performance.now() < end) {} }")
+    end = monotonic() + 15
+    while int(page.locator("#skipped").text_content()) < after + 15:
+        assert monotonic() < end, "it never counted what it skipped"
+        sleep(0.1)
 
 
 @needs_browser

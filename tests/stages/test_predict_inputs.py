@@ -10,12 +10,13 @@ import torch
 from helpers import mtkd, write_png
 from PIL import Image
 
-import stages.predict as stage
 from pipeline.deployment.runner import LaunchError, Runner
 from pipeline.deployment.segmenter import Segmenter
 from pipeline.deployment.video import InputFrame, list_images, pixel_aspect, read_images, read_video
 from pipeline.models import create_model
 from pipeline.models.frozen import Frozen
+from stages.shared import frozen_network
+from stages.shared.frozen_network import FrozenNetwork
 
 TEACHER = "checkpoints/teachers/liver.safetensors"
 
@@ -187,9 +188,9 @@ def test_frames_of_one_size_are_launched_at_once_from_the_second_on(
         def __call__(self, frame):
             return frame
 
-    monkeypatch.setattr(stage, "Runner", Recorded)
-    frozen = SimpleNamespace(dtype=torch.float32)
-    segment = stage._OneSize(None, frozen, torch.device("cuda"), (8, 8), one_organ=False)
+    monkeypatch.setattr(frozen_network, "Runner", Recorded)
+    segment = FrozenNetwork(None, torch.device("cuda"), (8, 8))
+    segment._frozen = SimpleNamespace(dtype=torch.float32)
     for height in (8, 8, 8, 4, 8, 8):
         segment(np.zeros((1, 3, height, 8), np.uint8))
     expected = [
@@ -217,13 +218,16 @@ def test_half_precision_is_left_at_the_first_frame_that_overflows(capsys):
     size = (48, 64)
     module = Segmenter(Frozen(network, device, torch.float32), size, size).eval()
     exact = Runner(module, torch.zeros(1, 3, *size, dtype=torch.uint8), device)
-    segment = stage._OneSize(network, half, device, size, one_organ=False)
+    segment = FrozenNetwork(network, device, size)
+    segment._frozen = half
     dark, bright = (np.full((1, 3, *size), value, np.uint8) for value in (20, 250))
     noisy = frame(size=size).transpose(2, 0, 1)[None]
     segment(dark)
-    assert segment.watched is not None
+    assert segment._watched is not None
+    assert segment.precision == "bfloat16"
     assert capsys.readouterr().out == ""
     for pixels in (bright, noisy, bright, dark):
         assert (segment(pixels) == exact(pixels)).all()
     assert capsys.readouterr().out.count("warning: in half precision the logits of a frame") == 1
-    assert segment.watched is None
+    assert segment._watched is None
+    assert segment.precision == "float32"

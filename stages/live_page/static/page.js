@@ -15,6 +15,8 @@ let view = null; // {number, width, height, bits}
 let frozen = false;
 let drawing = null; // a promise, of the frame that is drawn now or was last
 let waiting = null; // a message that came while the picture was frozen
+let lastIndex = null; // of the last segmented frame that came; null after a pause
+let skipped = 0; // segmented frames that came while this page was drawing
 let socket = null;
 
 // ---- drawing
@@ -87,6 +89,9 @@ async function draw(message) {
   scratch.canvas.width = width;
   scratch.canvas.height = height;
   scratch.drawImage(bits, 0, 0);
+  if (lastIndex !== null) skipped += Math.max(0, header.index - lastIndex - 1);
+  lastIndex = frozen ? null : header.index;
+  byId("skipped").textContent = skipped;
   view = { number: header.number, width, height, bits: scratch.getImageData(0, 0, width, height).data };
   photo.close();
   bits.close();
@@ -114,6 +119,7 @@ function connect() {
   own.onclose = () => {
     say("lost", "The connection to mtkd is lost. Trying again");
     waiting = null;
+    lastIndex = null;
     byId("saves").hidden = true; // the server has forgotten the frozen frame
     setTimeout(connect, 1000);
   };
@@ -134,6 +140,7 @@ function tell(status) {
   byId("late").textContent = milliseconds(status.latency_p95_ms);
   byId("network").textContent = milliseconds(status.network_ms);
   byId("dropped").textContent = `${status.dropped} of ${status.captured}`;
+  byId("precision").textContent = status.precision;
   byId("recording").textContent = status.recording ?? "";
 }
 
@@ -163,6 +170,7 @@ async function freeze() {
   frozen = !frozen;
   byId("freeze").setAttribute("aria-pressed", String(frozen));
   byId("saves").hidden = true;
+  lastIndex = null;
   if (frozen) {
     await drawing;
     if (!frozen) return;
@@ -173,7 +181,7 @@ async function freeze() {
   } else if (waiting !== null) {
     const message = waiting;
     waiting = null;
-    drawing = show(message, socket);
+    drawing = show(message, socket).then(() => { lastIndex = null; }); // it has waited
   }
 }
 
@@ -192,7 +200,6 @@ async function begin() {
   document.title = `${settings.title} – mtkd live`;
   byId("source").textContent = settings.title;
   byId("model").textContent = settings.model;
-  byId("precision").textContent = settings.precision;
   settings.anatomies.forEach(addAnatomy);
   byId("all").onclick = () => showEvery(true);
   byId("none").onclick = () => showEvery(false);
