@@ -245,6 +245,8 @@ def _weak_labels(
     sources: Sequence[Source],
 ) -> tuple[dict[Source, Shows], list[str], list[str]]:
     """What weak labels say of the frames of one anatomy, warnings, and contradictions."""
+    if sources[0].value is not None:  # a label map says it all
+        return {}, [], []
     root = sources[0].image.parents[2]
     anatomies = [path.name for path in folders(root) if path.name not in OTHER_FOLDERS]
     listed, warnings = _listed(root)

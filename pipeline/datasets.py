@@ -36,8 +36,7 @@ class Sample(TypedDict, total=False):
         organ: (H, W) int16, which anatomy a pixel is known to show; see
             :class:`pipeline.labels.FrameLabels`.
         background: (N,) bool, the decoders to which a pixel of no known anatomy is background.
-        anatomy: () int64, index of the anatomy that the frame is labelled for; N for one without a
-            decoder here, or without a label.
+        labelled: (N,) bool, the decoders whose anatomies the frame is labelled for.
         position: () int64, index of the frame in its data set.
         teachers: (N, 2, h, w) float32 stored logits, moved as the frame was; only with soft
             targets.
@@ -48,7 +47,7 @@ class Sample(TypedDict, total=False):
     frame: Tensor
     organ: Tensor
     background: Tensor
-    anatomy: Tensor
+    labelled: Tensor
     position: Tensor
     teachers: Tensor
     valid: Tensor
@@ -118,7 +117,7 @@ class FrameDataset(Dataset[Sample]):
             frame=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
             organ=torch.from_numpy(organ),
             background=torch.from_numpy(labels.background),
-            anatomy=torch.tensor(labels.own),
+            labelled=torch.from_numpy(labels.labelled),
             position=torch.tensor(position),
         )
         if self.soft_targets is not None:

@@ -79,6 +79,7 @@ class Source:
         anatomy, surgery: folder names; the anatomy is ``UNLABELLED`` for a frame without a mask.
         name: stem of the frame's file, such as ``image03``.
         image, mask: the files.
+        value: of the anatomy in ``mask``, if that is a label map; in a mask all above 0 is.
     """
 
     anatomy: str
@@ -86,6 +87,7 @@ class Source:
     name: str
     image: Path
     mask: Path | None
+    value: int | None = None
 
     @property
     def id(self) -> str:
@@ -309,7 +311,7 @@ def unused(
         A warning for each kind.
     """
     roots = [root] if unlabelled_root is None else [root, unlabelled_root]
-    groups = [root / anatomy for anatomy in anatomies]
+    groups = _groups(root, anatomies, sources)
     surgeries = list(chain.from_iterable(map(folders, [*groups, *roots[1:]])))
     used = set(_files(sources))
     paths = [
@@ -327,6 +329,13 @@ def unused(
         "folders of surgeries without a frame": some(_empty(surgeries, used)),
     }
     return [f"{kind}: {listed}" for kind, listed in warnings.items() if listed]
+
+
+def _groups(root: Path, anatomies: Sequence[str], sources: Sequence[Source]) -> list[Path]:
+    """The folders that hold surgeries: of anatomies, or one of label maps."""
+    of_anatomies = [root / anatomy for anatomy in anatomies if (root / anatomy).is_dir()]
+    used = [source.image.parent.parent for source in sources if source.mask is not None]
+    return list(dict.fromkeys([*of_anatomies, *used]))
 
 
 def _files(sources: Iterable[Source]) -> Iterator[Path]:
@@ -376,7 +385,8 @@ def _is_archive(path: Path) -> bool:
 def linked_folders(sources: Sequence[Source]) -> list[Path]:
     """The folders of some frames (of anatomies, surgeries and annotators) that are links."""
     surgeries = list(dict.fromkeys(source.image.parent for source in sources))
-    anatomies = {source.image.parent.parent for source in sources if source.mask is not None}
+    masks = [source for source in sources if source.mask is not None and source.value is None]
+    anatomies = {source.image.parent.parent for source in masks}
     annotators = chain.from_iterable(surgery.glob("anno_*") for surgery in surgeries)
     paths = [*anatomies, *surgeries, *annotators]
     return sorted(path for path in paths if path.is_symlink() and path.is_dir())

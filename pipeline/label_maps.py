@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations import anatomies_file, matched, read_lines
-from pipeline.dsad import MAPS, DataError, Source, read_frame, read_mask
+from pipeline.dsad import MAPS, DataError, Source, read_mask
 from pipeline.files import entries, folders
-from pipeline.surgeries import same_surgeries
+from pipeline.surgeries import same_surgeries, surgery_id, surgery_order
 
+NAMED_BY = "data.anatomies"
 CONTRADICTED = 255  # in a prepared map: its mask says otherwise
 _GREY = 0  # colour type in the header of a PNG: one channel, and no palette
 
@@ -53,17 +55,86 @@ class CheckedMap:
     agrees: bool
 
 
-def legend_of(root: Path, anatomies: Sequence[str]) -> Legend:
-    """The legend of the maps beside the masks of a data set.
+def legend_of(root: Path, anatomies: Sequence[str], named_by: str = NAMED_BY) -> Legend:
+    """The legend of the maps of a data set of them, or of those beside the masks of another.
+
+    Args:
+        root: of the data set.
+        anatomies: what the values mean where there is no ``anatomies.txt``.
+        named_by: what names these.
 
     Raises:
-        DataError: it names an anatomy twice, or too many.
+        DataError: it names an anatomy twice, too many, or none where all depends on it.
     """
-    names, source = _names(root / MAPS, anatomies, "data.anatomies")
+    maps = root if has_label_maps(root) else root / MAPS
+    names, source = _names(maps, anatomies, named_by)
+    if maps == root and not any(names):
+        raise DataError([f"{source} names nothing"])
     if len(names) >= CONTRADICTED:
         most = CONTRADICTED - 1
         raise DataError([f"{source}: names {len(names)} anatomies; at most {most} are possible"])
     return Legend(names, source)
+
+
+def scan_maps(
+    root: Path, anatomies: Sequence[str], named_by: str = NAMED_BY
+) -> tuple[list[Source], list[str]]:
+    """All frames of a data set of label maps, once for each anatomy, and what is wrong with it.
+
+    Args:
+        root: folder of ``<surgery>/imageMM.png`` and ``labelMM.png``.
+        anatomies: those that are used, of which its legend must name each.
+        named_by: what names them.
+
+    Returns:
+        Frames ordered by anatomy as given, surgery id and number; and one line per problem.
+    """
+    try:
+        legend = legend_of(root, anatomies, named_by)
+    except DataError as error:
+        return [], list(error.problems)
+    problems = _same_surgeries(root) + _without_label(root) + _without_frame(root)
+    problems += [
+        f"{named_by}: {anatomy} is not named by {legend.source}; there: {', '.join(legend.names)}"
+        for anatomy in anatomies
+        if anatomy not in legend.names
+    ]
+    values = {name: value for value, name in enumerate(legend.names, start=1) if name}
+    maps = [item for item in _label_maps(root) if _frame_beside(*item).is_file()]
+    maps.sort(key=lambda item: (surgery_order(item[0].parent.name), int(item[1])))
+    used = [anatomy for anatomy in anatomies if anatomy in values]
+    sources = [
+        _source(anatomy, values[anatomy], path, number)
+        for anatomy, (path, number) in product(used, maps)
+    ]
+    return sources, problems
+
+
+def _source(anatomy: str, value: int, label: Path, number: str) -> Source:
+    frame = _frame_beside(label, number)
+    return Source(anatomy, label.parent.name, frame.stem, frame, label, value)
+
+
+def surgeries_with_maps(root: Path) -> dict[str | int, str]:
+    """The surgery folders of a data set of label maps: names by id, in order."""
+    names = sorted((path.name for path in folders(root)), key=surgery_order)
+    return {surgery_id(name): name for name in names}
+
+
+def map_of(source: Source, legend: Legend, size: tuple[int, int]) -> CheckedMap:
+    """The label map of a frame of a data set of label maps, which has no other mask.
+
+    Raises:
+        DataError: as of :func:`read_map`.
+    """
+    assert source.mask is not None
+    values = read_map(source.mask, size, len(legend.names), legend.source).astype(np.uint8)
+    return CheckedMap(source.mask, values, _shown(values, legend), 0.0, agrees=True)
+
+
+def _shown(values: NDArray[np.uint8], legend: Legend) -> dict[str, bool]:
+    there = set(np.unique(values).tolist())
+    return {name: value in there for value, name in enumerate(legend.names, start=1)}
 
 
 def check_map(source: Source, mask: NDArray[np.bool_], legend: Legend) -> CheckedMap | None:
@@ -84,7 +155,7 @@ def check_map(source: Source, mask: NDArray[np.bool_], legend: Legend) -> Checke
     names = legend.names
     size = (mask.shape[0], mask.shape[1])
     values = read_map(path, size, len(names), legend.source).astype(np.uint8)
-    shows = {name: bool((values == value).any()) for value, name in enumerate(names, start=1)}
+    shows = _shown(values, legend)
     if source.anatomy not in names:
         return CheckedMap(path, values, shows, 0.0, agrees=True)
     shown = values == list(names).index(source.anatomy) + 1
@@ -96,40 +167,7 @@ def check_map(source: Source, mask: NDArray[np.bool_], legend: Legend) -> Checke
 
 def has_label_maps(data: Path) -> bool:
     """Whether a folder holds ``<surgery>/labelMM.png``."""
-    return any(True for _ in _label_maps(data))
-
-
-def unfold(data: Path, anatomies: Sequence[str], root: Path) -> None:
-    """Write every frame, its mask and its map into every anatomy's folder, in DSAD's layout.
-
-    Args:
-        data: folder of ``<surgery>/imageMM.png`` and ``labelMM.png``, 8 or 16 bits of one channel.
-        anatomies: which are measured; also what the values 1, 2, ... mean where no
-            ``anatomies.txt`` says it.
-        root: the folder that is written.
-
-    Raises:
-        DataError: all maps that cannot be read as such, together.
-    """
-    names, source = _names(data, anatomies, "the checkpoint")
-    problems = _same_surgeries(data) + _without_label(data)
-    for path, number in _label_maps(data):
-        try:
-            values = _map_beside_frame(path, number, len(names), source)
-        except DataError as error:
-            problems += error.problems
-            continue
-        for value, anatomy in enumerate(names, start=1):
-            if anatomy in anatomies:
-                place = root / anatomy / path.parent.name
-                _write(place, path.with_name(f"image{number}.png"), number, values == value)
-                maps = root / MAPS / anatomy / path.parent.name
-                maps.mkdir(parents=True, exist_ok=True)
-                (maps / path.name).symlink_to(path.resolve())
-    if problems:
-        raise DataError(problems)
-    (root / MAPS).mkdir(parents=True, exist_ok=True)  # also if no name is one of the anatomies
-    (root / MAPS / "anatomies.txt").write_text("".join(f"{name}\n" for name in names))
+    return data.is_dir() and any(True for _ in _label_maps(data))
 
 
 def _label_maps(data: Path) -> Iterator[tuple[Path, str]]:
@@ -143,6 +181,19 @@ def _numbered(data: Path, kind: str) -> Iterator[tuple[Path, str]]:
             match = re.fullmatch(rf"{kind}([0-9]+)\.png", path.name)
             if match:
                 yield path, match[1]
+
+
+def _frame_beside(label: Path, number: str) -> Path:
+    return label.with_name(f"image{number}.png")
+
+
+def _without_frame(data: Path) -> list[str]:
+    frames = {path: _frame_beside(path, number) for path, number in _label_maps(data)}
+    return [
+        f"{path}: its frame {frame.name} is missing"
+        for path, frame in frames.items()
+        if not frame.is_file()
+    ]
 
 
 def _same_surgeries(data: Path) -> list[str]:
@@ -180,17 +231,6 @@ def _names(data: Path, anatomies: Sequence[str], default: str) -> tuple[Sequence
     return names, str(file)
 
 
-def _map_beside_frame(
-    path: Path, number: str, highest: int, source: str
-) -> NDArray[np.integer[Any]]:
-    """The values (H, W) of a map whose frame is there and of its size; see :func:`read_map`."""
-    image = path.with_name(f"image{number}.png")
-    if not image.is_file():
-        raise DataError([f"{path}: its frame {image.name} is missing"])
-    height, width = read_frame(image).shape[:2]
-    return read_map(path, (height, width), highest, source)
-
-
 def read_map(
     path: Path, size: tuple[int, int], highest: int, source: str
 ) -> NDArray[np.integer[Any]]:
@@ -225,9 +265,3 @@ def read_map(
         named = f"names only 1 to {highest}" if highest else "names nothing"
         raise DataError([f"{path}: holds {', '.join(unknown)}, and {source} {named}"])
     return values
-
-
-def _write(folder: Path, image: Path, number: str, mask: NDArray[np.bool_]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / image.name).symlink_to(image.resolve())
-    cv2.imwrite(str(folder / f"mask{number}.png"), mask.astype(np.uint8) * 255)

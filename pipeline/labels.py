@@ -14,6 +14,7 @@ stage 2.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -37,21 +38,25 @@ class FrameLabels:
             or N if it has none; ``NO_ANATOMY``; or ``NOT_LABELLED``.
         background: (N,) bool, the decoders to which a pixel of ``NO_ANATOMY`` is background. To the
             others it is unknown.
+        labelled: (N,) bool, the decoders whose anatomy has a mask, or is named by a label map.
         own: position of the decoder of the frame's own anatomy; N if it has none.
     """
 
     organ: NDArray[np.int16]
     background: NDArray[np.bool_]
+    labelled: NDArray[np.bool_]
     own: int
 
 
 def load_labels(
     frame: Frame, anatomies: Sequence[str], size: tuple[int, int], *, maps: bool = True
 ) -> FrameLabels:
-    """What mask, weak labels and label map of a prepared frame say together.
+    """What masks, weak labels and label map of a prepared frame say together.
+
+    Masks of several anatomies that overlap contradict each other: there nothing is known.
 
     Args:
-        frame: with a label, or without one.
+        frame: with a label, with several (``frame.copies``), or without one.
         anatomies: of the N decoders, in order.
         size: (H, W) of a frame without a label.
         maps: whether complete label maps are used, too.
@@ -61,7 +66,14 @@ def load_labels(
     """
     if not frame.labelled:
         nothing = np.full(size, NOT_LABELLED, np.int16)
-        return FrameLabels(nothing, np.zeros(len(anatomies), bool), len(anatomies))
+        none = np.zeros(len(anatomies), bool)
+        return FrameLabels(nothing, none, none, len(anatomies))
+    labels = [_labels_of(each, anatomies, maps) for each in frame.labels]
+    return reduce(_together, labels)
+
+
+def _labels_of(frame: Frame, anatomies: Sequence[str], maps: bool) -> FrameLabels:
+    """What is known of a frame by its own anatomy's mask, and what lies beside it."""
     drawn = frame.map if maps else None
     values = load_map(drawn) if drawn else load_label(frame.label)
     legend = frame.legend if drawn else (frame.anatomy,)
@@ -69,9 +81,23 @@ def load_labels(
     organs[0] = NO_ANATOMY
     for value, name in enumerate(legend, start=1):
         organs[value] = _position(anatomies, name)
-    known = {frame.anatomy, *legend, *(name for name, shown in frame.shows.items() if not shown)}
-    background = np.array([name in known for name in anatomies])
-    return FrameLabels(organs[values], background, _position(anatomies, frame.anatomy))
+    named = {frame.anatomy, *legend}
+    absent = {name for name, shown in frame.shows.items() if not shown}
+    labelled = np.array([name in named for name in anatomies])
+    background = labelled | np.array([name in absent for name in anatomies])
+    return FrameLabels(organs[values], background, labelled, _position(anatomies, frame.anatomy))
+
+
+def _together(first: FrameLabels, second: FrameLabels) -> FrameLabels:
+    """What two labels of one picture say."""
+    organ = np.where(first.organ == NO_ANATOMY, second.organ, first.organ)
+    contradicted = (second.organ != NO_ANATOMY) & (organ != second.organ)
+    return FrameLabels(
+        np.where(contradicted, np.int16(NOT_LABELLED), organ),
+        first.background | second.background,
+        first.labelled | second.labelled,
+        first.own,
+    )
 
 
 def _position(anatomies: Sequence[str], name: str) -> int:
@@ -92,20 +118,20 @@ def own_decoder(anatomy: Tensor, decoders: int) -> Tensor:
     return anatomy[:, None] == torch.arange(decoders, device=anatomy.device)
 
 
-def absences(organ: Tensor, background: Tensor, anatomy: Tensor) -> Tensor:
+def absences(organ: Tensor, background: Tensor, labelled: Tensor) -> Tensor:
     """Where a decoder's target is background because its anatomy is known to be absent.
 
-    Neither its own mask nor another anatomy's says so.
+    Neither its own label nor another anatomy's mask says so.
 
     Args:
         organ: (B, H, W), see :class:`FrameLabels`.
         background: (B, N) bool.
-        anatomy: (B,), see :func:`own_decoder`.
+        labelled: (B, N) bool.
 
     Returns:
         (B, N, H, W) bool.
     """
-    absent = background & ~own_decoder(anatomy, background.shape[1])
+    absent = background & ~labelled
     return (organ == NO_ANATOMY)[:, None] & absent[:, :, None, None]
 
 

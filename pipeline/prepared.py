@@ -6,10 +6,14 @@ frames, so that a stage can depend on it. Beside the masks lie ``presence.csv``,
 frames show, and complete label maps, ``<name>.map.png`` with their legend ``anatomies.txt``; each
 only where it is known (:mod:`pipeline.labels`). Frames without a label lie in
 ``<frames>/unlabelled/<surgery>/<name>.png``, with an index of their own.
+
+A picture that is labelled for several anatomies lies in the folder of each. Those of training are
+named in ``<frames>/train/copies.csv``: there a picture is one frame with several labels.
 """
 
 import csv
 import hashlib
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,7 +44,17 @@ from pipeline.dsad import (
 )
 from pipeline.errors import DamagedFileError, MissingFileError
 from pipeline.files import require_writable
-from pipeline.label_maps import CheckedMap, Legend, check_map, legend_of
+from pipeline.label_maps import (
+    NAMED_BY,
+    CheckedMap,
+    Legend,
+    check_map,
+    has_label_maps,
+    legend_of,
+    map_of,
+    scan_maps,
+    surgeries_with_maps,
+)
 from pipeline.settings import UNLABELLED, Splits
 from pipeline.surgeries import SPLITS, Split
 
@@ -61,6 +75,7 @@ WRONG = 0.5
 MAP = ".map.png"
 INDEX = "index.csv"
 MAPPED = "maps.csv"  # the frames that have a map
+COPIES = "copies.csv"  # the frames that show what another one shows
 LEGEND = "anatomies.txt"
 
 _S = TypeVar("_S")
@@ -80,6 +95,7 @@ class Frame:
         shows: by anatomy, whether the frame shows it; without those of which nothing is known.
         map: PNG of its complete label map, or None.
         legend: what the map's values 1, 2, ... mean.
+        copies: the same picture, labelled for other anatomies.
     """
 
     id: str
@@ -90,11 +106,22 @@ class Frame:
     shows: Mapping[str, bool] = field(default_factory=dict, hash=False)
     map: Path | None = None
     legend: tuple[str, ...] = ()
+    copies: tuple["Frame", ...] = ()
 
     @property
     def labelled(self) -> bool:
         """Whether there is a label."""
         return self.anatomy != UNLABELLED
+
+    @property
+    def anatomies(self) -> tuple[str, ...]:
+        """All that it is labelled for."""
+        return tuple(each.anatomy for each in self.labels)
+
+    @property
+    def labels(self) -> tuple["Frame", ...]:
+        """This one and its copies, each with the label of one anatomy; none without a label."""
+        return (self, *self.copies) if self.labelled else ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +129,7 @@ class PrepareSettings:
     """What is prepared, and how.
 
     Attributes:
-        root: folder in DSAD's layout.
+        root: folder in DSAD's layout, or of complete label maps (:mod:`pipeline.label_maps`).
         anatomies: its sub-data sets, in the order of the decoders.
         splits: surgery ids of validation and test.
         image_size: (height, width). Frames are resized bilinearly, labels by nearest-exact; the
@@ -112,6 +139,7 @@ class PrepareSettings:
         least_training: training frames that every anatomy needs: batch norm needs two.
         linked: whether folders of anatomies and surgeries may be links; what is behind them can
             change unnoticed.
+        named_by: what names the anatomies, for messages.
     """
 
     root: Path
@@ -121,6 +149,12 @@ class PrepareSettings:
     unlabelled_root: Path | None = None
     least_training: int = 2
     linked: bool = True
+    named_by: str = NAMED_BY
+
+    @property
+    def from_maps(self) -> bool:
+        """Whether the data set is one of label maps."""
+        return has_label_maps(self.root)
 
 
 @dataclass(frozen=True)
@@ -205,7 +239,7 @@ def prepare(
         legend, legend_problems = _legend(settings)
         problems += legend_problems
         work = partial(_check_and_write, settings=settings, folders=folders, legend=legend)
-        checked = _in_threads(work, sources, workers, progress)
+        checked = _in_threads(work, _pictures(sources), workers, progress)
         problems += _check(checked, settings)
         if problems:
             raise DataError(problems)
@@ -217,8 +251,13 @@ def prepare(
 
 def _scan(settings: PrepareSettings) -> tuple[list[Source], list[str]]:
     """All frames of a data set, and what is wrong with its folders."""
-    sources, problems = scan(settings.root, settings.anatomies)
-    problems += _split_problems(settings.splits, surgery_names(settings.root))
+    if settings.from_maps:
+        sources, problems = scan_maps(settings.root, settings.anatomies, settings.named_by)
+        surgeries = surgeries_with_maps(settings.root)
+    else:
+        sources, problems = scan(settings.root, settings.anatomies)
+        surgeries = surgery_names(settings.root)
+    problems += _split_problems(settings.splits, surgeries)
     if settings.unlabelled_root is not None:
         unlabelled, wrong = scan_unlabelled(settings.unlabelled_root, settings.splits)
         sources += unlabelled
@@ -267,34 +306,99 @@ def _scratch(output: Path) -> Iterator[Path]:
             output.rmdir()  # if it is empty
 
 
+def _pictures(sources: Sequence[Source]) -> list[list[Source]]:
+    """The sources of each file, which a label map gives once for each anatomy."""
+    by_file: dict[Path, list[Source]] = {}
+    for source in sources:
+        key = source.image if source.value is not None else source.mask or source.image
+        by_file.setdefault(key, []).append(source)
+    return list(by_file.values())
+
+
 def _in_threads(
-    work: Callable[[Source], _Checked],
-    sources: Sequence[Source],
+    work: Callable[[Sequence[Source]], list[_Checked]],
+    pictures: Sequence[Sequence[Source]],
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[_Checked]:
     """OpenCV releases the interpreter's lock, so threads do."""
-    checked = []
+    checked: list[_Checked] = []
     with ThreadPoolExecutor(workers) as pool:
-        for result in pool.map(work, sources):
-            checked.append(result)
+        for done, results in enumerate(pool.map(work, pictures), start=1):
+            checked += results
             if progress is not None:
-                progress(len(checked), len(sources))
+                progress(done, len(pictures))
     return checked
 
 
 def _legend(settings: PrepareSettings) -> tuple[Legend, list[str]]:
     """What the values of complete label maps mean, and what is wrong with that."""
     try:
-        return legend_of(settings.root, settings.anatomies), []
+        return legend_of(settings.root, settings.anatomies, settings.named_by), []
     except DataError as error:
         return Legend((), ""), list(error.problems)
 
 
 def _check_and_write(
-    source: Source, *, settings: PrepareSettings, folders: _Folders, legend: Legend
+    sources: Sequence[Source], *, settings: PrepareSettings, folders: _Folders, legend: Legend
+) -> list[_Checked]:
+    """Read, check, resize and write one picture and its labels."""
+    if sources[0].value is None:
+        return [_checked_mask(sources[0], settings, folders, legend)]
+    return _checked_map(sources, settings, folders, legend)
+
+
+def _checked_map(
+    sources: Sequence[Source], settings: PrepareSettings, folders: _Folders, legend: Legend
+) -> list[_Checked]:
+    """A picture with a label map, as a frame of each anatomy that the map names."""
+    frame, problems = _try(read_frame, sources[0].image)
+    split = settings.splits.of(sources[0].surgery)
+    checked = _Checked(sources[0], split, _pixel_digest(frame), problems=problems)
+    if frame is None:
+        return [checked]
+    size = (frame.shape[0], frame.shape[1])
+    complete, map_problems = _try(partial(map_of, legend=legend, size=size), sources[0])
+    if complete is None:
+        return [replace(checked, problems=map_problems)]
+    values = _resized(complete.values, settings.image_size)
+    first, *others = (_place_in(split, source) for source in sources)
+    _write_frame(folders.frames / first, frame, settings.image_size)
+    _write_png(folders.labels / first.with_suffix(MAP), values)
+    for place in others:
+        _link(folders.frames / first, folders.frames / place)
+        _link(folders.labels / first.with_suffix(MAP), folders.labels / place.with_suffix(MAP))
+    for place, source in zip((first, *others), sources, strict=True):
+        _write_png(folders.labels / place, (values == source.value).astype(np.uint8) * 255)
+    checked = replace(checked, size=size, map=complete)
+    return [
+        replace(
+            checked,
+            source=source,
+            dark=source is sources[0] and _is_dark(frame),
+            foreground=int((values == source.value).sum()),
+            covered=float((complete.values == source.value).mean()),
+        )
+        for source in sources
+    ]
+
+
+def _place_in(split: Split, source: Source) -> Path:
+    return Path(split) / source.anatomy / source.surgery / f"{source.name}.png"
+
+
+def _link(file: Path, copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, copy)
+    except OSError:  # a disk without hard links
+        shutil.copyfile(file, copy)
+
+
+def _checked_mask(
+    source: Source, settings: PrepareSettings, folders: _Folders, legend: Legend
 ) -> _Checked:
-    """Read, check, resize and write one frame and its mask."""
+    """A frame and its mask, or a frame alone."""
     frame, problems = _try(read_frame, source.image)
     checked = _Checked(
         source, settings.splits.of(source.surgery), _pixel_digest(frame), problems=problems
@@ -310,7 +414,7 @@ def _check_and_write(
         problem = f"{source.image}: frame and mask have different sizes, {sizes}"
         return replace(checked, problems=(problem,))
     complete, map_problems = _try(partial(check_map, mask=mask, legend=legend), source)
-    place = Path(checked.split) / source.anatomy / source.surgery / f"{source.name}.png"
+    place = _place_in(checked.split, source)
     label = _resized(mask.astype(np.uint8), settings.image_size)
     _write_frame(folders.frames / place, frame, settings.image_size)
     _write_png(folders.labels / place, label * 255)
@@ -400,16 +504,18 @@ def _leaks(checked: Sequence[_Checked]) -> list[str]:
         if first.split != frame.split:
             files = f"{first.source.image} ({first.split}) and {frame.source.image} ({frame.split})"
             problems.append(f"{files} are the same frame in two splits")
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def _too_few(checked: Sequence[_Checked], settings: PrepareSettings) -> list[str]:
     """Anatomies that are there and cannot be trained."""
     training = Counter(frame.source.anatomy for frame in checked if frame.split == "train")
+    found = {frame.source.anatomy for frame in checked}
     problems = []
     for anatomy in dict.fromkeys(settings.anatomies):
         frames = training[anatomy]
-        if (settings.root / anatomy).is_dir() and frames < settings.least_training:
+        is_there = (settings.root / anatomy).is_dir() or anatomy in found
+        if is_there and frames < settings.least_training:
             problems.append(
                 f"{anatomy}: {frames or 'no'} training frame{'s' * (frames != 1)}, at least "
                 f"{settings.least_training} are needed"
@@ -442,6 +548,7 @@ def _write(
         frames = _those_of(checked, split, anatomy)
         _write_frame_index(frames, folders.frames / split / anatomy)
         _write_label_index(frames, folders.labels / split / anatomy)
+    _write_copies(checked, folders.frames / "train")
     unlabelled = [frame for frame in checked if frame.source.mask is None]
     _write_frame_index(unlabelled, folders.frames / UNLABELLED)
     warnings: list[str] = []
@@ -452,7 +559,8 @@ def _write(
         warnings += of_folder
         contradictions += contradicted
     for anatomy in settings.anatomies:
-        sources = [frame.source for frame in _those_of(checked, "test", anatomy)]
+        masks = _with_masks(_those_of(checked, "test", anatomy))
+        sources = [frame.source for frame in masks]
         warnings += write_annotators(
             sources, folders.labels / "test" / anatomy, settings.image_size
         )
@@ -464,6 +572,29 @@ def _write(
             "label map{} not as the mask; where they differ nothing is known",
         ),
     ]
+
+
+def _with_masks(checked: Sequence[_Checked]) -> list[_Checked]:
+    """Those with a mask of one anatomy, and not a label map of many."""
+    return [f for f in checked if f.source.mask is not None and f.source.value is None]
+
+
+def _write_copies(checked: Sequence[_Checked], folder: Path) -> None:
+    """Write which training frames of several anatomies show the same picture, if some do."""
+    first_with: dict[tuple[str, int], Source] = {}
+    times: Counter[tuple[str, str]] = Counter()
+    rows = []
+    for frame in checked:
+        if frame.split != "train" or frame.source.mask is None:
+            continue
+        # A picture that an anatomy has twice is two frames.
+        copy = (frame.digest, times[frame.digest, frame.source.anatomy])
+        times[frame.digest, frame.source.anatomy] += 1
+        first = first_with.setdefault(copy, frame.source)
+        if first is not frame.source:
+            rows.append((frame.source.id, first.id))
+    if rows:
+        _write_table(folder / COPIES, ("frame", "copy_of"), rows)
 
 
 def _write_beside(
@@ -538,7 +669,7 @@ def _summary(
     labelled = [frame for frame in checked if frame.source.mask is not None]
     counts = {str(split): _counted(labelled, split, anatomies) for split in SPLITS}
     files = [
-        *_odd_files(checked, labelled, anatomies),
+        *_odd_files(checked, _with_masks(labelled), anatomies),
         *unused(settings.root, anatomies, settings.unlabelled_root, sources),
         *beside,
     ]
@@ -547,11 +678,15 @@ def _summary(
         *_without_frames(
             counts["test"], "no test frames, it has no result and is left out of the mean"
         ),
-        *_without_foreground(labelled),
+        *_without_foreground(_with_masks(labelled)),
         *files,
-        *other_anatomies(settings.root, anatomies, settings.unlabelled_root),
+        *([] if settings.from_maps else _other_folders(settings)),
     ]
     return Summary(counts, len(checked) - len(labelled), warnings, files)
+
+
+def _other_folders(settings: PrepareSettings) -> list[str]:
+    return other_anatomies(settings.root, settings.anatomies, settings.unlabelled_root)
 
 
 def _counted(
@@ -653,6 +788,8 @@ def list_frames(
 ) -> list[Frame]:
     """The prepared frames of a split, anatomy by anatomy in the given order.
 
+    In training a picture that several of these anatomies label comes once, where the first does.
+
     Raises:
         MissingFileError: of an index, or a frame that it lists.
     """
@@ -660,7 +797,22 @@ def list_frames(
     for anatomy in anatomies:
         folder = Path(split) / anatomy
         frames += _listed(frames_root / folder, labels_root / folder, anatomy)
-    return frames
+    return _merged(frames, _read_copies(frames_root / split / COPIES))
+
+
+def _merged(frames: Sequence[Frame], copy_of: Mapping[str, str]) -> list[Frame]:
+    """One frame for each picture, with its copies."""
+    pictures: dict[str, list[Frame]] = {}
+    for frame in frames:
+        pictures.setdefault(copy_of.get(frame.id, frame.id), []).append(frame)
+    return [replace(first, copies=tuple(copies)) for first, *copies in pictures.values()]
+
+
+def _read_copies(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        return {row["frame"]: row["copy_of"] for row in csv.DictReader(file)}
 
 
 def list_unlabelled(frames_root: Path) -> list[Frame]:
@@ -754,7 +906,7 @@ def labels_digest(frames: Sequence[Frame]) -> str:
     Raises:
         MissingFileError: of a label.
     """
-    labelled = [frame for frame in frames if frame.labelled]
+    labelled = list(chain.from_iterable(frame.labels for frame in frames))
     files = [(frame.id, frame.label) for frame in labelled]
     maps = [(f"{frame.id} {frame.legend}", frame.map) for frame in labelled if frame.map]
     shown = [f"{frame.id} {sorted(frame.shows.items())}" for frame in labelled if frame.shows]

@@ -23,7 +23,7 @@ from pipeline.counts import Counts
 from pipeline.datasets import EpochBatches, FrameDataset, Sample, Share, clean_batches
 from pipeline.depthwise import exact_depthwise
 from pipeline.evaluation.dice import known_counts, mean, mean_dice, pooled
-from pipeline.labels import UNKNOWN, absences, own_decoder, targets
+from pipeline.labels import UNKNOWN, absences, targets
 from pipeline.losses.partial_labels import partial_label_cross_entropy
 from pipeline.machine import Machine, float32_products, make_loader, weights_format
 from pipeline.models.network import Network, normalise, resize
@@ -90,15 +90,12 @@ class Epoch:
         return self.mean_dice if measure == "own" else self.mean_known_dice
 
 
-def supervised(
-    decoders: int, class_weights: Tensor | None = None, absence_weight: float = 0.0
-) -> Objective:
+def supervised(class_weights: Tensor | None = None, absence_weight: float = 0.0) -> Objective:
     """The objective of teachers and of the student without distillation.
 
     L_CE (Equation 1, partial labels).
 
     Args:
-        decoders: number of anatomies N.
         class_weights: (N, 2) weights of background and anatomy, or None.
         absence_weight: of a pixel that is background only because the anatomy is known to be
             absent from the frame; 0 is the paper's objective.
@@ -107,12 +104,11 @@ def supervised(
 
     def terms(logits: Tensor, batch: Sample) -> Terms:
         organ = batch["organ"]
-        own = own_decoder(batch["anatomy"], decoders)
         pixel_weights = None
         if absence_weight:
-            absent = absences(organ, batch["background"], batch["anatomy"])
+            absent = absences(organ, batch["background"], batch["labelled"])
             pixel_weights = torch.where(absent, absence_weight, 1.0)
-        target = targets(organ, batch["background"] if absence_weight else own)
+        target = targets(organ, batch["background" if absence_weight else "labelled"])
         full = resize(logits, (target.shape[-2], target.shape[-1]))
         weights = weights_on(logits.device) if weights_on else None
         return {
@@ -477,7 +473,7 @@ class Trainer:
             # Processes exchange gradients once per batch, with its last piece.
             is_last = number + 1 == len(counted)
             with self.fabric.no_backward_sync(self.model, enabled=not is_last):
-                logits = self._logits(batch.pieces[number], len(frames["anatomy"]))
+                logits = self._logits(batch.pieces[number], len(frames["labelled"]))
                 terms = {
                     name: term * shares[number].get(name, bool(batch.sizes[number]))
                     for name, term in self.objective.terms(logits, frames).items()

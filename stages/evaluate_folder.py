@@ -25,7 +25,7 @@ from pipeline.evaluation.every_frame import (
 )
 from pipeline.evaluation.per_frame import MEASURES, Result, evaluate, outline_processes
 from pipeline.files import folders, write_json
-from pipeline.label_maps import has_label_maps, unfold
+from pipeline.label_maps import has_label_maps, legend_of, surgeries_with_maps
 from pipeline.machine import Machine
 from pipeline.models.card import Card
 from pipeline.models.network import Network
@@ -110,20 +110,27 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
     Raises:
         MtkdError: none of the checkpoint's anatomies is there, or no frame, or frames are damaged.
     """
-    root = data
-    if has_label_maps(data):
-        root = folder / "masks"
-        unfold(data, card.anatomies, root)
-    measured = _measured_anatomies(root, card.anatomies)
+    from_maps = has_label_maps(data)
+    legend = legend_of(data, card.anatomies) if from_maps else None
+    names = legend.names if legend else [path.name for path in folders(data)]
+    measured = _measured_anatomies(data, names, card.anatomies)
     if not measured:
         raise MtkdError(
             f"{data} holds none of the checkpoint's anatomies ({', '.join(card.anatomies)})"
         )
     # Of folders, whose names are checked when they are read.
-    everyone = Splits.model_construct(val=[], test=list(surgery_names(root)))
+    surgeries = surgeries_with_maps(data) if from_maps else surgery_names(data)
+    everyone = Splits.model_construct(val=[], test=list(surgeries))
     frames = folder / "frames"
     labels = folder / "labels"
-    settings = PrepareSettings(root, measured, everyone, card.image_size, least_training=0)
+    settings = PrepareSettings(
+        data,
+        measured,
+        everyone,
+        card.image_size,
+        least_training=0,
+        named_by="the checkpoint",
+    )
     with progress("frames checked and resized") as bar:
         summary = prepare(settings, frames, labels, workers=2, progress=bar)
     for warning in summary.files:
@@ -139,9 +146,8 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
     return _Prepared(listed, annotations)
 
 
-def _measured_anatomies(root: Path, anatomies: Sequence[str]) -> list[str]:
-    """Those of a checkpoint's anatomies that have a folder; says if one is spelt otherwise."""
-    names = [path.name for path in folders(root)]
+def _measured_anatomies(root: Path, names: Sequence[str], anatomies: Sequence[str]) -> list[str]:
+    """Those of a checkpoint's anatomies that a data set has; says if one is spelt otherwise."""
     measured = [anatomy for anatomy in anatomies if anatomy in names]
     for name, anatomy in zip(names, matched(names, anatomies), strict=True):
         if name not in measured and anatomy in anatomies:

@@ -316,8 +316,9 @@ def _pass(network: Network, device: torch.device, precision: str) -> _Pass:
     frames = _frames(4).to(device)
     anatomy = torch.arange(4, device=device) % len(ANATOMIES)
     organ = torch.where(frames[:, 0] > 127, anatomy[:, None, None], NO_ANATOMY)
-    batch = Sample(organ=organ, background=own_decoder(anatomy, len(ANATOMIES)), anatomy=anatomy)
-    objective = supervised(len(ANATOMIES))
+    own = own_decoder(anatomy, len(ANATOMIES))
+    batch = Sample(organ=organ, background=own, labelled=own)
+    objective = supervised()
     scale = 256.0 if precision == "16-mixed" else 1.0  # as a gradient scaler would
     with computing(device, precision):
         logits = network(normalise(frames, network))

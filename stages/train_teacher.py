@@ -13,13 +13,13 @@ def run(project: Project, anatomy: str, machine: Machine) -> None:
     """Train the teacher of one anatomy."""
     project.require_anatomies([anatomy])
     settings = project.params.teacher
-    frames = project.frames_of("train", [anatomy])
-    others = [other for other in project.anatomies if other != anatomy]
+    every = project.frames_of("train")
+    frames = [frame for frame in every if anatomy in frame.anatomies]
     lesson = Lesson(
         frames,
         objective_on_labels(frames, [anatomy], settings),
         validated_on=project.anatomies if settings.select_by == "known" else [anatomy],
-        negatives=project.frames_of("train", others) if settings.negatives else [],
+        negatives=[f for f in every if anatomy not in f.anatomies] if settings.negatives else [],
         drawn=round(len(frames) * settings.negatives / (1 - settings.negatives)),
     )
     outputs = Outputs(

@@ -49,6 +49,23 @@ def change(run, **values):
     (run / "params.yaml").write_text(yaml.safe_dump(params))
 
 
+def write_label_maps(root, names, surgeries, frames=2, size=(48, 64), seed=0):
+    """A data set of label maps: a disc of each anatomy, the first names' under the last ones'."""
+    rng = np.random.default_rng(seed)
+    for surgery in surgeries:
+        for number in range(frames):
+            values = np.zeros(size, np.uint8)
+            frame = rng.integers(0, 60, (*size, 3)).astype(np.uint8)
+            for i, _ in enumerate(names):
+                mask = disc(size, rng.integers([8, 8], [size[0] - 8, size[1] - 8]), 7)
+                values[mask] = i + 1
+                frame[mask] = np.roll([220, 90, 30], i)
+            write_png(root / surgery / f"image{number:02d}.png", frame)
+            write_png(root / surgery / f"label{number:02d}.png", values)
+    (root / "anatomies.txt").write_text("".join(f"{name}\n" for name in names))
+    return root
+
+
 def write_dataset(
     root,
     anatomies=("liver", "colon"),

@@ -208,7 +208,7 @@ def _training(project: Project, machine: Machine) -> dict[str, float]:
     params = project.params
     write_local_stores(make_plans(project, []), machine)
     frames = project.frames_of("train")
-    objective = supervised(TEACHERS, None)
+    objective = supervised()
     reader = TeacherLogits([cache.open_store(project.store(a)) for a in project.anatomies], 0, 0)
     plain = _epoch_seconds(params, frames, objective, None, machine)
     both = _epoch_seconds(params, frames, distilled(objective, params.distill), reader, machine)

@@ -6,6 +6,7 @@ Data, progress, curves, checkpoint and metrics.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -97,9 +98,10 @@ def class_weights(frames: Sequence[Frame], anatomies: Sequence[str]) -> torch.Te
     Raises:
         MtkdError: the masks of an anatomy hold only one class.
     """
+    masks = list(chain.from_iterable(frame.labels for frame in frames))
     weights = []
     for anatomy in anatomies:
-        labels = [load_label(frame.label) for frame in frames if frame.anatomy == anatomy]
+        labels = [load_label(each.label) for each in masks if each.anatomy == anatomy]
         pixels = sum(label.size for label in labels)
         positive = sum(int(label.sum()) for label in labels)
         if not 0 < positive < pixels:
@@ -120,7 +122,7 @@ def objective_on_labels(
         MtkdError: as of :func:`class_weights`.
     """
     weights = class_weights(frames, anatomies) if settings.class_weights else None
-    return supervised(len(anatomies), weights, settings.absence_weight)
+    return supervised(weights, settings.absence_weight)
 
 
 def seeded_network(settings: Training, anatomies: Sequence[str]) -> Network:
@@ -330,7 +332,8 @@ def _ended_together(fabric: Fabric) -> Iterator[None]:
 
 
 def _files(frames: Sequence[Frame]) -> list[Path]:
-    return [f.image for f in frames] + [f.label for f in frames if f.labelled]
+    labels = chain.from_iterable(frame.labels for frame in frames)
+    return [frame.image for frame in frames] + [frame.label for frame in labels]
 
 
 def _log(live: Live, title: str, anatomies: Sequence[str], epoch: Epoch) -> None:

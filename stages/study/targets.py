@@ -13,7 +13,7 @@ from pipeline.augmentation import valid_cells
 from pipeline.checkpoint import load_checkpoint
 from pipeline.datasets import FrameDataset, Key, Sample
 from pipeline.distillation import DIVERGENCES, SURE, distilled, on_one_grid, overruled
-from pipeline.labels import absences, own_decoder, targets
+from pipeline.labels import absences, targets
 from pipeline.losses.distillation import RARE
 from pipeline.machine import Machine
 from pipeline.models.network import Network, normalise, resize
@@ -138,7 +138,7 @@ def _apart(logits: Tensor, batch: Sample) -> dict[str, Tensor]:
     """The student's own logits where most of a cell is labelled as another organ: no divergence."""
     teachers = batch["teachers"]
     grid = (teachers.shape[-2], teachers.shape[-1])
-    of_label = own_decoder(batch["anatomy"], teachers.shape[1])[:, :, None, None]
+    of_label = batch["labelled"][:, :, None, None]
     organ = F.adaptive_avg_pool2d((batch["organ"] >= 0).float(), grid)[:, None] > 0.5
     student = resize(logits, grid).detach().float()
     return {"teachers": torch.where((organ & ~of_label)[:, :, None], student, teachers)}
@@ -267,7 +267,7 @@ def _joint_cross_entropy(logits: Tensor, batch: Sample, absence_weight: float) -
     log_rest = torch.log1p(-log_q.exp().clamp(max=1 - 1e-6))
     target = targets(organ, batch["background"])
     loss = torch.where(target == 1, -log_q, torch.where(target == 0, -log_rest, 0.0))
-    absent = absences(organ, batch["background"], batch["anatomy"])
+    absent = absences(organ, batch["background"], batch["labelled"])
     loss = torch.where(absent, absence_weight * loss, loss)
     b, n, h, w = target.shape
     return loss.sum((0, 2, 3)) * (n / (b * h * w))

@@ -89,7 +89,7 @@ def run(folder, devices, accumulate, *, compiled=False, fabric=None, resume=None
             TrainingTask(
                 FrameDataset(frames[0], ANATOMIES, 1, Answers()),
                 FrameDataset(frames[1], ANATOMIES),
-                distilled(supervised(3), settings),
+                distilled(supervised(), settings),
             ),
             SETTINGS,
             machine,

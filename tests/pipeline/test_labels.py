@@ -1,5 +1,6 @@
 """What is known of a pixel, against a rule that is written out pixel by pixel."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -8,8 +9,16 @@ import torch
 from helpers import write_png
 
 from pipeline.label_maps import CONTRADICTED
-from pipeline.labels import NO_ANATOMY, NOT_LABELLED, UNKNOWN, FrameLabels, load_labels, targets
-from pipeline.prepared import Frame
+from pipeline.labels import (
+    NO_ANATOMY,
+    NOT_LABELLED,
+    UNKNOWN,
+    FrameLabels,
+    absences,
+    load_labels,
+    targets,
+)
+from pipeline.prepared import Frame, load_label
 
 ANATOMIES = ("colon", "liver", "spleen")
 LEGEND = ("ureter", "liver", "colon")  # of a data set with another anatomy, and without the spleen
@@ -83,3 +92,38 @@ def test_nothing_is_known_outside_the_frame_and_without_labels():
     found = targets(organ, background)
     assert found[0, :, 0].tolist() == [[UNKNOWN, 0], [UNKNOWN, UNKNOWN]]
     assert (found[1] == UNKNOWN).all()
+
+
+def test_several_labels_of_one_picture_are_known_together(frame, tmp_path):
+    """Where masks overlap nothing is known; else a pixel is what one of them says, or none."""
+    mask = np.random.default_rng(3).integers(0, 2, (4, 5)).astype(np.uint8)
+    write_png(tmp_path / "colon.png", mask * 255)
+    shows = {"spleen": False}
+    colon = Frame("colon/01/image00", "colon", "01", frame.image, tmp_path / "colon.png", shows)
+    both = replace(frame, copies=(colon,))
+    labels = load_labels(both, ("colon", "liver", "spleen", "stomach"), (4, 5))
+    assert labels.labelled.tolist() == [True, True, False, False]
+    liver = load_label(frame.label)
+    expected = np.full((4, 4, 5), UNKNOWN)
+    for y, x in product(range(4), range(5)):
+        if mask[y, x] and liver[y, x]:
+            continue
+        expected[:3, y, x] = mask[y, x], liver[y, x], 0
+        if mask[y, x] or liver[y, x]:
+            expected[3, y, x] = 0
+    np.testing.assert_array_equal(as_targets(labels), expected)
+    assert (expected == UNKNOWN)[:3].any() and (expected[3] == UNKNOWN).any()
+
+
+def test_a_background_of_two_labels_is_no_known_absence(frame, tmp_path):
+    """Only where an anatomy has no label does the weight of absences count."""
+    write_png(tmp_path / "colon.png", np.zeros((4, 5), np.uint8))
+    shows = {"spleen": False}
+    colon = Frame("colon/01/image00", "colon", "01", frame.image, tmp_path / "colon.png", shows)
+    labels = load_labels(replace(frame, copies=(colon,)), ANATOMIES, (4, 5))
+    organ, background, labelled = (
+        torch.from_numpy(each)[None] for each in (labels.organ, labels.background, labels.labelled)
+    )
+    absent = absences(organ, background, labelled)[0]
+    assert not absent[:2].any()
+    assert (absent[2] == (organ[0] == NO_ANATOMY)).all()

@@ -36,7 +36,7 @@ def known(label, anatomy):
     return {
         "organ": torch.where(label == 1, anatomy[:, None, None], background),
         "background": own_decoder(anatomy, N),
-        "anatomy": anatomy,
+        "labelled": own_decoder(anatomy, N),
     }
 
 
@@ -293,7 +293,7 @@ def test_a_frame_without_a_valid_cell_does_not_count_in_the_mean_over_pieces():
     such frames.
     """
     objective = distilled(
-        supervised(N),
+        supervised(),
         Distill(temperature=2.0, weight=1.0, softmax="classes", grid="stores", reconcile=False),
     )
     valid = torch.ones(4, H, W, dtype=torch.bool)
@@ -331,7 +331,7 @@ def test_the_objective_is_cross_entropy_plus_the_weighted_divergence(frames, sof
     s, t = logits(24, B, N, 2, H, W), logits(25, B, N, 2, H, W)
     valid = torch.rand(B, H, W, generator=torch.Generator().manual_seed(26)) > 0.3
     objective = distilled(
-        supervised(N),
+        supervised(),
         Distill(temperature=2.5, weight=7.0, softmax=softmax, grid="stores", reconcile=False),
     )
     terms = objective.terms(s, {**known(label, anatomy), "teachers": t, "valid": valid})
@@ -346,14 +346,14 @@ def test_known_absence_counts_with_its_own_weight(frames):
     z = logits(40, B, N, 2, H, W)
     batch = known(label, anatomy)
     batch["background"][:2, 3] = True
-    found = supervised(N, absence_weight=0.25).terms(z, batch)["cross_entropy"]
+    found = supervised(absence_weight=0.25).terms(z, batch)["cross_entropy"]
     expected = literal_cross_entropy(z, label, anatomy)
     for b, y, x in product(range(2), range(H), range(W)):
         if label[b, y, x] == 0:
             p = math.exp(z[b, 3, 0, y, x]) / sum(math.exp(v) for v in z[b, 3, :, y, x])
             expected[3] -= 0.25 * math.log(p) * N / (B * H * W)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    unaware = supervised(N).terms(z, batch)["cross_entropy"].double()
+    unaware = supervised().terms(z, batch)["cross_entropy"].double()
     torch.testing.assert_close(
         unaware, literal_cross_entropy(z, label, anatomy), rtol=1e-5, atol=1e-5
     )

@@ -449,7 +449,7 @@ def test_shares_are_those_of_the_frames_counted_one_by_one(prepared):
     valid = torch.ones(4, 2, 2, dtype=torch.bool)
     valid[1] = False
     objective = distilled(
-        supervised(3),
+        supervised(),
         Distill(temperature=1.0, weight=3.0, softmax="classes", grid="stores", reconcile=False),
     )
     sizes, pieces = [2, 2, 0], [valid[:2], valid[2:], valid[:1]]

@@ -33,7 +33,7 @@ def batch_on(device, grid=(8, 12)):
         "frame": torch.zeros(FRAMES, 3, *SIZE, dtype=torch.uint8, device=device),
         "organ": torch.zeros(FRAMES, *SIZE, dtype=torch.int16, device=device),
         "background": torch.ones(FRAMES, DECODERS, dtype=torch.bool, device=device),
-        "anatomy": torch.zeros(FRAMES, dtype=torch.int64, device=device),
+        "labelled": torch.ones(FRAMES, DECODERS, dtype=torch.bool, device=device),
         "position": torch.zeros(FRAMES, dtype=torch.int64, device=device),
         "teachers": torch.zeros(FRAMES, DECODERS, 2, *grid, device=device),
         "valid": torch.ones(FRAMES, *grid, dtype=torch.bool, device=device),
@@ -83,7 +83,7 @@ OBJECTIVES = {
 
 
 def objective_of(name):
-    objective = supervised(DECODERS)
+    objective = supervised()
     return objective if OBJECTIVES[name] is None else distilled(objective, OBJECTIVES[name])
 
 
@@ -254,7 +254,7 @@ def test_a_loss_is_judged_when_the_next_one_is_there(monkeypatch):
 
 
 def test_class_weights_are_copied_once():
-    objective = supervised(DECODERS, torch.ones(DECODERS, 2))
+    objective = supervised(torch.ones(DECODERS, 2))
     logits = torch.zeros(FRAMES, DECODERS, 2, 8, 12)
     with pretended():
         batch, there = batch_on("cuda"), logits.to("cuda")

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import zarr
-from helpers import change, mtkd
+from helpers import change, mtkd, write_label_maps
 
 from pipeline.checkpoint import load_card
 
@@ -209,3 +209,20 @@ def test_the_augmentation_gap_stands_in_the_stores_metrics(run):
     assert gap["geometry"]["kl"] > 10 * gap["views"]["kl"] >= 0
     assert gap["full"]["kl"] > 10 * gap["views"]["kl"]
     assert 0 <= gap["views"]["disagreement"] <= gap["full"]["disagreement"] <= 100
+
+
+def test_a_data_set_of_label_maps_goes_through_every_stage(project, tmp_path):
+    root = tmp_path / "maps"
+    write_label_maps(root, ("spleen", "liver", "colon"), ("01", "02", "03", "10"))
+    project(data__root=str(root), teacher__negatives=0.5, student__absence_weight=0.2)
+    mtkd("prepare")
+    for anatomy in ("liver", "colon"):
+        mtkd("train-teacher", anatomy)
+        mtkd("cache-logits", anatomy)
+    for student in ("baseline", "mtkd"):
+        mtkd("train-student", student)
+    mtkd("evaluate")
+    store = zarr.open_group("stores/colon.zarr", mode="r")
+    assert store.attrs["frames"] == [f"liver/{s}/image0{n}" for s in ("01", "10") for n in (0, 1)]
+    evaluation = json.loads((tmp_path / "metrics/evaluate.json").read_text())
+    assert all(evaluation["mtkd"][key]["mean"] is not None for key in ("dice", "every_dice"))

@@ -500,7 +500,7 @@ def test_frames_without_labels_say_nothing_about_anatomies(run):
     batch = default_collate([data[0, 6]])
     assert not data.frames[6].labelled
     logits = torch.randn(1, 2, 2, 16, 24, requires_grad=True)
-    terms = distilled(supervised(2, None), project.params.distill).terms(logits, batch)
+    terms = distilled(supervised(), project.params.distill).terms(logits, batch)
     assert terms["cross_entropy"].tolist() == [0, 0]
     assert terms["valid_pixels"].tolist() == [0, 0]
     assert (terms["kl_divergence"] > 0).all()
