@@ -18,7 +18,7 @@ import uvicorn
 from numpy.typing import NDArray
 
 from pipeline.checkpoint import load_checkpoint
-from pipeline.deployment.export import load_graph
+from pipeline.deployment.export import load_graph, runtime_of
 from pipeline.deployment.segmenter import as_masks, masks_at, resized
 from pipeline.deployment.video import video_frames
 from pipeline.errors import MtkdError
@@ -88,10 +88,12 @@ def run(name: str, model: Path, options: Options, machine: Machine) -> None:
             smooth=options.smooth,
             recorder=recorder,
         )
-        is_alone = options.host in LOOPBACK and not options.allow
+        address, port = listener.getsockname()[:2]
+        is_alone = address in LOOPBACK and not options.allow
         token = None if is_alone else secrets.token_urlsafe(16)
-        app = Page(session, name).app([*hosts_of(options.host), *options.allow], token)
-        say(f"{name} on {model}: open {_address(listener, options.host, token)}")
+        hosts = [*hosts_of(options.host), *hosts_of(address), *options.allow]
+        app = Page(session, source.shown).app(hosts, token)
+        say(f"{source.shown} on {model}: open {_address(address, port, token)}")
         say("Ctrl-C ends it. This is no medical device: for research alone")
         config = uvicorn.Config(
             app,
@@ -128,6 +130,11 @@ def load_model(path: Path, machine: Machine, options: Options) -> LiveModel:
     loaded = _checkpoint(path, machine) if path.suffix == ".safetensors" else _exported(path)
     if options.smooth and not loaded.margins:
         raise MtkdError(f"--smooth: {path} gives masks and no margins: export it with --as margins")
+    if options.one_organ and not loaded.margins and not loaded.one_organ:
+        raise MtkdError(
+            f"--one-organ: the masks of {path} were decided one by one: export it with --one-organ "
+            "or --as margins"
+        )
     if len(loaded.anatomies) > MOST_ANATOMIES:
         raise MtkdError(
             f"{path} knows {len(loaded.anatomies)} anatomies, and the page at most {MOST_ANATOMIES}"
@@ -161,8 +168,16 @@ def _exported(path: Path) -> LiveModel:
         masks = as_masks(output, card.gives, anatomies, card.frame_size, one_organ=False)
         return masks_at(masks, frame.shape[:2])
 
-    runtime = "ONNX Runtime" if path.suffix == ".onnx" else "OpenVINO"
-    return LiveModel(path.name, lambda: runtime, tuple(card.anatomies), claims, margins=margins)
+    runtime = runtime_of(path)
+    one_organ = card.one_organ or card.gives == "labels"
+    return LiveModel(
+        path.name,
+        lambda: runtime,
+        tuple(card.anatomies),
+        claims,
+        margins=margins,
+        one_organ=one_organ,
+    )
 
 
 @contextmanager
@@ -227,8 +242,7 @@ def _own_addresses() -> list[str]:
     return sorted(dict.fromkeys(found), key=lambda address: ip_address(address).is_loopback)
 
 
-def _address(listener: socket.socket, host: str, token: str | None) -> str:
-    port = listener.getsockname()[1]
+def _address(host: str, port: int, token: str | None) -> str:
     name = _own_addresses()[0] if _is_any(host) else host
     shown = f"[{name}]" if ":" in name else name
     query = f"/?token={token}" if token else ""

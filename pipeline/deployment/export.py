@@ -233,6 +233,14 @@ def load_graph(path: Path, *, in_flight: int = 1) -> tuple[Compute, ExportCard]:
     return resized_first, card
 
 
+def runtime_of(path: Path) -> str:
+    """What an exported file is computed by, and in which precision."""
+    if path.suffix == ".onnx":
+        return "ONNX Runtime, float32"
+    is_int8 = 'type="FakeQuantize"' in path.read_text(errors="replace")
+    return f"OpenVINO, {'int8' if is_int8 else 'float32'}"
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Name the file in errors of the libraries that read it."""

@@ -99,7 +99,8 @@ class Recorder:
         # The last one is what a killed recording leaves.
         for file in (path, labels_path(path), path.with_name(f".{path.stem}.partial.mp4")):
             if file.exists():
-                raise MtkdError(f"--record: {file} exists: choose another name")
+                cut_off = ", or rename what a killed recording has left" * (file.name[0] == ".")
+                raise MtkdError(f"--record: {file} exists: choose another name{cut_off}")
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
@@ -135,7 +136,8 @@ class Recorder:
         if self.problem is not None:
             return f"Recording has stopped: {self.problem}"
         left_out = f", {self.left_out} left out" if self.left_out else ""
-        return f"Recording to {self.path.name}: {self.written} frames{left_out}"
+        verb = "Recorded in" if self._ending.is_set() else "Recording to"
+        return f"{verb} {self.path.name}: {self.written} frames{left_out}"
 
     def _run(self) -> None:
         try:

@@ -21,7 +21,8 @@ from pipeline.live.sources import PATIENCE, Capture, Captured, Source, square
 from pipeline.live.statistics import Window
 from pipeline.live.view import View
 
-STALLED = 2.0  # seconds without a frame, after which the page says so
+# Seconds without a frame, or without an answer of the network, after which the page says so.
+STALLED = 2.0
 OnView = Callable[[], None]
 
 
@@ -36,6 +37,7 @@ class LiveModel:
         claims: from a frame (H, W, 3) uint8 to margins (N, h, w) float32 on the network's grid, or
             to masks (N, H, W) bool.
         margins: which of the two.
+        one_organ: whether a pixel belongs to one anatomy at most in such masks.
     """
 
     name: str
@@ -43,6 +45,7 @@ class LiveModel:
     anatomies: tuple[str, ...]
     claims: Callable[[NDArray[np.uint8]], NDArray[Any]]
     margins: bool
+    one_organ: bool = False
 
 
 class Session:
@@ -81,6 +84,8 @@ class Session:
         self._latency = Window()
         self._network = Window()
         self._problem: str | None = None
+        self._opening = 0
+        self._begun: float | None = None  # while the network computes
         self._listeners: list[OnView] = []
         self._thread = Thread(target=self._run, name="network", daemon=True)
 
@@ -111,10 +116,14 @@ class Session:
         Returns:
             ``state``, ``message``; ``fps``: frames that were segmented each second; ``network_ms``:
             median; ``latency_ms`` and ``latency_p95_ms``: from a frame's arrival until a page has
-            drawn it; ``captured``, ``dropped``: frames of the session, and those that a newer one
-            replaced; ``segmented``: frames; ``precision``; ``recording``: a sentence or None.
+            drawn it; these are None while nothing is live; ``captured``, ``dropped``: frames of the
+            session, and those that a newer one replaced; ``segmented``: frames; ``precision``;
+            ``recording``: a sentence or None.
         """
         state, message = self._state()
+        if state != "live":
+            for window in (self._rate, self._latency, self._network):
+                window.clear()
         median, late = self._latency.percentiles(50, 95)
         (network,) = self._network.percentiles(50)
         return {
@@ -137,6 +146,10 @@ class Session:
             return "failed", self._problem
         if status.state == "live" and self.capture.silence > STALLED:
             return "stalled", f"No frame for more than {STALLED:.0f} seconds"
+        begun = self._begun
+        is_slow = begun is not None and monotonic() - begun > STALLED
+        if status.state == "live" and is_slow and self.segmented:  # the first frame takes longer
+            return "stalled", f"The network has not answered for more than {STALLED:.0f} seconds"
         return status.state, status.message
 
     def _run(self) -> None:
@@ -161,8 +174,14 @@ class Session:
 
     def _segmented(self, captured: Captured) -> View:
         frame = square(upright(captured.frame), captured.aspect)
-        begun = monotonic()
-        claims = self.model.claims(frame)
+        if self._smoothing is not None and captured.opening != self._opening:
+            self._smoothing.begin_anew()
+        self._opening = captured.opening
+        self._begun = begun = monotonic()
+        try:
+            claims = self.model.claims(frame)
+        finally:
+            self._begun = None
         if self._smoothing is not None:
             claims = self._smoothing(frame, claims)
         self._network.add(1000 * (monotonic() - begun))

@@ -33,10 +33,17 @@ class Smoothing:
             margins: (N, h, w) float32.
         """
         before = self._margins
-        if before is None or before.shape != margins.shape or self._is_cut(frame):
+        is_cut = self._is_cut(frame)
+        if before is None or before.shape != margins.shape or is_cut:
+            before = margins
+        if not np.isfinite(before).all():  # once in the mean it would never leave it
             before = margins
         self._margins = self.share * before + np.float32(1 - self.share) * margins
         return self._margins
+
+    def begin_anew(self) -> None:
+        """Forget the frames before, as of another scene."""
+        self._margins = None
 
     def _is_cut(self, frame: NDArray[np.uint8]) -> bool:
         small = cv2.resize(frame, GRID[::-1], interpolation=cv2.INTER_AREA)

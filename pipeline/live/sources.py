@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from errno import EIO
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
@@ -69,6 +70,13 @@ class Source:
     loop: bool = False
     mode: Mode = AS_IT_IS
 
+    @property
+    def shown(self) -> str:
+        """What the page calls it: without a password, and of a file its name alone."""
+        if self.kind == "file":
+            return Path(self.address).name
+        return re.sub(r"(?<=://)[^/@]*@", "***@", self.address)
+
 
 def source_of(name: str, *, loop: bool = False, mode: Mode = AS_IT_IS) -> Source:
     """What a user means: a device, an address, or the name of a file.
@@ -119,12 +127,14 @@ class Captured:
         frame: not yet converted, since most late frames never need to be.
         time: when it came, of :func:`time.monotonic`.
         aspect: width over height of a pixel of the upright frame.
+        opening: how often the source had been opened.
     """
 
     number: int
     frame: av.VideoFrame
     time: float
     aspect: float = 1.0
+    opening: int = 0
 
 
 def square(frame: NDArray[np.uint8], aspect: float) -> NDArray[np.uint8]:
@@ -162,8 +172,9 @@ class Capture:
 
     def __init__(self, source: Source, frames: Latest[Captured]) -> None:
         self.source = source
-        self.status = Status("opening", f"Opening {source.address}")
+        self.status = Status("opening", f"Opening {source.shown}")
         self.captured = 0
+        self._opened = 0
         self._frames = frames
         self._is_film = source.kind == "file"
         self._last = monotonic()
@@ -195,12 +206,12 @@ class Capture:
             if self.source.loop and self.captured > before:
                 continue
             if self.source.kind == "file" or (self._is_film and reason is None):
-                self.status = Status("ended", f"{self.source.address} has ended{because}")
+                self.status = Status("ended", f"{self.source.shown} has ended{because}")
                 return
             if self.captured > before:
                 wait = FIRST_WAIT
             self.status = Status(
-                "lost", f"{self.source.address} is lost{because}. Trying again in {wait:g} s"
+                "lost", f"{self.source.shown} is lost{because}. Trying again in {wait:g} s"
             )
             self._stop.wait(wait)
             wait = min(2 * wait, LONGEST_WAIT)
@@ -211,6 +222,7 @@ class Capture:
             with _open(self.source) as container:
                 if not container.streams.video:
                     return "it holds no video"
+                self._opened += 1
                 stream = container.streams.video[0]
                 self._is_film = _is_film(container, self.source)
                 for frame in self._due(_frames(container, self.source), stream):
@@ -220,14 +232,22 @@ class Capture:
         except av.ExitError:
             return f"no data for {PATIENCE:g} s"
         except (av.FFmpegError, OSError, ValueError) as error:
-            return " ".join(str(error).split()) or type(error).__name__
+            return self._reason(error)
         return None
+
+    def _reason(self, error: Exception) -> str:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason.replace(self.source.address, self.source.shown)
+        is_web = self.source.address.lower().startswith("http")
+        if is_web and isinstance(error, OSError) and error.errno == EIO:
+            reason += "; a film with its index at the end needs a server that gives parts of files"
+        return reason
 
     def _keep(self, frame: av.VideoFrame, aspect: float) -> None:
         self._last = monotonic()
-        self._frames.put(Captured(self.captured, frame, self._last, aspect))
+        self._frames.put(Captured(self.captured, frame, self._last, aspect, self._opened))
         self.captured += 1
-        self.status = Status("live", f"Live from {self.source.address}")
+        self.status = Status("live", f"Live from {self.source.shown}")
 
     def _due(
         self, frames: Iterator[av.VideoFrame], stream: av.VideoStream

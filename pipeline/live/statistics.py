@@ -24,6 +24,11 @@ class Window:
             self._values.append((now, value))
             self._forget(now)
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        with self._lock:
+            self._values.clear()
+
     def per_second(self, now: float | None = None) -> float | None:
         """How many values came each second; None before the second one."""
         now = monotonic() if now is None else now

@@ -102,8 +102,9 @@ class View:
             claims = masks_at(claims, frame.shape[:2])
         return replace(self, frame=frame, claims=claims)
 
+    @cached_property
     def message(self) -> bytes:
-        """What the page draws: the length of a header, the header, a JPEG, and a PNG of bits."""
+        """What each page draws: the length of a header, the header, a JPEG, and a PNG of bits."""
         shown = self.within(SHOWN)
         height, width = shown.size
         jpeg = encoded(".jpg", shown.frame, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])

@@ -23,6 +23,7 @@ from stages.live_page.access import Access
 
 STATIC = Path(__file__).parent / "static"
 STATUS_SECONDS = 0.5
+LATE = "late"  # says a page that was frozen or hidden, and has not drawn a view when it came
 # What Starlette raises of a page that is closed, while it is read and while it is written to, or
 # that sends what is no text.
 CLOSED = (WebSocketDisconnect, RuntimeError, KeyError)
@@ -128,11 +129,11 @@ class Page:
                 if view is None or (sent and view is sent[-1]):
                     await new.wait()
                     continue
-                message = await asyncio.to_thread(view.message)
+                message = await asyncio.to_thread(lambda view: view.message, view)
                 sent.append(view)
                 await socket.send_bytes(message)
-                await socket.receive_text()  # the page has drawn it
-                self.session.was_shown(view)
+                if await socket.receive_text() != LATE:
+                    self.session.was_shown(view)
         except CLOSED:
             return
         finally:

@@ -15,6 +15,7 @@ from pipeline.deployment.export import (
     load_exported,
     open_onnx,
     open_openvino,
+    runtime_of,
     write_onnx,
     write_openvino,
 )
@@ -259,3 +260,11 @@ def test_a_triton_repository_names_shapes_types_and_labels(tmp_path):
     assert 'name: "margins" data_type: TYPE_FP32 dims: [1, 3, 31, 42]' in text
     assert (bundle / "n" / "labels.txt").read_text().split("\n") == ["none", "a a", "b", ""]
     assert (bundle / "n" / "1" / "model.onnx").read_bytes() == (tmp_path / "n.onnx").read_bytes()
+
+
+def test_the_runtime_and_precision_of_a_file(tmp_path):
+    for kind, expected in (("Convolution", "float32"), ("FakeQuantize", "int8")):
+        file = tmp_path / f"{kind}.xml"
+        file.write_text(f'<net><layer id="1" type="{kind}"/></net>')
+        assert runtime_of(file) == f"OpenVINO, {expected}"
+    assert runtime_of(tmp_path / "a.onnx") == "ONNX Runtime, float32"

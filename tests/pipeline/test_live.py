@@ -19,6 +19,7 @@ import pytest
 from pipeline.deployment.video import VideoWriter, aspect_of, read_video
 from pipeline.errors import MtkdError
 from pipeline.live import recording, sources
+from pipeline.live import session as live_session
 from pipeline.live.latest import Latest
 from pipeline.live.recording import LabelWriter, Recorder, labels_path
 from pipeline.live.session import LiveModel, Session
@@ -144,6 +145,20 @@ def test_a_capture_device_is_asked_for_a_mode(monkeypatch):
 def test_a_wrong_name_is_refused_at_once(name, loop, message):
     with pytest.raises(MtkdError, match=message):
         source_of(name, loop=loop)
+
+
+def test_nobody_is_shown_a_password_or_a_path(tmp_path):
+    secret = "rtsp://admin:s3cret@127.0.0.1:9/stream"
+    capture = Capture(source_of(secret), Latest())
+    opening = capture.status.message
+    capture.start()
+    until(lambda: capture.status.state == "lost")
+    capture.stop()
+    for message in (opening, capture.status.message):
+        assert "s3cret" not in message
+        assert "rtsp://***@127.0.0.1:9/stream" in message
+    assert source_of(str(film(tmp_path / "film.mp4"))).shown == "film.mp4"
+    assert source_of("http://127.0.0.1/a@b").shown == "http://127.0.0.1/a@b"
 
 
 def captured(source, count, seconds=20):
@@ -282,6 +297,29 @@ def test_a_frame_that_cannot_be_segmented_is_said_and_the_next_is_tried(tmp_path
     assert session.status()["state"] != "failed"
 
 
+def test_a_network_that_does_not_answer_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(live_session, "STALLED", 0.3)
+    goes_on = threading.Event()
+    seen = []
+
+    def claims(pixels):
+        seen.append(pixels)
+        if len(seen) > 1:
+            goes_on.wait(30)
+        return np.ones((2, 12, 16), np.float32)
+
+    hanging = LiveModel("m", lambda: "float32", ANATOMIES, claims, margins=True)
+    session = Session(source_of(str(film(tmp_path / "film.mp4")), loop=True), hanging)
+    session.start()
+    until(lambda: "The network has not answered" in session.status()["message"])
+    status = session.status()
+    assert status["state"] == "stalled"
+    assert status["fps"] is status["network_ms"] is None
+    goes_on.set()
+    until(lambda: session.status()["state"] == "live")
+    session.stop()
+
+
 # ---- views
 
 
@@ -291,7 +329,7 @@ def test_a_message_has_a_bit_for_each_anatomy(anatomies, one_organ):
     rng = np.random.default_rng(anatomies)
     margins = rng.normal(size=(anatomies, 12, 16)).astype(np.float32)
     view = View(7, 3, 0.0, rng.integers(0, 255, (48, 64, 3)).astype(np.uint8), margins, one_organ)
-    message = view.message()
+    message = view.message
     end = 4 + int.from_bytes(message[:4], "little")
     header = json.loads(message[4:end])
     assert (header["number"], header["index"]) == (7, 3)
@@ -328,7 +366,7 @@ def test_masks_without_margins():
 
 def test_a_large_frame_is_made_smaller_for_the_page_alone():
     view = View(0, 0, 0.0, frame(9, (1440, 2560)), np.ones((1, 9, 16), np.float32), one_organ=False)
-    message = view.message()
+    message = view.message
     end = 4 + int.from_bytes(message[:4], "little")
     header = json.loads(message[4:end])
     assert (header["width"], header["height"]) == (SHOWN, SHOWN * 9 // 16)
@@ -347,6 +385,37 @@ def test_smoothing_is_an_exponential_mean_until_a_cut():
     assert smoothing(first, margins[2])[0, 0, 0] == 3.5
     assert smoothing(frame(200), margins[3])[0, 0, 0] == 4  # another scene
     assert smoothing(frame(205), margins[1])[0, 0, 0] == 5
+
+
+def test_what_is_not_finite_leaves_the_mean_with_the_next_frame():
+    smoothing = Smoothing(0.9)
+    margins = [np.full((1, 2, 2), value, np.float32) for value in (1, np.nan, 3)]
+    for each in margins:
+        smoothed = smoothing(frame(100), each)
+    assert smoothed == pytest.approx(3)
+
+
+def test_a_source_that_is_opened_again_is_another_scene(tmp_path):
+    """A film in a loop, of frames that are alike and margins that are not."""
+    seen = []
+
+    def claims(pixels):
+        seen.append(pixels)
+        return np.full((2, 12, 16), len(seen), np.float32)
+
+    live_model = LiveModel("m", lambda: "float32", ANATOMIES, claims, margins=True)
+    still = tmp_path / "film.mp4"
+    writer = VideoWriter(still, (48, 64), Fraction(30))
+    for number in range(3):
+        writer.write(frame(90), Fraction(number, 30))
+    writer.close()
+    session = Session(source_of(str(still), loop=True), live_model, smooth=0.95)
+    unsmoothed = []
+    session.listen(lambda: unsmoothed.append(session.newest.claims.max() == len(seen)))
+    session.start()
+    until(lambda: sum(unsmoothed) >= 3)
+    session.stop()
+    assert not all(unsmoothed)
 
 
 def test_a_change_of_the_grid_begins_anew():
@@ -398,7 +467,7 @@ def test_a_recording_has_overlays_and_label_maps_with_their_times(tmp_path):
         recorder.put(view)
         until(lambda: recorder._queue.empty())
     recorder.close()
-    assert recorder.status() == "Recording to out.mp4: 20 frames"
+    assert recorder.status() == "Recorded in out.mp4: 20 frames"
     overlays = list(read_video(tmp_path / "new" / "out.mp4"))
     assert len(overlays) == 20
     assert float(overlays[19].time) == pytest.approx(0.76, abs=0.001)

@@ -190,7 +190,7 @@ def messages(channel, count):
             data = message["bytes"]
             end = 4 + int.from_bytes(data[:4], "little")
             frames.append(json.loads(data[4:end]))
-            channel.send_text(str(frames[-1]["number"]))
+            channel.send_text("drawn")
         else:
             told.append(json.loads(message["text"]))
     return frames, told
@@ -208,6 +208,18 @@ def test_frames_come_as_they_are_drawn_and_the_readout_beside(film):
     assert last["fps"] > 1
     assert 0 <= last["latency_ms"] <= last["latency_p95_ms"]
     assert last["captured"] > 0
+
+
+def test_a_page_that_was_frozen_says_nothing_of_the_latency(film):
+    with client(film) as browser, channel_of(browser) as channel:
+        latencies = []
+        while len(latencies) < 3:
+            message = channel.receive()
+            if message.get("bytes") is not None:
+                channel.send_text("late")
+            else:
+                latencies.append(json.loads(message["text"])["latency_ms"])
+    assert set(latencies) == {None}
 
 
 def test_a_page_that_draws_slowly_gets_the_newest_frame(film):
@@ -285,6 +297,8 @@ def test_smoothing_needs_margins(run, film):
     file = next(Path("masks").glob("*.onnx"))
     output = mtkd("live", str(film), "--model", str(file), "--smooth", "0.5", code=1)
     assert "gives masks and no margins: export it with --as margins" in " ".join(output.split())
+    output = mtkd("live", str(film), "--model", str(file), "--one-organ", code=1)
+    assert "were decided one by one: export it with --one-organ or" in " ".join(output.split())
 
 
 @pytest.fixture
@@ -321,7 +335,7 @@ def test_what_ends_it_completes_the_recording(served, film, number):
     process.send_signal(number)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 0, output
-    assert "Recording to out.mp4: " in output
+    assert "Recorded in out.mp4: " in output
     assert Path("out.mp4").stat().st_size > 0
     assert Path("out.labels.mkv").stat().st_size > 0
     written = {path.name for path in Path().iterdir()}
@@ -437,6 +451,7 @@ def test_the_page_shows_moving_overlays_that_can_be_switched(film, watched, serv
 @needs_browser
 def test_a_page_counts_what_it_skips_but_not_while_it_is_frozen(film, watched, serving):
     page, _ = watched(serving(film))
+    settled(page, lambda drawn: drawn[0] > 100)
     settled_text(page, "#precision", "float32")
     page.keyboard.press("f")
     page.get_by_role("link", name="label map").wait_for()
@@ -502,6 +517,58 @@ def test_the_page_says_that_a_source_has_ended_or_mtkd_is_gone(film, watched, se
     settled_text(page, "#state", "has ended")
     process.kill()
     settled_text(page, "#state", "is lost")
+
+
+@needs_browser
+def test_a_page_without_news_shows_that_its_picture_is_old(film, watched, served):
+    """mtkd stands still, as a network between would make it seem; the socket stays open."""
+    process, address = served(str(film), "--loop")
+    page, _ = watched(address)
+    settled(page, lambda drawn: page.locator("#freeze").is_enabled())
+    assert page.locator("#old").is_hidden()
+    process.send_signal(signal.SIGSTOP)
+    settled_text(page, "#state", "No news from mtkd")
+    assert page.locator("#old").is_visible()
+    assert "Not live" in page.locator("#old").text_content()
+    process.send_signal(signal.SIGCONT)
+    settled_text(page, "#state", "Live from film.mp4")
+    assert page.locator("#old").is_hidden()
+
+
+@needs_browser
+def test_a_page_asks_again_what_the_anatomies_are(film, watched, serving):
+    """Another mtkd may answer after the connection was lost."""
+    page, _ = watched(serving(film))
+    settled(page, lambda drawn: drawn[0] > 100)
+    page.evaluate("window.marked = true; socket.close()")
+    settled_text(page, "#state", "is lost")
+    settled_text(page, "#state", "Live from")
+    assert page.evaluate("window.marked") is True
+    with page.expect_navigation():
+        page.evaluate("settings = 'of another server'; socket.close()")
+    settled(page, lambda drawn: drawn[0] > 100)
+    assert page.evaluate("window.marked") is None
+    assert page.get_by_role("checkbox").count() == len(ANATOMIES)
+
+
+@needs_browser
+def test_what_is_under_the_pointer_is_named(film, watched, serving):
+    page, _ = watched(serving(film))
+    settled(page, lambda drawn: drawn[0] > 100)
+    page.keyboard.press("f")
+    page.get_by_role("link", name="label map").wait_for()
+    place = page.evaluate(
+        """() => {
+          const { width, bits } = view;
+          const at = Array.from({ length: bits.length / 4 }, (_, i) => bits[4 * i]).indexOf(1);
+          const box = overlay.getBoundingClientRect();
+          const scale = box.width / width;
+          return [box.left + (at % width + 0.5) * scale,
+                  box.top + (Math.floor(at / width) + 0.5) * scale];
+        }"""
+    )
+    page.mouse.move(*place)
+    settled_text(page, "#under", "liver")
 
 
 @pytest.fixture

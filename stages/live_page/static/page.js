@@ -17,6 +17,9 @@ let drawing = null; // a promise, of the frame that is drawn now or was last
 let waiting = null; // a message that came while the picture was frozen
 let lastIndex = null; // of the last segmented frame that came; null after a pause
 let skipped = 0; // segmented frames that came while this page was drawing
+let settings = null; // of the server, as text
+let news = performance.now(); // when the server last said something
+const SILENCE = 3000; // milliseconds without news, after which the picture counts as old
 let socket = null;
 
 // ---- drawing
@@ -63,9 +66,11 @@ function drawOverlay() {
     edge[i + 1] = (turned | 0xff000000) >>> 0;
     fill[i + 1] = isFilled ? (turned | (alpha << 24)) >>> 0 : 0;
   });
+  // An edge is two pixels of the screen wide, however small the picture is shown.
+  const thick = Math.max(1, Math.round((2 * width) / Math.max(1, overlay.clientWidth)));
   for (let i = 0; i < top.length; i += 1) {
-    const left = i % width ? top[i - 1] : top[i];
-    const above = i >= width ? top[i - width] : top[i];
+    const left = i % width >= thick ? top[i - thick] : top[i];
+    const above = i >= thick * width ? top[i - thick * width] : top[i];
     const isEdge = left !== top[i] || above !== top[i];
     pixels[i] = isEdge ? edge[top[i] || left || above] : fill[top[i]];
   }
@@ -95,14 +100,16 @@ async function draw(message) {
   view = { number: header.number, width, height, bits: scratch.getImageData(0, 0, width, height).data };
   photo.close();
   bits.close();
+  byId("freeze").disabled = false;
   drawOverlay();
 }
 
-async function show(message, own) {
+async function show(message, own, hasWaited = false) {
   await draw(message);
   // A hidden page is given no animation frames.
   if (!document.hidden) await new Promise(requestAnimationFrame);
-  if (own.readyState === WebSocket.OPEN) own.send(String(view.number));
+  if (hasWaited) lastIndex = null;
+  if (own.readyState === WebSocket.OPEN) own.send(hasWaited || document.hidden ? "late" : "drawn");
 }
 
 // ---- what comes
@@ -111,7 +118,9 @@ function connect() {
   const own = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/view`);
   socket = own;
   own.binaryType = "arraybuffer";
+  own.onopen = begunAnew;
   own.onmessage = ({ data }) => {
+    news = performance.now();
     if (typeof data === "string") tell(JSON.parse(data));
     else if (frozen) waiting = data;
     else drawing = show(data, own);
@@ -125,7 +134,20 @@ function connect() {
   };
 }
 
+async function begunAnew() {
+  // Another mtkd may be behind the same address, with other anatomies.
+  const now = await (await fetch("/settings")).text();
+  if (now !== settings) location.reload();
+}
+
+function listen() {
+  const silent = performance.now() - news;
+  if (silent > SILENCE) say("lost", "No news from mtkd. Is the connection still there?");
+}
+
 function say(state, message) {
+  byId("old").hidden = state === "live" || view === null;
+  byId("old").textContent = `Not live: ${message}`;
   if (byId("state").textContent === message) return; // a screen reader says only what changes
   byId("state").textContent = message;
   byId("state").dataset.state = state;
@@ -181,8 +203,17 @@ async function freeze() {
   } else if (waiting !== null) {
     const message = waiting;
     waiting = null;
-    drawing = show(message, socket).then(() => { lastIndex = null; }); // it has waited
+    drawing = show(message, socket, true);
   }
+}
+
+function nameUnder(event) {
+  const box = overlay.getBoundingClientRect();
+  const x = Math.floor(((event.clientX - box.left) / box.width) * overlay.width);
+  const y = Math.floor(((event.clientY - box.top) / box.height) * overlay.height);
+  if (view === null || x < 0 || y < 0 || x >= view.width || y >= view.height) return;
+  const index = tops(view.bits.subarray(4 * (y * view.width + x), 4 * (y * view.width + x) + 4))[0];
+  byId("under").textContent = index ? anatomies[index - 1].name : "";
 }
 
 function saveOverlay() {
@@ -196,11 +227,12 @@ function saveOverlay() {
 }
 
 async function begin() {
-  const settings = await (await fetch("/settings")).json();
-  document.title = `${settings.title} – mtkd live`;
-  byId("source").textContent = settings.title;
-  byId("model").textContent = settings.model;
-  settings.anatomies.forEach(addAnatomy);
+  settings = await (await fetch("/settings")).text();
+  const { title, model, anatomies: named } = JSON.parse(settings);
+  document.title = `${title} – mtkd live`;
+  byId("source").textContent = title;
+  byId("model").textContent = model;
+  named.forEach(addAnatomy);
   byId("all").onclick = () => showEvery(true);
   byId("none").onclick = () => showEvery(false);
   byId("freeze").onclick = freeze;
@@ -214,6 +246,9 @@ async function begin() {
     const isPlain = !event.ctrlKey && !event.metaKey && !event.altKey && !event.repeat;
     if (event.key.toLowerCase() === "f" && isPlain) freeze();
   });
+  byId("stage").onpointermove = nameUnder;
+  byId("stage").onpointerleave = () => { byId("under").textContent = ""; };
+  setInterval(listen, 1000);
   connect();
 }
 
