@@ -111,11 +111,6 @@ ABSENCE: Conditions = {
     "reconciled": Condition(RECONCILED, absence_weight=0.0),
     "reconciled, known absence": Condition(RECONCILED, absence_weight=0.2),
     "baseline, known absence, four times as long": Condition(longer=4, absence_weight=0.2),
-    "reconciled, known absence of weight 1": Condition(RECONCILED, absence_weight=1.0),
-    "overruled alone": Condition(RECONCILED, "overruled", absence_weight=0.2),
-    "regions": Condition(RECONCILED, "regions", absence_weight=0.2),
-    "one softmax": Condition(RECONCILED, "joint", absence_weight=0.2),
-    "one softmax, labels too": Condition(RECONCILED, "joint_labels", absence_weight=0.2),
 }
 # What a decoder for each anatomy is worth, with and without teachers.
 DECODERS: Conditions = {

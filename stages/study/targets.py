@@ -12,9 +12,7 @@ from torch import Tensor
 from pipeline.augmentation import valid_cells
 from pipeline.checkpoint import load_checkpoint
 from pipeline.datasets import FrameDataset, Key, Sample
-from pipeline.distillation import DIVERGENCES, SURE, distilled, on_one_grid, overruled
-from pipeline.labels import absences, targets
-from pipeline.losses.distillation import RARE
+from pipeline.distillation import distilled
 from pipeline.machine import Machine
 from pipeline.models.network import Network, normalise, resize
 from pipeline.prepared import Frame
@@ -33,10 +31,6 @@ TargetKind = Literal[
     "trusted",
     "with_pixels",
     "apart",
-    "overruled",
-    "regions",
-    "joint",
-    "joint_labels",
 ]
 CERTAIN = 30.0  # a logit whose softmax is 1 up to 1e-13
 # Shu's reference run, "channel kl 3 4".
@@ -56,10 +50,7 @@ class Case:
             memory, which predict on each batch as the student sees it. ``coarse``: as a store with
             half the grid would hold them. ``trusted``: a teacher counts in proportion to its
             validation Dice. ``with_pixels``: Shu's divergence over pixels is added. ``apart``: no
-            teacher counts on pixels that are labelled as another organ. ``overruled``: by what is
-            known alone. ``regions``: a claim that is not the surest of its cell is turned into its
-            opposite (Feng et al. 2021). ``joint``: one softmax over all anatomies and none of them;
-            ``joint_labels``: for the labels, too (Shi et al. 2021).
+            teacher counts on pixels that are labelled as another organ.
         folder: the project whose frames, teachers and stores are used.
         unlabelled: whether the teachers' logits on frames without a label are used, if there are
             any.
@@ -94,8 +85,6 @@ def training_material(
         return alone, FrameDataset(frames, anatomies, seed)
     both = distilled(alone, case.distill)
     frames = project.distillation_frames() if case.unlabelled else frames
-    if case.targets in ("overruled", "regions", "joint", "joint_labels"):
-        both = _disagreeing(both, case)
     if case.targets == "live":
         teachers = _teachers(project, machine)
         data = _WithCells(frames, anatomies, seed, stride=teachers[0].output_stride)
@@ -209,65 +198,3 @@ def _live(objective: Objective, teachers: Sequence[Network]) -> Objective:
         return {"teachers": torch.cat(predictions, 1).float()}
 
     return _with_targets(objective, run_inference)
-
-
-def _disagreeing(objective: Objective, case: Case) -> Objective:
-    """Other ways to treat teachers that claim the same pixel, each after they are overruled."""
-    assert case.distill is not None
-    settings = case.distill
-    divergence = DIVERGENCES[settings.softmax]
-
-    def terms(logits: Tensor, batch: Sample) -> Terms:
-        student, teachers, valid = on_one_grid(
-            logits, batch["teachers"], batch["valid"], settings.grid
-        )
-        margins = overruled(teachers, targets(batch["organ"], batch["background"]))
-        if case.targets == "regions":
-            lost = (margins < margins.amax(1, keepdim=True)) & (margins > 0)
-            margins = torch.where(lost, -margins.clamp(max=SURE), margins)
-        if case.targets in ("overruled", "regions"):
-            certain = torch.stack([torch.zeros_like(margins), margins], 2)
-            kl = divergence(student, certain, settings.temperature, valid)
-        else:
-            kl = _joint_kl(_margins(student), margins, valid)
-        kept = objective.terms(logits, batch) | {"kl_divergence": kl}
-        if case.targets == "joint_labels":
-            kept["cross_entropy"] = _joint_cross_entropy(logits, batch, case.student.absence_weight)
-        return kept
-
-    return replace(objective, terms=terms)
-
-
-def _margins(logits: Tensor) -> Tensor:
-    return logits[:, :, 1].float() - logits[:, :, 0].float()
-
-
-def _joint(margins: Tensor) -> Tensor:
-    """Log of the softmax over none and all anatomies, (B, N + 1, h, w)."""
-    return torch.cat([torch.zeros_like(margins[:, :1]), margins], 1).log_softmax(1)
-
-
-def _joint_kl(student: Tensor, teachers: Tensor, valid: Tensor) -> Tensor:
-    """Balanced as ``classes_balanced`` is; the part of none is spread over all, (N,)."""
-    log_s = _joint(student)
-    log_t = _joint(teachers)
-    p = log_t.exp()
-    kl = (p * (log_t - log_s)).sum(1, keepdim=True)
-    weight = torch.where(valid[:, None], p, 0.0)
-    cells = valid.flatten(1).sum(1)[:, None]
-    balanced = (weight * kl).sum((2, 3)) / (weight.sum((2, 3)) + RARE * cells).clamp(min=RARE)
-    mean = balanced.mean(0)
-    return mean[1:] + mean[0] / (len(mean) - 1)
-
-
-def _joint_cross_entropy(logits: Tensor, batch: Sample, absence_weight: float) -> Tensor:
-    """-log q_i on anatomy i, -log (1 - q_i) where it is known not to be, (N,)."""
-    organ = batch["organ"]
-    log_q = _joint(_margins(resize(logits, (organ.shape[-2], organ.shape[-1]))))[:, 1:]
-    log_rest = torch.log1p(-log_q.exp().clamp(max=1 - 1e-6))
-    target = targets(organ, batch["background"])
-    loss = torch.where(target == 1, -log_q, torch.where(target == 0, -log_rest, 0.0))
-    absent = absences(organ, batch["background"], batch["labelled"])
-    loss = torch.where(absent, absence_weight * loss, loss)
-    b, n, h, w = target.shape
-    return loss.sum((0, 2, 3)) * (n / (b * h * w))
