@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.counts import Counts, count_masks
-from pipeline.dsad import OTHER_FOLDERS, DataError, Source, read_mask
+from pipeline.dsad import OTHER_FOLDERS, DataError, DataSet, Source, read_mask
 from pipeline.files import folders
 
 # DSAD's columns: alphabetical, with one organ that has no masks.
@@ -54,6 +54,16 @@ class WeakLabels:
 
     shows: dict[int, dict[str, bool]]
     named: bool
+
+    def named_as_ours(self, data_set: DataSet) -> "WeakLabels":
+        """The same under our names; of several columns for one of them any that shows it does."""
+        renamed: dict[int, dict[str, bool]] = {}
+        for number, shown in self.shows.items():
+            row = renamed.setdefault(number, {})
+            for anatomy, is_shown in shown.items():
+                name = data_set.ours(anatomy)
+                row[name] = row.get(name, False) or is_shown
+        return WeakLabels(renamed, self.named)
 
     def of(self, sources: Sequence[Source]) -> dict[Source, Shows]:
         """What is said of some frames of the surgery; those of which nothing is are left out."""
@@ -245,9 +255,25 @@ def _weak_labels(
     sources: Sequence[Source],
 ) -> tuple[dict[Source, Shows], list[str], list[str]]:
     """What weak labels say of the frames of one anatomy, warnings, and contradictions."""
-    if sources[0].value is not None:  # a label map says it all
-        return {}, [], []
+    believed: dict[Source, Shows] = {}
+    warnings: list[str] = []
+    contradictions: list[str] = []
+    masks = [source for source in sources if source.value is None]  # a label map says it all
+    for data_set in dict.fromkeys(source.data_set for source in masks):
+        of_set = [source for source in masks if source.data_set == data_set]
+        shows, wrong, contradicted = _weak_labels_of_set(of_set)
+        believed |= shows
+        warnings += wrong
+        contradictions += contradicted
+    return believed, warnings, contradictions
+
+
+def _weak_labels_of_set(
+    sources: Sequence[Source],
+) -> tuple[dict[Source, Shows], list[str], list[str]]:
+    """The same of frames of one data set."""
     root = sources[0].image.parents[2]
+    data_set = sources[0].data_set or DataSet(root)
     anatomies = [path.name for path in folders(root) if path.name not in OTHER_FOLDERS]
     listed, warnings = _listed(root)
     believed: dict[Source, Shows] = {}
@@ -257,7 +283,7 @@ def _weak_labels(
         if not file.exists():
             continue
         try:
-            weak_labels = read_weak_labels(file, anatomies, listed)
+            weak_labels = read_weak_labels(file, anatomies, listed).named_as_ours(data_set)
         except DataError as error:
             warnings.append(f"{error}; it is left out")
             continue

@@ -11,7 +11,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,29 @@ def surgery_names(root: Path) -> dict[str | int, str]:
 
 
 @dataclass(frozen=True)
+class DataSet:
+    """A folder of frames with masks, or with label maps.
+
+    Attributes:
+        root: the folder.
+        name: what its surgeries begin with; empty for the only data set, or the first one.
+        rename: from its names of anatomies to ours.
+    """
+
+    root: Path
+    name: str = ""
+    rename: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def ours(self, anatomy: str) -> str:
+        """What we call one of its anatomies."""
+        return self.rename.get(anatomy, anatomy)
+
+    def theirs(self, anatomy: str, names: Iterable[str]) -> list[str]:
+        """Those of its names that mean one of our anatomies."""
+        return [name for name in names if self.ours(name) == anatomy]
+
+
+@dataclass(frozen=True)
 class Source:
     """One frame of a data set and its mask.
 
@@ -80,6 +103,7 @@ class Source:
         name: stem of the frame's file, such as ``image03``.
         image, mask: the files.
         value: of the anatomy in ``mask``, if that is a label map; in a mask all above 0 is.
+        data_set: where it is from; None for a frame without a mask.
     """
 
     anatomy: str
@@ -88,6 +112,7 @@ class Source:
     image: Path
     mask: Path | None
     value: int | None = None
+    data_set: DataSet | None = None
 
     @property
     def id(self) -> str:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations import anatomies_file, matched, read_lines
-from pipeline.dsad import MAPS, DataError, Source, read_mask
+from pipeline.dsad import MAPS, DataError, DataSet, Source, read_mask
 from pipeline.files import entries, folders
-from pipeline.surgeries import same_surgeries, surgery_id, surgery_order
+from pipeline.surgeries import of_set, same_surgeries, surgery_order
 
 NAMED_BY = "data.anatomies"
 CONTRADICTED = 255  # in a prepared map: its mask says otherwise
@@ -30,10 +30,26 @@ _GREY = 0  # colour type in the header of a PNG: one channel, and no palette
 
 @dataclass(frozen=True)
 class Legend:
-    """What the values 1, 2, ... of label maps mean, and who says so."""
+    """What the values of label maps mean.
+
+    Attributes:
+        names: our names of the values 1, 2, ... of prepared maps.
+        source: who names them.
+        values: for 0, 1, 2, ... of the data set's own maps the value that a prepared one has.
+    """
 
     names: Sequence[str]
     source: str
+    values: Sequence[int]
+
+    def read(self, path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """A map (H, W) with the values of prepared ones.
+
+        Raises:
+            DataError: as of :func:`read_map`.
+        """
+        read = read_map(path, size, len(self.values) - 1, self.source)
+        return np.array(self.values, np.uint8)[read]
 
 
 @dataclass(frozen=True)
@@ -55,44 +71,45 @@ class CheckedMap:
     agrees: bool
 
 
-def legend_of(root: Path, anatomies: Sequence[str], named_by: str = NAMED_BY) -> Legend:
+def legend_of(data_set: DataSet, anatomies: Sequence[str], named_by: str = NAMED_BY) -> Legend:
     """The legend of the maps of a data set of them, or of those beside the masks of another.
 
     Args:
-        root: of the data set.
+        data_set: which.
         anatomies: what the values mean where there is no ``anatomies.txt``.
         named_by: what names these.
 
     Raises:
         DataError: it names an anatomy twice, too many, or none where all depends on it.
     """
+    root = data_set.root
     maps = root if has_label_maps(root) else root / MAPS
-    names, source = _names(maps, anatomies, named_by)
-    if maps == root and not any(names):
+    listed, source = _names(maps, anatomies, named_by)
+    if maps == root and not any(listed):
         raise DataError([f"{source} names nothing"])
-    if len(names) >= CONTRADICTED:
+    if len(listed) >= CONTRADICTED:
         most = CONTRADICTED - 1
-        raise DataError([f"{source}: names {len(names)} anatomies; at most {most} are possible"])
-    return Legend(names, source)
+        raise DataError([f"{source}: names {len(listed)} anatomies; at most {most} are possible"])
+    ours = matched([data_set.ours(name) for name in listed], anatomies)
+    names = list(dict.fromkeys(ours))
+    return Legend(names, source, [0, *(names.index(name) + 1 for name in ours)])
 
 
 def scan_maps(
-    root: Path, anatomies: Sequence[str], named_by: str = NAMED_BY
+    data_set: DataSet, anatomies: Sequence[str], legend: Legend, named_by: str = NAMED_BY
 ) -> tuple[list[Source], list[str]]:
     """All frames of a data set of label maps, once for each anatomy, and what is wrong with it.
 
     Args:
-        root: folder of ``<surgery>/imageMM.png`` and ``labelMM.png``.
+        data_set: folder of ``<surgery>/imageMM.png`` and ``labelMM.png``.
         anatomies: those that are used, of which its legend must name each.
-        named_by: what names them.
+        legend: of its maps.
+        named_by: what names the anatomies.
 
     Returns:
         Frames ordered by anatomy as given, surgery id and number; and one line per problem.
     """
-    try:
-        legend = legend_of(root, anatomies, named_by)
-    except DataError as error:
-        return [], list(error.problems)
+    root = data_set.root
     problems = _same_surgeries(root) + _without_label(root) + _without_frame(root)
     problems += [
         f"{named_by}: {anatomy} is not named by {legend.source}; there: {', '.join(legend.names)}"
@@ -104,21 +121,16 @@ def scan_maps(
     maps.sort(key=lambda item: (surgery_order(item[0].parent.name), int(item[1])))
     used = [anatomy for anatomy in anatomies if anatomy in values]
     sources = [
-        _source(anatomy, values[anatomy], path, number)
-        for anatomy, (path, number) in product(used, maps)
+        _source(data_set, anatomy, values[anatomy], path)
+        for anatomy, (path, _) in product(used, maps)
     ]
     return sources, problems
 
 
-def _source(anatomy: str, value: int, label: Path, number: str) -> Source:
-    frame = _frame_beside(label, number)
-    return Source(anatomy, label.parent.name, frame.stem, frame, label, value)
-
-
-def surgeries_with_maps(root: Path) -> dict[str | int, str]:
-    """The surgery folders of a data set of label maps: names by id, in order."""
-    names = sorted((path.name for path in folders(root)), key=surgery_order)
-    return {surgery_id(name): name for name in names}
+def _source(data_set: DataSet, anatomy: str, value: int, label: Path) -> Source:
+    frame = label.with_name(label.name.replace("label", "image"))
+    surgery = of_set(data_set.name, label.parent.name)
+    return Source(anatomy, surgery, frame.stem, frame, label, value, data_set)
 
 
 def map_of(source: Source, legend: Legend, size: tuple[int, int]) -> CheckedMap:
@@ -128,7 +140,7 @@ def map_of(source: Source, legend: Legend, size: tuple[int, int]) -> CheckedMap:
         DataError: as of :func:`read_map`.
     """
     assert source.mask is not None
-    values = read_map(source.mask, size, len(legend.names), legend.source).astype(np.uint8)
+    values = legend.read(source.mask, size)
     return CheckedMap(source.mask, values, _shown(values, legend), 0.0, agrees=True)
 
 
@@ -148,13 +160,14 @@ def check_map(source: Source, mask: NDArray[np.bool_], legend: Legend) -> Checke
     Raises:
         DataError: as of :func:`read_map`.
     """
-    folder = source.image.parents[2] / MAPS / source.anatomy / source.surgery
+    surgery = source.image.parent
+    folder = surgery.parents[1] / MAPS / surgery.parent.name / surgery.name
     path = folder / f"label{source.name.removeprefix('image')}.png"
     if not path.is_file():
         return None
     names = legend.names
     size = (mask.shape[0], mask.shape[1])
-    values = read_map(path, size, len(names), legend.source).astype(np.uint8)
+    values = legend.read(path, size)
     shows = _shown(values, legend)
     if source.anatomy not in names:
         return CheckedMap(path, values, shows, 0.0, agrees=True)

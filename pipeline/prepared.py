@@ -30,16 +30,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations import read_lines, read_presence, write_annotators, write_presence
+from pipeline.data_sets import scan_all, surgeries_of
 from pipeline.dsad import (
     DataError,
+    DataSet,
     Source,
     linked_folders,
     other_anatomies,
     read_frame,
     read_mask,
-    scan,
     scan_unlabelled,
-    surgery_names,
     unused,
 )
 from pipeline.errors import DamagedFileError, MissingFileError
@@ -50,10 +50,7 @@ from pipeline.label_maps import (
     Legend,
     check_map,
     has_label_maps,
-    legend_of,
     map_of,
-    scan_maps,
-    surgeries_with_maps,
 )
 from pipeline.settings import UNLABELLED, Splits
 from pipeline.surgeries import SPLITS, Split
@@ -130,6 +127,7 @@ class PrepareSettings:
 
     Attributes:
         root: folder in DSAD's layout, or of complete label maps (:mod:`pipeline.label_maps`).
+        others: more data sets, each with a name, which have some of the anatomies.
         anatomies: its sub-data sets, in the order of the decoders.
         splits: surgery ids of validation and test.
         image_size: (height, width). Frames are resized bilinearly, labels by nearest-exact; the
@@ -146,15 +144,16 @@ class PrepareSettings:
     anatomies: Sequence[str]
     splits: Splits
     image_size: tuple[int, int]
+    others: Sequence[DataSet] = ()
     unlabelled_root: Path | None = None
     least_training: int = 2
     linked: bool = True
     named_by: str = NAMED_BY
 
     @property
-    def from_maps(self) -> bool:
-        """Whether the data set is one of label maps."""
-        return has_label_maps(self.root)
+    def data_sets(self) -> list[DataSet]:
+        """All data sets."""
+        return [DataSet(self.root), *self.others]
 
 
 @dataclass(frozen=True)
@@ -203,6 +202,9 @@ class _Checked:
     problems: tuple[str, ...] = ()
 
 
+_Legends = Mapping[DataSet, Legend]
+
+
 @dataclass(frozen=True)
 class _Folders:
     """Where frames and labels are written."""
@@ -233,38 +235,31 @@ def prepare(
     Raises:
         DataError: everything that is wrong, together.
     """
-    sources, problems = _scan(settings)
+    sources, legends, problems = _scan(settings)
     with _scratch(output_frames) as frames, _scratch(output_labels) as labels:
         folders = _Folders(frames, labels)
-        legend, legend_problems = _legend(settings)
-        problems += legend_problems
-        work = partial(_check_and_write, settings=settings, folders=folders, legend=legend)
+        work = partial(_check_and_write, settings=settings, folders=folders, legends=legends)
         checked = _in_threads(work, _pictures(sources), workers, progress)
         problems += _check(checked, settings)
         if problems:
             raise DataError(problems)
-        beside = _write(checked, settings, folders, legend)
+        beside = _write(checked, settings, folders, legends)
         _replace(frames, output_frames)
         _replace(labels, output_labels)
     return _summary(checked, settings, beside)
 
 
-def _scan(settings: PrepareSettings) -> tuple[list[Source], list[str]]:
-    """All frames of a data set, and what is wrong with its folders."""
-    if settings.from_maps:
-        sources, problems = scan_maps(settings.root, settings.anatomies, settings.named_by)
-        surgeries = surgeries_with_maps(settings.root)
-    else:
-        sources, problems = scan(settings.root, settings.anatomies)
-        surgeries = surgery_names(settings.root)
-    problems += _split_problems(settings.splits, surgeries)
+def _scan(settings: PrepareSettings) -> tuple[list[Source], _Legends, list[str]]:
+    """All frames, the legends of their label maps, and what is wrong with the folders."""
+    sources, legends, problems = scan_all(settings.data_sets, settings.anatomies, settings.named_by)
+    problems += _split_problems(settings.splits, surgeries_of(settings.data_sets))
     if settings.unlabelled_root is not None:
         unlabelled, wrong = scan_unlabelled(settings.unlabelled_root, settings.splits)
         sources += unlabelled
         problems += wrong
     if not settings.linked:
         problems += _link_problems(sources)
-    return sources, problems
+    return sources, legends, problems
 
 
 def _split_problems(splits: Splits, surgeries: Mapping[str | int, str]) -> list[str]:
@@ -331,18 +326,14 @@ def _in_threads(
     return checked
 
 
-def _legend(settings: PrepareSettings) -> tuple[Legend, list[str]]:
-    """What the values of complete label maps mean, and what is wrong with that."""
-    try:
-        return legend_of(settings.root, settings.anatomies, settings.named_by), []
-    except DataError as error:
-        return Legend((), ""), list(error.problems)
-
-
 def _check_and_write(
-    sources: Sequence[Source], *, settings: PrepareSettings, folders: _Folders, legend: Legend
+    sources: Sequence[Source], *, settings: PrepareSettings, folders: _Folders, legends: _Legends
 ) -> list[_Checked]:
     """Read, check, resize and write one picture and its labels."""
+    data_set = sources[0].data_set
+    legend = None if data_set is None else legends[data_set]
+    if legend is None:
+        return [_checked_alone(sources[0], settings, folders)]
     if sources[0].value is None:
         return [_checked_mask(sources[0], settings, folders, legend)]
     return _checked_map(sources, settings, folders, legend)
@@ -398,13 +389,12 @@ def _link(file: Path, copy: Path) -> None:
 def _checked_mask(
     source: Source, settings: PrepareSettings, folders: _Folders, legend: Legend
 ) -> _Checked:
-    """A frame and its mask, or a frame alone."""
+    """A frame and its mask."""
     frame, problems = _try(read_frame, source.image)
     checked = _Checked(
         source, settings.splits.of(source.surgery), _pixel_digest(frame), problems=problems
     )
-    if source.mask is None:
-        return _with_frame_alone(checked, frame, settings, folders)
+    assert source.mask is not None
     read, mask_problems = _try(read_mask, source.mask)
     if frame is None or read is None:
         return replace(checked, problems=problems + mask_problems)
@@ -450,19 +440,17 @@ def _pixel_digest(frame: NDArray[np.uint8] | None) -> str:
     return hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()
 
 
-def _with_frame_alone(
-    checked: _Checked,
-    frame: NDArray[np.uint8] | None,
-    settings: PrepareSettings,
-    folders: _Folders,
-) -> _Checked:
+def _checked_alone(source: Source, settings: PrepareSettings, folders: _Folders) -> _Checked:
+    """A frame without a mask."""
+    frame, problems = _try(read_frame, source.image)
+    split = settings.splits.of(source.surgery)
     if frame is None:
-        problems = [f"data.unlabelled_root: {problem}" for problem in checked.problems]
-        return replace(checked, problems=tuple(problems))
-    source = checked.source
+        named = tuple(f"data.unlabelled_root: {problem}" for problem in problems)
+        return _Checked(source, split, problems=named)
     path = folders.frames / UNLABELLED / source.surgery / f"{source.name}.png"
     _write_frame(path, frame, settings.image_size)
-    return replace(checked, size=frame.shape[:2], dark=_is_dark(frame))
+    digest = _pixel_digest(frame)
+    return _Checked(source, split, digest, frame.shape[:2], _is_dark(frame))
 
 
 def _is_dark(frame: NDArray[np.uint8]) -> bool:
@@ -537,7 +525,7 @@ def _foreign_maps(checked: Sequence[_Checked]) -> list[str]:
 
 
 def _write(
-    checked: Sequence[_Checked], settings: PrepareSettings, folders: _Folders, legend: Legend
+    checked: Sequence[_Checked], settings: PrepareSettings, folders: _Folders, legends: _Legends
 ) -> list[str]:
     """Write the indices, and what is known beside the masks.
 
@@ -555,7 +543,7 @@ def _write(
     contradictions: list[str] = []
     for split, anatomy in product(SPLITS, settings.anatomies):
         frames = _those_of(checked, split, anatomy)
-        of_folder, contradicted = _write_beside(frames, folders.labels / split / anatomy, legend)
+        of_folder, contradicted = _write_beside(frames, folders.labels / split / anatomy, legends)
         warnings += of_folder
         contradictions += contradicted
     for anatomy in settings.anatomies:
@@ -598,7 +586,7 @@ def _write_copies(checked: Sequence[_Checked], folder: Path) -> None:
 
 
 def _write_beside(
-    checked: Sequence[_Checked], folder: Path, legend: Legend
+    checked: Sequence[_Checked], folder: Path, legends: _Legends
 ) -> tuple[list[str], list[str]]:
     """Write which frames of one anatomy have a map, and what they show.
 
@@ -607,10 +595,18 @@ def _write_beside(
     """
     maps = {frame.source: frame.map for frame in checked if frame.map is not None}
     if maps:
-        (folder / LEGEND).write_text("".join(f"{name}\n" for name in legend.names))
+        for data_set in dict.fromkeys(source.data_set for source in maps):
+            assert data_set is not None
+            lines = "".join(f"{name}\n" for name in legends[data_set].names)
+            _legend_file(folder, data_set.name).write_text(lines)
         _write_table(folder / MAPPED, ("frame",), [(_place(source),) for source in maps])
     shown = {source: each.shows for source, each in maps.items()}
     return write_presence([frame.source for frame in checked], shown, folder)
+
+
+def _legend_file(folder: Path, data_set: str) -> Path:
+    """The legend of the maps of one data set."""
+    return folder / (f"anatomies.{data_set}.txt" if data_set else LEGEND)
 
 
 def _contradicted(checked: Sequence[_Checked]) -> list[str]:
@@ -670,7 +666,7 @@ def _summary(
     counts = {str(split): _counted(labelled, split, anatomies) for split in SPLITS}
     files = [
         *_odd_files(checked, _with_masks(labelled), anatomies),
-        *unused(settings.root, anatomies, settings.unlabelled_root, sources),
+        *_unused(settings, sources),
         *beside,
     ]
     warnings = [
@@ -680,13 +676,31 @@ def _summary(
         ),
         *_without_foreground(_with_masks(labelled)),
         *files,
-        *([] if settings.from_maps else _other_folders(settings)),
+        *_other_folders(settings, sources),
     ]
     return Summary(counts, len(checked) - len(labelled), warnings, files)
 
 
-def _other_folders(settings: PrepareSettings) -> list[str]:
-    return other_anatomies(settings.root, settings.anatomies, settings.unlabelled_root)
+def _unused(settings: PrepareSettings, sources: Sequence[Source]) -> list[str]:
+    warnings: list[str] = []
+    for data_set in settings.data_sets:
+        unlabelled = None if data_set.name else settings.unlabelled_root
+        names = [source.image.parents[1].name for source in sources if source.data_set == data_set]
+        here = [s for s in sources if s.data_set == data_set or (s.mask is None and unlabelled)]
+        there = list(dict.fromkeys([*names, *([] if data_set.name else settings.anatomies)]))
+        warnings += unused(data_set.root, there, unlabelled, here)
+    return warnings
+
+
+def _other_folders(settings: PrepareSettings, sources: Sequence[Source]) -> list[str]:
+    """Warnings of folders of anatomies that are not used."""
+    warnings: list[str] = []
+    for data_set in settings.data_sets:
+        if not has_label_maps(data_set.root):
+            theirs = {s.image.parents[1].name for s in sources if s.data_set == data_set}
+            names = [*settings.anatomies, *theirs]
+            warnings += other_anatomies(data_set.root, names, settings.unlabelled_root)
+    return warnings
 
 
 def _counted(
@@ -827,7 +841,7 @@ def list_unlabelled(frames_root: Path) -> list[Frame]:
 def _listed(frames: Path, labels: Path, anatomy: str) -> list[Frame]:
     shows = read_presence(labels)
     mapped = _mapped(labels)
-    legend = tuple(read_lines(labels / LEGEND)) if mapped else ()
+    legends = {path.name: tuple(read_lines(path)) for path in labels.glob("anatomies*.txt")}
     listed = []
     for name in _read_frames(frames / INDEX):
         image = frames / f"{name}.png"
@@ -837,6 +851,8 @@ def _listed(frames: Path, labels: Path, anatomy: str) -> list[Frame]:
         label = labels / f"{name}.png"
         frame = Frame(place, anatomy, name.split("/")[0], image, label, shows.get(place, {}))
         if name in mapped:
+            of_set = _legend_file(labels, frame.surgery.partition(".")[0]).name
+            legend = legends.get(of_set, legends.get(LEGEND, ()))
             frame = replace(frame, map=label.with_suffix(MAP), legend=legend)
         listed.append(frame)
     return listed

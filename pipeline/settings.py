@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.surgeries import Split, split_of, surgery_id
+from pipeline.surgeries import SET_NAME, Split, split_of, surgery_id
 
 UNLABELLED = "unlabelled"  # stands where a labelled frame names its anatomy
 
@@ -145,10 +145,21 @@ def _whole_path(value: str) -> str:
 Folder = Annotated[str, Field(min_length=1), AfterValidator(_whole_path)]
 
 
+class OtherSet(Settings):
+    """One more data set, of ``data.others``."""
+
+    root: Folder
+    rename: dict[str, str] = {}  # from its anatomies' names to those of data.anatomies
+
+
+SetName = Annotated[str, Field(pattern=f"^{SET_NAME}$")]
+
+
 class Data(Settings):
     """Section ``data``: where the frames are, which anatomies, at which size, and who is tested."""
 
     root: Folder
+    others: dict[SetName, OtherSet]  # more data sets, by the names that their surgeries begin with
     unlabelled_root: Folder  # frames without masks: only teachers' logits are learnt from them
     anatomies: Annotated[list[str], Field(min_length=1)]
     image_size: tuple[Side, Side]  # height, width

@@ -9,6 +9,7 @@ from typing import Literal
 from unicodedata import normalize
 
 Split = Literal["train", "val", "test"]
+SET_NAME = "[A-Za-z][A-Za-z0-9_-]*"  # of another data set; its surgeries are <name>.<folder>
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -17,10 +18,20 @@ def surgery_id(surgery: str | int) -> str | int:
 
     Returns:
         A number where the name is made of the digits 0 to 9, so that 3 means 03; else the name, in
-        one form of Unicode.
+        one form of Unicode. Of another data set's surgery the same behind its name, so that set.3
+        means set.03.
     """
     name = normalize("NFC", str(surgery))
-    return int(name) if re.fullmatch("[0-9]+", name) else name
+    if re.fullmatch("[0-9]+", name):
+        return int(name)
+    data_set, _, folder = name.partition(".")
+    is_number = re.fullmatch("[0-9]+", folder) and re.fullmatch(SET_NAME, data_set)
+    return f"{data_set}.{int(folder)}" if is_number else name
+
+
+def of_set(data_set: str, folder: str) -> str:
+    """A surgery of a data set: the name of its folder, behind the set's if that has a name."""
+    return f"{data_set}.{folder}" if data_set else folder
 
 
 def surgery_order(surgery: str) -> tuple[int, int, str]:

@@ -394,6 +394,16 @@ def phantom(workers: Threads = 2) -> None:
 
 
 @app.command(rich_help_panel=STAGES)
+def data_set(
+    name: Annotated[str, typer.Argument(help="One of data.others.", show_default=False)],
+) -> None:
+    """Look at another data set, so that `prepare` runs again when it has changed."""
+    from stages import data_set
+
+    data_set.run(_project(), name)
+
+
+@app.command(rich_help_panel=STAGES)
 def prepare(workers: Threads = 2) -> None:
     """Check the whole data set, and write frames and labels at data.image_size.
 

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from pipeline.annotations import Annotation, matched, read_annotations
 from pipeline.checkpoint import load_checkpoint
-from pipeline.dsad import surgery_names
+from pipeline.data_sets import surgeries_of
+from pipeline.dsad import DataSet
 from pipeline.errors import MtkdError
 from pipeline.evaluation import analysis
 from pipeline.evaluation.bootstrap import FEWEST_SURGERIES
@@ -25,7 +26,7 @@ from pipeline.evaluation.every_frame import (
 )
 from pipeline.evaluation.per_frame import MEASURES, Result, evaluate, outline_processes
 from pipeline.files import folders, write_json
-from pipeline.label_maps import has_label_maps, legend_of, surgeries_with_maps
+from pipeline.label_maps import has_label_maps, legend_of
 from pipeline.machine import Machine
 from pipeline.models.card import Card
 from pipeline.models.network import Network
@@ -111,7 +112,7 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
         MtkdError: none of the checkpoint's anatomies is there, or no frame, or frames are damaged.
     """
     from_maps = has_label_maps(data)
-    legend = legend_of(data, card.anatomies) if from_maps else None
+    legend = legend_of(DataSet(data), card.anatomies) if from_maps else None
     names = legend.names if legend else [path.name for path in folders(data)]
     measured = _measured_anatomies(data, names, card.anatomies)
     if not measured:
@@ -119,8 +120,7 @@ def _prepared(data: Path, card: Card, folder: Path) -> _Prepared:
             f"{data} holds none of the checkpoint's anatomies ({', '.join(card.anatomies)})"
         )
     # Of folders, whose names are checked when they are read.
-    surgeries = surgeries_with_maps(data) if from_maps else surgery_names(data)
-    everyone = Splits.model_construct(val=[], test=list(surgeries))
+    everyone = Splits.model_construct(val=[], test=list(surgeries_of([DataSet(data)])))
     frames = folder / "frames"
     labels = folder / "labels"
     settings = PrepareSettings(

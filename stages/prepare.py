@@ -15,6 +15,7 @@ def run(project: Project, workers: int) -> None:
         anatomies=data.anatomies,
         splits=data.splits,
         image_size=data.image_size,
+        others=project.other_sets,
         unlabelled_root=_unlabelled(project),
         linked=False,  # DVC takes a link to a folder for an empty one
     )

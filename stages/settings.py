@@ -10,9 +10,10 @@ from stages.shared.project import Project
 
 
 def run(project: Project) -> None:
-    """Write a file that is the same whatever the settings are; who has a project has checked them.
+    """Write files that are the same whatever the settings are; who has a project has checked them.
 
-    Other stages wait for that file. Since it never changes, none of them runs again when a setting
-    does.
+    Other stages wait for them. Since they never change, none of these runs again when a setting
+    does. The second one is there so that the folder of other data sets is, when there are none.
     """
     write_atomically(project.accepted_settings, b"accepted\n")
+    write_atomically(project.other_sets_folder / "settings.txt", b"accepted\n")

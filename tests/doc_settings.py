@@ -45,7 +45,7 @@ def require_all_accepted(text: str) -> None:
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every value that is no section, with its full key."""
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name != "others":  # whose keys are free
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.dsad import DataSet
 from pipeline.errors import MtkdError
 from pipeline.files import nearest
 from pipeline.prepared import Frame, list_frames, list_unlabelled
@@ -33,6 +34,11 @@ class Places:
     def accepted_settings(self) -> Path:
         """Says that params.yaml was accepted, whatever its settings are."""
         return self.root / "data/settings.txt"
+
+    @property
+    def other_sets_folder(self) -> Path:
+        """Says what the data sets of ``data.others`` held when they were last looked at."""
+        return self.root / "data/others"
 
     @property
     def phantom(self) -> Path:
@@ -135,6 +141,12 @@ class Project(Places):
     def anatomies(self) -> list[str]:
         """``data.anatomies``: the order of the student's decoders."""
         return self.params.data.anatomies
+
+    @property
+    def other_sets(self) -> list[DataSet]:
+        """``data.others``."""
+        others = self.params.data.others.items()
+        return [DataSet(self.root / each.root, name, each.rename) for name, each in others]
 
     def require_anatomies(self, names: Iterable[str]) -> None:
         """Refuse names that are not in data.anatomies.

@@ -20,6 +20,8 @@ from pipeline.errors import (
 # Every output of dvc.yaml; what is between the braces is the name of one of several stages.
 WRITTEN_BY = {
     "data/settings.txt": "settings",
+    "data/others/settings.txt": "settings",
+    "data/others/{}.json": "data_set@{}",
     "data/phantom": "phantom",
     "data/prepared": "prepare",
     "checkpoints/teachers/{}.safetensors": "train_teacher@{}",

@@ -8,7 +8,7 @@ import pytest
 from helpers import write_dataset, write_label_maps, write_png
 
 from pipeline.datasets import FrameDataset
-from pipeline.dsad import DataError
+from pipeline.dsad import DataError, DataSet
 from pipeline.labels import NO_ANATOMY, load_labels
 from pipeline.prepared import PrepareSettings, labels_digest, list_frames, load_label, prepare
 from pipeline.settings import Splits
@@ -115,3 +115,100 @@ def test_surgeries_of_maps_are_split_by_their_folders(maps):
     settings = PrepareSettings(maps, ANATOMIES, Splits(val=(2,), test=(77,)), SIZE)
     with pytest.raises(DataError, match="no anatomy has a folder of surgery 77; there: 01, 02"):
         prepare(settings, maps.parent / "out/frames", maps.parent / "out/labels")
+
+
+# ---- several data sets
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """Masks of liver and colon, and label maps of another clinic with names of its own."""
+    root = write_dataset(tmp_path / "dsad")
+    names = ("L-hook", "hepar", "grasper")
+    other = DataSet(
+        write_label_maps(tmp_path / "clinic", names, ("1", "02", "7")),
+        "clinic",
+        {"hepar": "liver", "L-hook": "instrument", "grasper": "instrument"},
+    )
+    return root, other
+
+
+def prepared_mixture(root, others, anatomies=("liver", "colon", "instrument"), **splits):
+    out = root.parent / "out"
+    splits = {"val": ["02", "clinic.2"], "test": ["03", "clinic.07"]} | splits
+    settings = PrepareSettings(root, list(anatomies), Splits(**splits), SIZE, others=others)
+    summary = prepare(settings, out / "frames", out / "labels", workers=2)
+    return summary, lambda split, of=anatomies: list_frames(
+        out / "frames", out / "labels", split, of
+    )
+
+
+def test_several_data_sets_are_one_under_our_names(mixture):
+    root, other = mixture
+    summary, frames = prepared_mixture(root, [other])
+    assert summary.counts == {
+        split: {"liver": 5, "colon": 3, "instrument": 2} for split in ("train", "val", "test")
+    }
+    assert summary.warnings == []
+    train = frames("train")
+    assert {f.surgery for f in train} == {"01", "clinic.1"}
+    mapped = [f for f in train if f.map]
+    assert [f.anatomies for f in mapped] == [("liver", "instrument")] * 2
+    assert {f.legend for f in mapped} == {("instrument", "liver")}
+    labels = load_labels(mapped[0], ["liver", "colon", "instrument"], SIZE)
+    assert labels.labelled.tolist() == [True, False, True]
+    values = cv2.imread(str(other.root / "1/label00.png"), cv2.IMREAD_GRAYSCALE)
+    # 1 and 3 are instruments, 2 is the liver; of the colon that data set says nothing.
+    assert (labels.organ == np.array([NO_ANATOMY, 2, 0, 2])[values]).all()
+    alone = next(f for f in train if f.surgery == "01" and f.anatomy == "colon")
+    assert load_labels(alone, ["liver", "colon"], SIZE).labelled.tolist() == [False, True]
+
+
+def test_surgeries_of_several_data_sets_never_meet(mixture):
+    root, other = mixture
+    (root / "liver" / "01").rename(root / "liver" / "1")
+    (root / "colon" / "01").rename(root / "colon" / "1")
+    _, frames = prepared_mixture(root, [other])
+    assert {f.surgery for f in frames("train")} == {"1", "clinic.1"}
+    with pytest.raises(DataError, match=r"no anatomy has a folder of surgery clinic.9; there: "):
+        prepared_mixture(root, [other], test=["clinic.9"])
+
+
+def test_masks_of_another_data_set_are_renamed_with_their_weak_labels_and_maps(tmp_path):
+    root = write_dataset(tmp_path / "dsad", anatomies=("liver",))
+    other = write_dataset(tmp_path / "clinic", anatomies=("Leber", "Darm"), seed=5)
+    for number in range(3):
+        (other / "Leber/01/weak_labels.csv").write_text(
+            "file,Leber,Darm\n" + "".join(f"image{n:02d}.png,1,0\n" for n in range(3))
+        )
+        mask = cv2.imread(str(other / f"Darm/03/mask{number:02d}.png"), cv2.IMREAD_GRAYSCALE)
+        place = other / f"multilabel/Darm/03/label{number:02d}.png"
+        write_png(place, (mask > 0).astype(np.uint8) * 2)
+    (other / "multilabel/anatomies.txt").write_text("Leber\nDarm\n")
+    others = [DataSet(other, "clinic", {"Leber": "liver", "Darm": "colon"})]
+    splits = {"val": [2, "clinic.2"], "test": [3, "clinic.3"]}
+    summary, frames = prepared_mixture(root, others, ("liver", "colon"), **splits)
+    assert summary.warnings == []
+    shown = [f.shows for f in frames("train") if f.id.startswith("liver/clinic.01")]
+    assert shown == [{"liver": True, "colon": False}] * 3
+    mapped = [f for f in frames("test") if f.map]
+    assert [f.id for f in mapped] == [f"colon/clinic.03/image{n:02d}" for n in range(3)]
+    assert {f.legend for f in mapped} == {("liver", "colon")}
+
+
+def test_what_is_wrong_with_another_data_set_is_told_by_its_key(mixture, tmp_path):
+    root, other = mixture
+    (tmp_path / "empty").mkdir()
+    others = [
+        DataSet(other.root, "clinic", {"hepar": "leber"}),
+        DataSet(tmp_path / "nowhere", "gone"),
+        DataSet(write_dataset(tmp_path / "third", anatomies=("uterus",)), "third", {"a": "liver"}),
+    ]
+    with pytest.raises(DataError) as error:
+        prepared_mixture(root, others, ("liver", "colon"), val=[2], test=[3])
+    problems = "\n".join(error.value.problems)
+    assert "data.others.clinic.rename: leber is not one of data.anatomies" in problems
+    assert f"data.others.gone.root: {tmp_path}/nowhere is not a folder" in problems
+    assert "data.others.third.rename: a is not in" in problems
+    assert "data.others.third.root: " in problems
+    assert "has none of data.anatomies; there: uterus" in problems

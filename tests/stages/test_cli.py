@@ -46,6 +46,7 @@ SURFACE = {
     "": "--debug --no-debug --version",
     "settings": "",
     "phantom": "--workers",
+    "data-set": "NAME",
     "prepare": "--workers",
     "train-teacher": f"ANATOMY {TRAINING}",
     "train-teachers": "ANATOMIES --jobs --device",

@@ -101,7 +101,7 @@ class Project:
         python = folder / "bin" / "python"
         python.write_text(
             "#!/bin/sh\n"
-            f'case "$3" in settings|prepare) exec {sys.executable} "$@";; esac\n'
+            f'case "$3" in settings|data-set|prepare) exec {sys.executable} "$@";; esac\n'
             f'exec {sys.executable} stand_in.py "$@"\n'
         )
         python.chmod(0o755)
@@ -230,6 +230,25 @@ def test_stages_that_ran_side_by_side_are_done(project):
     assert "students: 1 of 2 to make" in said
     assert project.repro() == []
     assert "Running stage" not in project.run(sys.executable, *arguments)
+
+
+def test_what_another_data_set_holds_is_prepared_again_when_it_changes(project):
+    clinic = project.folder / "clinic"
+    write_dataset(clinic, ("hepar",), size=(24, 32), seed=7)
+    other = {"root": "clinic", "rename": {"hepar": "liver"}}
+    try:
+        project.params(data__others={"clinic": other})
+        ran = project.repro()
+        assert {"data_set@clinic", "prepare", *teachers(*ALL)} <= set(ran)
+        assert (project.folder / "data/prepared/frames/train/liver/clinic.01").is_dir()
+        assert project.repro() == []
+        write_png(clinic / "hepar/01/mask00.png", np.zeros((24, 32), np.uint8))
+        assert {"data_set@clinic", "prepare"} <= set(project.repro())
+        project.params(data__others={})
+        assert "prepare" in project.repro()
+        assert not (project.folder / "data/prepared/frames/train/liver/clinic.01").exists()
+    finally:
+        shutil.rmtree(clinic)
 
 
 def test_an_edit_of_the_students_code_retrains_no_teacher(project):
@@ -407,6 +426,7 @@ NOT_FOLLOWED = ("pipeline/prepared.py", "stages/shared/preflight.py", "stages/sh
 STAGES = [
     "settings",
     "phantom",
+    "data_set",
     "prepare",
     "train_teacher",
     "cache_logits",
