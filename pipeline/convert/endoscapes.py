@@ -1,0 +1,132 @@
+"""Endoscapes2023: ``train_seg/4_21725.jpg`` with ``semseg/4_21725.png``, or COCO beside it."""
+
+import re
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.annotations import spelling
+from pipeline.convert import coco
+from pipeline.convert.formats import FORMATS, EndoscapesMasks, Labels
+from pipeline.convert.pictures import frame_of, values_of
+from pipeline.convert.plans import Content, Found, Plan, Planned, numbered, require_folder
+from pipeline.dsad import DataError
+from pipeline.files import entries, folders
+
+# The values 1, 2, ... of the masks, as in the set's seg_label_map.txt.
+ANATOMIES = (
+    "cystic_plate",
+    "calot_triangle",
+    "cystic_artery",
+    "cystic_duct",
+    "gallbladder",
+    "tool",
+)
+UNCERTAIN = 255
+_FRAME = re.compile(r"([0-9]+)_[0-9]+")
+SPLITS = ("train_seg", "val_seg", "test_seg")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How Endoscapes is read.
+
+    Attributes:
+        masks: the semantic masks, or COCO's.
+        labels: what is written.
+    """
+
+    masks: EndoscapesMasks = EndoscapesMasks.SEMANTIC
+    labels: Labels = Labels.MAPS
+
+
+def plan(source: Path, options: Options) -> Plan:
+    """Which frames would be converted.
+
+    Args:
+        source: the folder that holds ``semseg``, ``train_seg`` and so on.
+        options: how it is read.
+
+    Raises:
+        DataError: the source is not a folder, or its COCO files cannot be read.
+    """
+    require_folder(source, FORMATS["endoscapes"].layout)
+    if options.masks == EndoscapesMasks.COCO:
+        return _plan_coco(source, options)
+    found: list[Found] = []
+    problems: list[str] = _legend_problems(source)
+    masks = entries(source / "semseg") if (source / "semseg").is_dir() else []
+    for mask in masks:
+        frames = [source / split / f"{mask.stem}.jpg" for split in SPLITS]
+        present = [frame for frame in frames if frame.is_file()]
+        if mask.suffix != ".png" or not _FRAME.fullmatch(mask.stem):
+            problems.append(f"{mask}: expected <video>_<frame>.png")
+        elif len(present) != 1:
+            count = "no frame" if not present else f"{len(present)} frames"
+            problems.append(f"{mask}: has {count} {mask.stem}.jpg in {', '.join(SPLITS)}")
+        else:
+            place = present[0].relative_to(source).as_posix()
+            found.append(Found(place, place, partial(_read, present[0], mask)))
+    if not masks:
+        problems.append(f"{source}: holds no semseg/*.png; use --masks coco for the COCO files")
+    planned, of_surgeries = numbered(found, _video)
+    return Plan(planned, ANATOMIES, options.labels, [*problems, *of_surgeries])
+
+
+def _legend_problems(source: Path) -> list[str]:
+    """Names in the set's own legend that are not those of the values here."""
+    file = source / "seg_label_map.txt"
+    if not file.is_file():
+        return []
+    text = spelling(file.read_text(errors="replace"))
+    missing = [anatomy for anatomy in ANATOMIES if anatomy not in text]
+    return [f"{file}: does not name {', '.join(missing)}: another edition?"] if missing else []
+
+
+def _video(place: str) -> str:
+    """The number of the video of a frame's file."""
+    match = _FRAME.fullmatch(Path(place).stem)
+    if match is None:
+        raise DataError([f"{place}: expected a file <video>_<frame>.jpg"])
+    return match[1]
+
+
+def _read(frame: Path, mask: Path) -> Content:
+    values = values_of(mask)
+    unknown = values > len(ANATOMIES)
+    others = ", ".join(map(str, np.unique(values[unknown])))
+    masks = {name: values == value for value, name in enumerate(ANATOMIES, start=1)}
+    image = frame_of(frame, (values.shape[0], values.shape[1]))
+    return Content(image, masks, unknown, f"value {others} in its mask; 255 means uncertain")
+
+
+def _plan_coco(source: Path, options: Options) -> Plan:
+    """The frames of the COCO files, whose uncertain pixels only the semantic masks know."""
+    names = [path for path in folders(source) if path.name in SPLITS]
+    files = [path / "annotation_coco.json" for path in names or [source]]
+    plan = coco.plan_files(source, files, coco.Options(labels=options.labels), _video)
+    frames = []
+    without = []
+    for frame in plan.frames:
+        mask = source / "semseg" / f"{Path(frame.origin).stem}.png"
+        if mask.is_file():
+            frames.append(replace(frame, read=partial(_with_uncertain, frame, mask)))
+        else:
+            frames.append(frame)
+            without.append(frame.origin)
+    notes = list(plan.notes)
+    if without:
+        notes.append(
+            f"{len(without)} frames have no semseg/*.png: their uncertain pixels count as labelled"
+        )
+    return replace(plan, frames=frames, notes=notes)
+
+
+def _with_uncertain(frame: Planned, mask: Path) -> Content:
+    content = frame.read()
+    values = values_of(mask)
+    if values.shape != content.image.shape[:2]:
+        raise DataError([f"{mask}: has another size than its frame"])
+    return replace(content, unknown=values == UNCERTAIN, unknown_as=f"value 255 in {mask.name}")
