@@ -19,7 +19,14 @@ from typer.core import TyperGroup
 from pipeline.errors import MtkdError
 
 # Verbs that keep what an interrupted run has done; all others begin anew.
-RESUMED = ("train-teacher", "train-teachers", "repro", "cache-logits", "train-student", "study")
+RESUMED = (
+    "train-teacher",
+    "train-teachers",
+    "repro",
+    "cache-logits",
+    "train-student",
+    "study",
+)
 ARGUMENTS = "stages.cli.arguments"  # where a context keeps what the user wrote
 
 # Panels of `mtkd --help`.
@@ -98,6 +105,8 @@ class Kind(StrEnum):
     OVERLAY = "overlay"
     LABELS = "labels"
     MASKS = "masks"
+    COCO = "coco"
+    NNUNET = "nnunet"
 
 
 class Gives(StrEnum):
@@ -1108,7 +1117,12 @@ def predict(
         list[str] | None, typer.Option("--anatomy", help="Which; may be repeated; all by default.")
     ] = None,
     kind: Annotated[
-        Kind, typer.Option("--as", help="Overlays, one label map, or masks (one PNG each).")
+        Kind,
+        typer.Option(
+            "--as",
+            help="Overlays, one label map, masks (one PNG each), or a folder that an annotator can "
+            "correct: COCO for CVAT, or nnU-Net.",
+        ),
     ] = Kind.OVERLAY,
     opacity: Annotated[float, typer.Option(min=0, max=1, help="Of overlays.")] = 0.45,
     one_organ: OneOrgan = False,
@@ -1116,6 +1130,8 @@ def predict(
 ) -> None:
     r"""Segment a frame, a folder of frames, or a video. Needs `pip install -e '.\[deploy]'`."""
     _require("deploy", "av")
+    if kind is Kind.COCO:
+        _require("convert", "pycocotools")
     from pipeline.training_errors import translated_errors
     from stages import predict
 

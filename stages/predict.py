@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations import matched
 from pipeline.checkpoint import load_checkpoint
+from pipeline.convert.exports import CocoExport, Export, NnunetExport
 from pipeline.deployment.export import Run, load_exported
 from pipeline.deployment.overlay import add_legend, draw, numbered, write_png
 from pipeline.deployment.palette import colours_of
@@ -39,7 +40,13 @@ from stages.shared.console import counted, progress, say
 from stages.shared.frozen_network import FrozenNetwork
 from stages.shared.project import require_folder
 
-Kind = Literal["overlay", "labels", "masks"]
+Kind = Literal["overlay", "labels", "masks", "coco", "nnunet"]
+# Folders that an annotator can correct, frames included.
+EXPORTS: dict[str, type[CocoExport] | type[NnunetExport]] = {
+    "coco": CocoExport,
+    "nnunet": NnunetExport,
+}
+ONE_LABEL = ("labels", "nnunet")  # kinds in which a pixel has one label
 # A video whose container counts no frames is called cut off below this share of what its duration
 # gives.
 ESTIMATED = 0.95
@@ -59,7 +66,8 @@ class Options:
         kind: what is written.
         opacity: of overlays, 0..1.
         one_organ: whether a pixel belongs to one anatomy at most; else several may claim it. In a
-            label map it does in any case: there the anatomy with the largest margin has it.
+            label map, also nnU-Net's, it does in any case: the anatomy with the largest margin has
+            it.
     """
 
     anatomies: Sequence[str]
@@ -73,8 +81,8 @@ class Drawing:
     """What is written.
 
     Attributes:
-        kind: ``overlay``, ``labels`` (0 = none, i = the model's i-th anatomy), or ``masks`` (a PNG
-            of 0 and 255 each).
+        kind: ``overlay``, ``labels`` (0 = none, i = the model's i-th anatomy), ``masks`` (a PNG
+            of 0 and 255 each), or a folder for annotators, ``coco`` or ``nnunet``.
         model_anatomies: an anatomy's place among them gives its colour and its label.
         anatomies: which of them, in the order of drawing.
         opacity: of overlays, 0..1.
@@ -265,8 +273,12 @@ def _planned(
 ) -> list[tuple[Path, Path]]:
     """Each frame with a file that will be written from it."""
     planned = []
+    export = _export(output, drawing)
     for image in images:
-        files = drawing.files(_place(source, str(image), output))
+        if export is None:
+            files = drawing.files(_place(source, str(image), output))
+        else:
+            files = export.files(_named_place(source, str(image)))
         planned += [(image, file) for file in files]
     return planned
 
@@ -325,7 +337,7 @@ def load_model(path: Path, machine: Machine, options: Options) -> Model:
             network.to(machine.torch_device),
             machine.torch_device,
             card.image_size,
-            one_organ=options.one_organ or options.kind == "labels",
+            one_organ=options.one_organ or options.kind in ONE_LABEL,
         )
 
         def segment(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -358,6 +370,11 @@ def _stopped_as_by_hand() -> Iterator[None]:
 
 @contextmanager
 def _writer(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
+    export = _export(output, drawing)
+    if export is not None:
+        with _exported(source, export) as write:
+            yield write
+        return
     if not is_video(source):
         yield lambda frame, masks: _write_files(
             _place(source, frame.name, output), frame, masks, drawing
@@ -367,6 +384,39 @@ def _writer(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
         source, output, drawing
     ) as write:
         yield write
+
+
+def _export(output: Path, drawing: Drawing) -> Export | None:
+    """The folder for annotators that is asked for, if one is."""
+    kind = EXPORTS.get(drawing.kind)
+    return None if kind is None else kind(output, drawing.anatomies)
+
+
+@contextmanager
+def _exported(source: Path, export: Export) -> Iterator[Write]:
+    """Frames with their masks; what describes them all is written whatever stops them."""
+
+    def write(frame: InputFrame, masks: NDArray[np.bool_]) -> None:
+        export.write(_named_place(source, frame.name), _pixels(frame), masks)
+
+    try:
+        yield write
+    finally:
+        export.close()
+
+
+def _named_place(source: Path, name: str) -> str:
+    """A frame's path without suffix, whose folder names its surgery.
+
+    That is its folder within the source; the source itself for a frame that lies in no folder; or
+    the name of the video.
+    """
+    place = _place(source, name, Path())
+    if is_video(source):
+        return f"{source.stem}/{place}"
+    if source.is_dir() and place.parent == Path():
+        return f"{source.resolve().name}/{place}"
+    return place.as_posix()
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from pipeline.timing.host import machine_record
 from pipeline.timing.latency import FORMS, RUNTIMES
 from stages import cli
 from stages.benchmarks.runtimes import Settings
+from stages.predict import EXPORTS
 from stages.shared.console import counted
 from stages.shared.project import Places
 from stages.study.gain import STUDENTS
@@ -93,7 +94,7 @@ CHOICES = {
     cli.Runtime: list(RUNTIMES),
     cli.Form: list(FORMS),
     cli.Planned: ["dsad", "here"],
-    cli.Kind: ["overlay", "labels", "masks"],
+    cli.Kind: ["overlay", "labels", "masks", *EXPORTS],
     cli.Measured: ["masks", "labels"],
     cli.Gives: list(GIVES),
     cli.Layout: list(LAYOUTS),
