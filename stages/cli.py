@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -16,6 +17,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pipeline.convert.formats import (
+    FORMATS,
+    CholecMasks,
+    EndoscapesMasks,
+    Labels,
+    ParquetConfig,
+)
 from pipeline.errors import MtkdError
 
 # Verbs that keep what an interrupted run has done; all others begin anew.
@@ -26,6 +34,7 @@ RESUMED = (
     "cache-logits",
     "train-student",
     "study",
+    "convert",
 )
 ARGUMENTS = "stages.cli.arguments"  # where a context keeps what the user wrote
 
@@ -1285,6 +1294,248 @@ def init(
     from stages import init
 
     init.run(_places(), preset, data_root, force)
+
+
+conversions = typer.Typer(
+    cls=TyperGroup,
+    no_args_is_help=True,
+    help="Convert data sets of others into the layouts that are read here."
+    "\n\nEvery file is checked before the first one is written. More about a format: "
+    "mtkd convert NAME --help.",
+)
+app.add_typer(conversions, name="convert", rich_help_panel=PROJECT)
+SourceData = Annotated[Path, typer.Argument(metavar="SRC", help="The data set; see above.")]
+TargetFolder = Annotated[
+    Path, typer.Argument(metavar="DST", help="The folder that is written, outside of SRC.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace an earlier conversion in DST, and other files.")
+]
+SurgeryRegex = Annotated[
+    str,
+    typer.Option(
+        "--surgery",
+        metavar="REGEX",
+        help="Its one group is the surgery, searched in the frame's name: '^([^/]+)/'.",
+    ),
+]
+WrittenAs = Annotated[
+    Labels,
+    typer.Option(
+        "--as",
+        help="maps: complete label maps. masks: DSAD's layout, each frame labelled for every "
+        "anatomy. drawn: for those that are drawn in it.",
+    ),
+]
+Fill = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="PIXELS",
+        help="Pixels without a known label take that of the nearest one, up to so far away.",
+    ),
+]
+SkipUnknown = Annotated[
+    bool, typer.Option("--skip-unknown", help="Leave out frames that still have such pixels.")
+]
+MissingIsAbsent = Annotated[
+    bool,
+    typer.Option(
+        "--missing-is-absent", help="A missing mask means that the organ is not in the frame."
+    ),
+]
+Licence = Annotated[str, typer.Option(help="Of the data, for SOURCE.md.")]
+Url = Annotated[str, typer.Option(help="Where the data comes from, for SOURCE.md.")]
+
+
+def _convert(ctx: typer.Context, name: str, **options: Any) -> None:
+    """Run the conversion of a format with its own options; the common ones are in the context."""
+    _require("convert", *FORMATS[name].packages)
+    from importlib import import_module
+
+    from pipeline.convert.unknown_pixels import UnknownPixels
+    from stages import convert
+
+    given = ctx.params
+    module = import_module(f"pipeline.convert.{name.replace('-', '_')}")
+    settings = convert.Settings(
+        UnknownPixels(given.get("fill", 0), given.get("skip_unknown", False)),
+        given["force"],
+        given.get("licence", ""),
+        given.get("url", ""),
+        {key: value for key, value in given.items() if value not in (None, [], "")},
+    )
+    plan = partial(module.plan, options=module.Options(**options))
+    convert.run(name, Path(given["source"]), Path(given["target"]), plan, settings)
+
+
+@conversions.command("cholecseg8k", help=FORMATS["cholecseg8k"].help)
+def convert_cholecseg8k(
+    ctx: typer.Context,
+    source: SourceData,
+    target: TargetFolder,
+    masks: Annotated[
+        CholecMasks, typer.Option(help="Which of the two files of a frame is read.")
+    ] = CholecMasks.WATERSHED,
+    labels: WrittenAs = Labels.MAPS,
+    fill: Fill = 0,
+    skip_unknown: SkipUnknown = False,
+    force: Force = False,
+) -> None:
+    """See FORMATS."""
+    _convert(ctx, "cholecseg8k", masks=masks, labels=_all_or_maps(labels))
+
+
+@conversions.command("dsad-multilabel", help=FORMATS["dsad-multilabel"].help)
+def convert_dsad_multilabel(
+    ctx: typer.Context,
+    source: SourceData,
+    target: TargetFolder,
+    labels: WrittenAs = Labels.MAPS,
+    missing_is_absent: MissingIsAbsent = False,
+    force: Force = False,
+) -> None:
+    """See FORMATS."""
+    labels = _all_or_maps(labels)
+    _convert(ctx, "dsad-multilabel", labels=labels, missing_is_absent=missing_is_absent)
+
+
+@conversions.command("dsad-parquet", help=FORMATS["dsad-parquet"].help)
+def convert_dsad_parquet(
+    ctx: typer.Context,
+    source: SourceData,
+    target: TargetFolder,
+    config: Annotated[
+        ParquetConfig | None, typer.Option(help="Which configuration, if SRC holds several.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROLE=NAME",
+            help="Which column is the image, organ, mask, merged, surgery or frame; may be "
+            "repeated.",
+        ),
+    ] = None,
+    surgery: SurgeryRegex = "",
+    labels: WrittenAs = Labels.MASKS,
+    missing_is_absent: MissingIsAbsent = False,
+    force: Force = False,
+) -> None:
+    """See FORMATS."""
+    _convert(
+        ctx,
+        "dsad-parquet",
+        config=config,
+        columns=dict(_assignment(text) for text in column or []),
+        surgery=surgery,
+        labels=_all_or_maps(labels),
+        missing_is_absent=missing_is_absent,
+    )
+
+
+@conversions.command("endoscapes", help=FORMATS["endoscapes"].help)
+def convert_endoscapes(
+    ctx: typer.Context,
+    source: SourceData,
+    target: TargetFolder,
+    masks: Annotated[
+        EndoscapesMasks, typer.Option(help="Which of the two kinds of labels is read.")
+    ] = EndoscapesMasks.SEMANTIC,
+    labels: WrittenAs = Labels.MAPS,
+    fill: Fill = 0,
+    skip_unknown: SkipUnknown = False,
+    force: Force = False,
+) -> None:
+    """See FORMATS."""
+    _convert(ctx, "endoscapes", masks=masks, labels=_all_or_maps(labels))
+
+
+@conversions.command("coco", help=FORMATS["coco"].help)
+def convert_coco(
+    ctx: typer.Context,
+    source: SourceData,
+    target: TargetFolder,
+    surgery: SurgeryRegex = "",
+    labels: WrittenAs = Labels.DRAWN,
+    images: Annotated[
+        Path | None, typer.Option(help="The folder of the frames, if they are elsewhere.")
+    ] = None,
+    fill: Fill = 0,
+    skip_unknown: SkipUnknown = False,
+    licence: Licence = "",
+    url: Url = "",
+    force: Force = False,
+) -> None:
+    """See FORMATS."""
+    _convert(ctx, "coco", surgery=surgery, labels=labels, images=images)
+
+
+@conversions.command("nnunet", help=FORMATS["nnunet"].help)
+def convert_nnunet(
+    ctx: typer.Context,
+    source: SourceData,
+    target: TargetFolder,
+    surgery: SurgeryRegex = "",
+    labels: WrittenAs = Labels.MAPS,
+    fill: Fill = 0,
+    skip_unknown: SkipUnknown = False,
+    licence: Licence = "",
+    url: Url = "",
+    force: Force = False,
+) -> None:
+    """See FORMATS."""
+    _convert(ctx, "nnunet", surgery=surgery, labels=_all_or_maps(labels))
+
+
+@conversions.command("video", help=FORMATS["video"].help)
+def convert_video(
+    ctx: typer.Context,
+    source: SourceData,
+    target: TargetFolder,
+    surgery: SurgeryRegex = "",
+    rate: Annotated[float, typer.Option(min=0.001, help="Frames per second.")] = 1.0,
+    least_change: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="A frame that differs less from the one before is left out: mean over the pixels "
+            "of a thumbnail, of 255. 0 keeps all.",
+        ),
+    ] = 2.0,
+    least_red: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="A frame of which a smaller share is reddish counts as outside of the body. 0 "
+            "keeps all.",
+        ),
+    ] = 0.2,
+    licence: Licence = "",
+    url: Url = "",
+    force: Force = False,
+) -> None:
+    """See FORMATS."""
+    choices = {"rate": rate, "least_change": least_change, "least_red": least_red}
+    _convert(ctx, "video", surgery=surgery, **choices)
+
+
+def _all_or_maps(labels: Labels) -> Labels:
+    """The choice of a format that labels every frame for every anatomy."""
+    if labels is Labels.DRAWN:
+        raise typer.BadParameter(
+            "'drawn' is for mtkd convert coco: here every frame is labelled for all anatomies",
+            param_hint="--as",
+        )
+    return labels
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    """The two parts of ROLE=NAME."""
+    role, sign, name = text.partition("=")
+    if not (role and sign and name):
+        raise typer.BadParameter(f"'{text}' is not ROLE=NAME", param_hint="--column")
+    return role, name
 
 
 def _print_whatever_comes() -> None:

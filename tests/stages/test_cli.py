@@ -17,6 +17,8 @@ from helpers import ROOT, mtkd
 from safetensors import safe_open
 
 from pipeline.annotations import Annotation
+from pipeline.convert import formats
+from pipeline.convert.cholecseg8k import SUFFIXES
 from pipeline.counts import Counts
 from pipeline.deployment.bundles import BUNDLES
 from pipeline.deployment.segmenter import GIVES, LAYOUTS
@@ -43,6 +45,8 @@ def in_a_process(*arguments, folder, **environment):
 # What a user may write, each verb with its arguments and options: a change of it is deliberate.
 TRAINING = "--device --workers --devices --accumulate --compile"
 STUDY = "--student --way --seeds --epochs --jobs --output --device --workers"
+CONVERSION = "SOURCE TARGET"
+UNKNOWN = "--fill --skip-unknown"
 SURFACE = {
     "": "--debug --no-debug --version",
     "settings": "",
@@ -85,6 +89,16 @@ SURFACE = {
     "live": "SOURCE --model --loop --one-organ --smooth --record --host --port --allow-host "
     "--capture-size --capture-rate --capture-format --device",
     "summary": "--check",
+    "convert": "",
+    "convert cholecseg8k": f"{CONVERSION} --masks --as {UNKNOWN} --force",
+    "convert dsad-multilabel": f"{CONVERSION} --as --missing-is-absent --force",
+    "convert dsad-parquet": f"{CONVERSION} --config --column --surgery --as --missing-is-absent "
+    "--force",
+    "convert endoscapes": f"{CONVERSION} --masks --as {UNKNOWN} --force",
+    "convert coco": f"{CONVERSION} --surgery --as --images {UNKNOWN} --licence --url --force",
+    "convert nnunet": f"{CONVERSION} --surgery --as {UNKNOWN} --licence --url --force",
+    "convert video": f"{CONVERSION} --surgery --rate --least-change --least-red --licence --url "
+    "--force",
     "init": "--preset --data-root --force --no-force",
 }
 CHOICES = {
@@ -95,6 +109,15 @@ CHOICES = {
     cli.Form: list(FORMS),
     cli.Planned: ["dsad", "here"],
     cli.Kind: ["overlay", "labels", "masks", *EXPORTS],
+    formats.Labels: ["maps", "masks", "drawn"],
+    formats.CholecMasks: list(SUFFIXES),
+    formats.EndoscapesMasks: ["semantic", "coco"],
+    formats.ParquetConfig: [
+        "single_organ",
+        "multi_organ",
+        "single_organ_multi_rater",
+        "multi_organ_multi_rater",
+    ],
     cli.Measured: ["masks", "labels"],
     cli.Gives: list(GIVES),
     cli.Layout: list(LAYOUTS),

@@ -1,0 +1,111 @@
+"""``mtkd convert NAME SRC DST``: a data set of others, in a layout that is read here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.convert.formats import FORMATS, Format
+from pipeline.convert.plans import Plan
+from pipeline.convert.unknown_pixels import UnknownPixels
+from pipeline.convert.writing import SOURCES, Summary, Target, convert
+from pipeline.errors import MtkdError
+from stages.shared.console import counted, progress, say
+
+LISTED = 20  # frames that are left out and named in SOURCE.md
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for every format.
+
+    Attributes:
+        unknown: what is done with pixels without a known label.
+        force: whether an earlier conversion in the target is replaced.
+        licence, url: of the data, where the format does not say it.
+        options: what the user chose, for ``SOURCE.md``.
+    """
+
+    unknown: UnknownPixels = field(default_factory=UnknownPixels)
+    force: bool = False
+    licence: str = ""
+    url: str = ""
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+def run(
+    name: str, source: Path, target: Path, plan: Callable[[Path], Plan], settings: Settings
+) -> None:
+    """Convert, and say what was written.
+
+    Args:
+        name: of the format.
+        source: what is read.
+        target: folder that is written.
+        plan: of the format's module, with its options.
+        settings: what is the same for every format.
+
+    Raises:
+        MtkdError: all problems of the source together; or the target cannot be used.
+    """
+    if not source.exists():
+        raise MtkdError(f"{source} does not exist: name the data set")
+    if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
+        raise MtkdError(f"{target} lies in {source} and would be read with it: choose another DST")
+    planned = plan(source)
+    for note in planned.notes:
+        say(f"note: {note}")
+    with progress("frames checked") as check, progress("frames written") as write:
+        where = Target(target, settings.unknown, settings.force, check, write)
+        summary = convert(
+            planned, where, lambda summary: _described(FORMATS[name], planned, settings, summary)
+        )
+    for origin in summary.skipped:
+        say(f"left out, pixels without a label: {origin}")
+    already = summary.frames - summary.written
+    kept = f"; {already} were there already" if already else ""
+    surgeries = f"{summary.surgeries} surger{'y' if summary.surgeries == 1 else 'ies'}"
+    say(f"-> {target}: {counted(summary.written, 'frame')} of {surgeries}{kept}")
+
+
+def _described(of: Format, plan: Plan, settings: Settings, summary: Summary) -> str:
+    """The text of ``SOURCE.md``."""
+    facts = {
+        "Licence": settings.licence or of.licence or plan.licence or "not stated",
+        "URL": settings.url or of.url or plan.url or "not stated",
+        "Citation": of.citation or "not stated",
+        "Converted with": f"mtkd convert {of.name}",
+        "Format documented in": of.documented,
+        "Reader": of.verified,
+    }
+    lines = [
+        "# Source",
+        "",
+        f"{of.title} This folder holds frames in a layout of mtkd. {SOURCES} names the original of "
+        "each frame. The licence of the data holds here, too.",
+        "",
+        *_listed(facts),
+        "",
+        "## Options",
+        "",
+        *_listed(settings.options),
+        "",
+        "## Content",
+        "",
+        f"- {counted(summary.frames, 'frame')}, number of surgeries: {summary.surgeries}",
+        f"- anatomies: {', '.join(plan.anatomies) or 'none, frames without masks'}",
+        *(f"- {note}" for note in plan.notes),
+        *_left_out(summary.skipped),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _listed(facts: Mapping[str, object]) -> list[str]:
+    return [f"- {name}: {value}" for name, value in facts.items()]
+
+
+def _left_out(skipped: Sequence[str]) -> list[str]:
+    if not skipped:
+        return []
+    more = f" and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
+    named = ", ".join(skipped[:LISTED])
+    return [f"- left out, since pixels have no known label: {named}{more}"]
