@@ -519,6 +519,45 @@ def test_the_page_says_that_a_source_has_ended_or_mtkd_is_gone(film, watched, se
     settled_text(page, "#state", "is lost")
 
 
+SENDER = """
+import sys, av, time
+out = av.open(sys.argv[1], "w", format="mpegts")
+stream = out.add_stream("mpeg2video", rate=25)
+stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+stream.codec_context.gop_size = 5
+while True:
+    with av.open(sys.argv[2]) as film:
+        for frame in film.decode(video=0):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"))))
+            time.sleep(0.04)
+"""
+
+
+@needs_browser
+def test_the_page_goes_on_when_a_killed_stream_is_back(film, watched, served):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"udp://127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", SENDER, address, str(film)]
+    sender = subprocess.Popen(command)
+    try:
+        page, _ = watched(served(address)[1])
+        settled_text(page, "#state", "Live from", 60)
+        settled(page, lambda drawn: page.locator("#freeze").is_enabled(), 30)
+        sender.kill()
+        sender.wait()
+        settled_text(page, "#state", "is lost", 60)
+        assert page.locator("#old").is_visible()
+        captured = page.locator("#dropped").text_content()
+        sender = subprocess.Popen(command)
+        settled_text(page, "#state", "Live from", 60)
+        assert page.locator("#old").is_hidden()
+        settled(page, lambda drawn: page.locator("#dropped").text_content() != captured)
+    finally:
+        sender.kill()
+        sender.wait()
+
+
 @needs_browser
 def test_a_page_without_news_shows_that_its_picture_is_old(film, watched, served):
     """mtkd stands still, as a network between would make it seem; the socket stays open."""
