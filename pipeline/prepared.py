@@ -186,7 +186,7 @@ class _Checked:
         foreground: pixels of the prepared label.
         covered: share of the mask that is foreground, in 0..1.
         odd: whether the mask holds values between 0 and full.
-        map: the frame's complete label map, or None.
+        map: the frame's complete label map, without its values, which are written; or None.
         problems: one line each.
     """
 
@@ -361,7 +361,7 @@ def _checked_map(
         _link(folders.labels / first.with_suffix(MAP), folders.labels / place.with_suffix(MAP))
     for place, source in zip((first, *others), sources, strict=True):
         _write_png(folders.labels / place, (values == source.value).astype(np.uint8) * 255)
-    checked = replace(checked, size=size, map=complete)
+    checked = replace(checked, size=size, map=_without_values(complete))
     return [
         replace(
             checked,
@@ -411,6 +411,7 @@ def _checked_mask(
     if complete is not None:
         values = _resized(complete.values, settings.image_size)
         _write_png(folders.labels / place.with_suffix(MAP), values)
+        complete = _without_values(complete)
     return replace(
         checked,
         size=frame.shape[:2],
@@ -421,6 +422,11 @@ def _checked_mask(
         map=complete,
         problems=map_problems,
     )
+
+
+def _without_values(complete: CheckedMap) -> CheckedMap:
+    """The same map; the values of all maps would fill the memory."""
+    return replace(complete, values=np.empty((0, 0), np.uint8))
 
 
 def _try(read: Callable[[_S], _T], path: _S) -> tuple[_T | None, tuple[str, ...]]:
