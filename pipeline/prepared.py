@@ -75,6 +75,8 @@ MAPPED = "maps.csv"  # the frames that have a map
 COPIES = "copies.csv"  # the frames that show what another one shows
 LEGEND = "anatomies.txt"
 
+Progress = Callable[[int, int], None]  # done, total
+
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 
@@ -173,8 +175,11 @@ class Summary:
     files: list[str]
 
 
+Measure = Callable[[NDArray[np.uint8]], object]  # of a frame (H, W, 3) RGB at full size
+
+
 @dataclass(frozen=True)
-class _Checked:
+class Checked:
     """One source after it was read, written and measured, or its problems.
 
     Attributes:
@@ -187,6 +192,7 @@ class _Checked:
         covered: share of the mask that is foreground, in 0..1.
         odd: whether the mask holds values between 0 and full.
         map: the frame's complete label map, without its values, which are written; or None.
+        measures: what else was measured of the frame; see :func:`examine`.
         problems: one line each.
     """
 
@@ -199,18 +205,52 @@ class _Checked:
     covered: float = 0.0
     odd: bool = False
     map: CheckedMap | None = None
+    measures: object = None
     problems: tuple[str, ...] = ()
 
+    @property
+    def usable(self) -> bool:
+        """Whether the frame was read, and its mask if it has one."""
+        return self.size != (0, 0)
 
-_Legends = Mapping[DataSet, Legend]
+
+Legends = Mapping[DataSet, Legend]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A data set that was checked, whatever is wrong with it.
+
+    Attributes:
+        frames: those that can be used, in order.
+        legends: of its label maps.
+        problems: all that :func:`prepare` would refuse, one line each.
+        summary: counts and warnings of the frames that can be used.
+    """
+
+    frames: list[Checked]
+    legends: Legends
+    problems: list[str]
+    summary: Summary
 
 
 @dataclass(frozen=True)
 class _Folders:
-    """Where frames and labels are written."""
+    """Where frames and labels are written.
+
+    Attributes:
+        frames, labels: folders.
+        measure: what is measured of each frame. Then only links to the data set's own frames are
+            written, at their own size.
+    """
 
     frames: Path
     labels: Path
+    measure: Measure | None = None
+
+    def measured(self, frame: NDArray[np.uint8]) -> object:
+        """What is measured of a frame (H, W, 3), if anything."""
+        return None if self.measure is None else self.measure(frame)
 
 
 def prepare(
@@ -218,7 +258,7 @@ def prepare(
     output_frames: Path,
     output_labels: Path,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Summary:
     """Check a whole data set and write it at one size; nothing is replaced unless all is sound.
 
@@ -235,12 +275,9 @@ def prepare(
     Raises:
         DataError: everything that is wrong, together.
     """
-    sources, legends, problems = _scan(settings)
     with _scratch(output_frames) as frames, _scratch(output_labels) as labels:
         folders = _Folders(frames, labels)
-        work = partial(_check_and_write, settings=settings, folders=folders, legends=legends)
-        checked = _in_threads(work, _pictures(sources), workers, progress)
-        problems += _check(checked, settings)
+        checked, legends, problems = _read(settings, folders, workers, progress)
         if problems:
             raise DataError(problems)
         beside = _write(checked, settings, folders, legends)
@@ -249,7 +286,44 @@ def prepare(
     return _summary(checked, settings, beside)
 
 
-def _scan(settings: PrepareSettings) -> tuple[list[Source], _Legends, list[str]]:
+def examine(
+    settings: PrepareSettings,
+    folder: Path,
+    measure: Measure,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Examined:
+    """Check a whole data set as :func:`prepare` does, and use what is sound of it.
+
+    Args:
+        settings: what is checked, and how.
+        folder: an empty one. It gets ``frames``, with links to the data set's own files, and
+            ``labels``, as :func:`prepare` writes them.
+        measure: is called with each frame that can be read, from several threads.
+        workers: threads that read, check and resize.
+        progress: called with (done, total).
+
+    Raises:
+        DataError: a root is missing, is not a folder, or holds no folders.
+    """
+    folders = _Folders(folder / "frames", folder / "labels", measure)
+    checked, legends, problems = _read(settings, folders, workers, progress)
+    usable = [frame for frame in checked if frame.usable]
+    beside = _write(usable, settings, folders, legends)
+    return Examined(usable, legends, problems, _summary(checked, settings, beside))
+
+
+def _read(
+    settings: PrepareSettings, folders: _Folders, workers: int, progress: Progress | None
+) -> tuple[list[Checked], Legends, list[str]]:
+    """All frames, read and written; the legends of their label maps; and all that is wrong."""
+    sources, legends, problems = _scan(settings)
+    work = partial(_check_and_write, settings=settings, folders=folders, legends=legends)
+    checked = list(chain.from_iterable(in_threads(work, _pictures(sources), workers, progress)))
+    return checked, legends, problems + _check(checked, settings)
+
+
+def _scan(settings: PrepareSettings) -> tuple[list[Source], Legends, list[str]]:
     """All frames, the legends of their label maps, and what is wrong with the folders."""
     sources, legends, problems = scan_all(settings.data_sets, settings.anatomies, settings.named_by)
     problems += _split_problems(settings.splits, surgeries_of(settings.data_sets))
@@ -310,25 +384,32 @@ def _pictures(sources: Sequence[Source]) -> list[list[Source]]:
     return list(by_file.values())
 
 
-def _in_threads(
-    work: Callable[[Sequence[Source]], list[_Checked]],
-    pictures: Sequence[Sequence[Source]],
+def in_threads(
+    work: Callable[[_S], _T],
+    items: Sequence[_S],
     workers: int,
-    progress: Callable[[int, int], None] | None,
-) -> list[_Checked]:
-    """OpenCV releases the interpreter's lock, so threads do."""
-    checked: list[_Checked] = []
+    progress: Progress | None = None,
+) -> list[_T]:
+    """The results of some work, in order. OpenCV releases the interpreter's lock, so threads do.
+
+    Args:
+        work: on one item.
+        items: all of them.
+        workers: threads.
+        progress: called with (done, total).
+    """
+    results: list[_T] = []
     with ThreadPoolExecutor(workers) as pool:
-        for done, results in enumerate(pool.map(work, pictures), start=1):
-            checked += results
+        for result in pool.map(work, items):
+            results.append(result)
             if progress is not None:
-                progress(done, len(pictures))
-    return checked
+                progress(len(results), len(items))
+    return results
 
 
 def _check_and_write(
-    sources: Sequence[Source], *, settings: PrepareSettings, folders: _Folders, legends: _Legends
-) -> list[_Checked]:
+    sources: Sequence[Source], *, settings: PrepareSettings, folders: _Folders, legends: Legends
+) -> list[Checked]:
     """Read, check, resize and write one picture and its labels."""
     data_set = sources[0].data_set
     legend = None if data_set is None else legends[data_set]
@@ -341,11 +422,11 @@ def _check_and_write(
 
 def _checked_map(
     sources: Sequence[Source], settings: PrepareSettings, folders: _Folders, legend: Legend
-) -> list[_Checked]:
+) -> list[Checked]:
     """A picture with a label map, as a frame of each anatomy that the map names."""
     frame, problems = _try(read_frame, sources[0].image)
     split = settings.splits.of(sources[0].surgery)
-    checked = _Checked(sources[0], split, _pixel_digest(frame), problems=problems)
+    checked = Checked(sources[0], split, _pixel_digest(frame), problems=problems)
     if frame is None:
         return [checked]
     size = (frame.shape[0], frame.shape[1])
@@ -354,19 +435,20 @@ def _checked_map(
         return [replace(checked, problems=map_problems)]
     values = _resized(complete.values, settings.image_size)
     first, *others = (_place_in(split, source) for source in sources)
-    _write_frame(folders.frames / first, frame, settings.image_size)
+    _write_frame(first, frame, sources[0], settings, folders)
     _write_png(folders.labels / first.with_suffix(MAP), values)
     for place in others:
         _link(folders.frames / first, folders.frames / place)
         _link(folders.labels / first.with_suffix(MAP), folders.labels / place.with_suffix(MAP))
     for place, source in zip((first, *others), sources, strict=True):
         _write_png(folders.labels / place, (values == source.value).astype(np.uint8) * 255)
-    checked = replace(checked, size=size, map=_without_values(complete))
+    measures = folders.measured(frame)
+    checked = replace(checked, size=size, map=_without_values(complete), measures=measures)
     return [
         replace(
             checked,
             source=source,
-            dark=source is sources[0] and _is_dark(frame),
+            dark=source is sources[0] and is_dark(frame),
             foreground=int((values == source.value).sum()),
             covered=float((complete.values == source.value).mean()),
         )
@@ -381,17 +463,17 @@ def _place_in(split: Split, source: Source) -> Path:
 def _link(file: Path, copy: Path) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(file, copy)
+        os.link(file, copy, follow_symlinks=False)
     except OSError:  # a disk without hard links
-        shutil.copyfile(file, copy)
+        shutil.copyfile(file, copy, follow_symlinks=False)
 
 
 def _checked_mask(
     source: Source, settings: PrepareSettings, folders: _Folders, legend: Legend
-) -> _Checked:
+) -> Checked:
     """A frame and its mask."""
     frame, problems = _try(read_frame, source.image)
-    checked = _Checked(
+    checked = Checked(
         source, settings.splits.of(source.surgery), _pixel_digest(frame), problems=problems
     )
     assert source.mask is not None
@@ -406,7 +488,7 @@ def _checked_mask(
     complete, map_problems = _try(partial(check_map, mask=mask, legend=legend), source)
     place = _place_in(checked.split, source)
     label = _resized(mask.astype(np.uint8), settings.image_size)
-    _write_frame(folders.frames / place, frame, settings.image_size)
+    _write_frame(place, frame, source, settings, folders)
     _write_png(folders.labels / place, label * 255)
     if complete is not None:
         values = _resized(complete.values, settings.image_size)
@@ -415,11 +497,12 @@ def _checked_mask(
     return replace(
         checked,
         size=frame.shape[:2],
-        dark=_is_dark(frame),
+        dark=is_dark(frame),
         foreground=int(label.sum()),
         covered=float(mask.mean()),
         odd=odd,
         map=complete,
+        measures=folders.measured(frame),
         problems=map_problems,
     )
 
@@ -446,20 +529,22 @@ def _pixel_digest(frame: NDArray[np.uint8] | None) -> str:
     return hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()
 
 
-def _checked_alone(source: Source, settings: PrepareSettings, folders: _Folders) -> _Checked:
+def _checked_alone(source: Source, settings: PrepareSettings, folders: _Folders) -> Checked:
     """A frame without a mask."""
     frame, problems = _try(read_frame, source.image)
     split = settings.splits.of(source.surgery)
     if frame is None:
         named = tuple(f"data.unlabelled_root: {problem}" for problem in problems)
-        return _Checked(source, split, problems=named)
-    path = folders.frames / UNLABELLED / source.surgery / f"{source.name}.png"
-    _write_frame(path, frame, settings.image_size)
+        return Checked(source, split, problems=named)
+    place = Path(UNLABELLED) / source.surgery / f"{source.name}.png"
+    _write_frame(place, frame, source, settings, folders)
     digest = _pixel_digest(frame)
-    return _Checked(source, split, digest, frame.shape[:2], _is_dark(frame))
+    measures = folders.measured(frame)
+    return Checked(source, split, digest, frame.shape[:2], is_dark(frame), measures=measures)
 
 
-def _is_dark(frame: NDArray[np.uint8]) -> bool:
+def is_dark(frame: NDArray[np.uint8]) -> bool:
+    """Whether a frame (H, W, 3) is nearly black."""
     return bool(frame.max() < DARK)
 
 
@@ -469,8 +554,21 @@ def _resized(values: NDArray[np.uint8], image_size: tuple[int, int]) -> NDArray[
     return np.asarray(resized, np.uint8)
 
 
-def _write_frame(path: Path, frame: NDArray[np.uint8], image_size: tuple[int, int]) -> None:
-    _write_png(path, cv2.resize(frame, image_size[::-1], interpolation=cv2.INTER_LINEAR)[..., ::-1])
+def _write_frame(
+    place: Path,
+    frame: NDArray[np.uint8],
+    source: Source,
+    settings: PrepareSettings,
+    folders: _Folders,
+) -> None:
+    """Write a frame at the prepared size, or a link to its file."""
+    path = folders.frames / place
+    if folders.measure is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(source.image.resolve())
+        return
+    size = settings.image_size[::-1]
+    _write_png(path, cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)[..., ::-1])
 
 
 def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
@@ -479,7 +577,7 @@ def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     path.write_bytes(encoded.tobytes())
 
 
-def _check(checked: Sequence[_Checked], settings: PrepareSettings) -> list[str]:
+def _check(checked: Sequence[Checked], settings: PrepareSettings) -> list[str]:
     """What is wrong with single files, and with all of them together."""
     problems: list[str] = []
     for frame in checked:
@@ -487,9 +585,9 @@ def _check(checked: Sequence[_Checked], settings: PrepareSettings) -> list[str]:
     return problems + _leaks(checked) + _too_few(checked, settings) + _foreign_maps(checked)
 
 
-def _leaks(checked: Sequence[_Checked]) -> list[str]:
+def _leaks(checked: Sequence[Checked]) -> list[str]:
     """The same pixels in two splits; within one, a frame may stand in several sub-data sets."""
-    first_with: dict[str, _Checked] = {}
+    first_with: dict[str, Checked] = {}
     problems = []
     for frame in checked:
         if not frame.digest:
@@ -501,7 +599,7 @@ def _leaks(checked: Sequence[_Checked]) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _too_few(checked: Sequence[_Checked], settings: PrepareSettings) -> list[str]:
+def _too_few(checked: Sequence[Checked], settings: PrepareSettings) -> list[str]:
     """Anatomies that are there and cannot be trained."""
     training = Counter(frame.source.anatomy for frame in checked if frame.split == "train")
     found = {frame.source.anatomy for frame in checked}
@@ -517,7 +615,7 @@ def _too_few(checked: Sequence[_Checked], settings: PrepareSettings) -> list[str
     return problems
 
 
-def _foreign_maps(checked: Sequence[_Checked]) -> list[str]:
+def _foreign_maps(checked: Sequence[Checked]) -> list[str]:
     """Complete label maps that show something else than the masks of the same frames."""
     maps = [frame.map for frame in checked if frame.map is not None]
     wrong = [each for each in maps if not each.agrees]
@@ -531,7 +629,7 @@ def _foreign_maps(checked: Sequence[_Checked]) -> list[str]:
 
 
 def _write(
-    checked: Sequence[_Checked], settings: PrepareSettings, folders: _Folders, legends: _Legends
+    checked: Sequence[Checked], settings: PrepareSettings, folders: _Folders, legends: Legends
 ) -> list[str]:
     """Write the indices, and what is known beside the masks.
 
@@ -568,31 +666,39 @@ def _write(
     ]
 
 
-def _with_masks(checked: Sequence[_Checked]) -> list[_Checked]:
+def _with_masks(checked: Sequence[Checked]) -> list[Checked]:
     """Those with a mask of one anatomy, and not a label map of many."""
     return [f for f in checked if f.source.mask is not None and f.source.value is None]
 
 
-def _write_copies(checked: Sequence[_Checked], folder: Path) -> None:
+def _write_copies(checked: Sequence[Checked], folder: Path) -> None:
     """Write which training frames of several anatomies show the same picture, if some do."""
-    first_with: dict[tuple[str, int], Source] = {}
-    times: Counter[tuple[str, str]] = Counter()
-    rows = []
-    for frame in checked:
-        if frame.split != "train" or frame.source.mask is None:
-            continue
-        # A picture that an anatomy has twice is two frames.
-        copy = (frame.digest, times[frame.digest, frame.source.anatomy])
-        times[frame.digest, frame.source.anatomy] += 1
-        first = first_with.setdefault(copy, frame.source)
-        if first is not frame.source:
-            rows.append((frame.source.id, first.id))
+    training = [frame for frame in checked if frame.split == "train"]
+    rows = [(copy, first) for copy, first in firsts(training).items() if copy != first]
     if rows:
         _write_table(folder / COPIES, ("frame", "copy_of"), rows)
 
 
+def firsts(checked: Sequence[Checked]) -> dict[str, str]:
+    """Of each labelled frame, by its id, the first one in its split that shows the same picture.
+
+    A picture that an anatomy has twice is two frames.
+    """
+    first_with: dict[tuple[str, str, int], str] = {}
+    times: Counter[tuple[str, str, str]] = Counter()
+    found = {}
+    for frame in checked:
+        if frame.source.mask is None:
+            continue
+        key = (frame.split, frame.digest, frame.source.anatomy)
+        copy = (frame.split, frame.digest, times[key])
+        times[key] += 1
+        found[frame.source.id] = first_with.setdefault(copy, frame.source.id)
+    return found
+
+
 def _write_beside(
-    checked: Sequence[_Checked], folder: Path, legends: _Legends
+    checked: Sequence[Checked], folder: Path, legends: Legends
 ) -> tuple[list[str], list[str]]:
     """Write which frames of one anatomy have a map, and what they show.
 
@@ -615,7 +721,7 @@ def _legend_file(folder: Path, data_set: str) -> Path:
     return folder / (f"anatomies.{data_set}.txt" if data_set else LEGEND)
 
 
-def _contradicted(checked: Sequence[_Checked]) -> list[str]:
+def _contradicted(checked: Sequence[Checked]) -> list[str]:
     return [
         f"{frame.map.path}: differs from {frame.source.mask} in {frame.map.contradicted:.2%} of "
         "the pixels"
@@ -624,16 +730,16 @@ def _contradicted(checked: Sequence[_Checked]) -> list[str]:
     ]
 
 
-def _those_of(checked: Sequence[_Checked], split: Split, anatomy: str) -> list[_Checked]:
+def _those_of(checked: Sequence[Checked], split: Split, anatomy: str) -> list[Checked]:
     return [frame for frame in checked if (frame.split, frame.source.anatomy) == (split, anatomy)]
 
 
-def _write_frame_index(checked: Sequence[_Checked], folder: Path) -> None:
+def _write_frame_index(checked: Sequence[Checked], folder: Path) -> None:
     rows = [(_place(frame.source), *frame.size) for frame in checked]
     _write_index(folder, ("frame", "height", "width"), rows)
 
 
-def _write_label_index(checked: Sequence[_Checked], folder: Path) -> None:
+def _write_label_index(checked: Sequence[Checked], folder: Path) -> None:
     rows = [(_place(frame.source), frame.foreground) for frame in checked]
     _write_index(folder, ("frame", "foreground"), rows)
 
@@ -663,11 +769,12 @@ def _replace(folder: Path, output: Path) -> None:
 
 
 def _summary(
-    checked: Sequence[_Checked], settings: PrepareSettings, beside: Sequence[str]
+    checked: Sequence[Checked], settings: PrepareSettings, beside: Sequence[str]
 ) -> Summary:
     """What was prepared; ``beside`` are the warnings of what lies beside the masks."""
     anatomies = settings.anatomies
     sources = [frame.source for frame in checked]
+    checked = [frame for frame in checked if frame.usable]
     labelled = [frame for frame in checked if frame.source.mask is not None]
     counts = {str(split): _counted(labelled, split, anatomies) for split in SPLITS}
     files = [
@@ -709,9 +816,7 @@ def _other_folders(settings: PrepareSettings, sources: Sequence[Source]) -> list
     return warnings
 
 
-def _counted(
-    labelled: Sequence[_Checked], split: Split, anatomies: Sequence[str]
-) -> dict[str, int]:
+def _counted(labelled: Sequence[Checked], split: Split, anatomies: Sequence[str]) -> dict[str, int]:
     frames = Counter(frame.source.anatomy for frame in labelled if frame.split == split)
     return {anatomy: frames[anatomy] for anatomy in anatomies}
 
@@ -720,7 +825,7 @@ def _without_frames(counts: Mapping[str, int], consequence: str) -> list[str]:
     return [f"{anatomy}: {consequence}" for anatomy, frames in counts.items() if not frames]
 
 
-def _without_foreground(labelled: Sequence[_Checked]) -> list[str]:
+def _without_foreground(labelled: Sequence[Checked]) -> list[str]:
     empty = [frame for frame in labelled if not frame.covered]
     vanished = [frame for frame in labelled if frame.covered and not frame.foreground]
     return [
@@ -732,7 +837,7 @@ def _without_foreground(labelled: Sequence[_Checked]) -> list[str]:
 
 
 def _odd_files(
-    checked: Sequence[_Checked], labelled: Sequence[_Checked], anatomies: Sequence[str]
+    checked: Sequence[Checked], labelled: Sequence[Checked], anatomies: Sequence[str]
 ) -> list[str]:
     """Warnings of single files that may not be masks, or not frames."""
     odd = [frame for frame in checked if frame.odd]
@@ -743,7 +848,7 @@ def _odd_files(
     ]
 
 
-def _masks_that(checked: Sequence[_Checked], are: str) -> list[str]:
+def _masks_that(checked: Sequence[Checked], are: str) -> list[str]:
     return _together([str(frame.source.mask) for frame in checked], f"mask{{}} {are}")
 
 
@@ -761,14 +866,14 @@ def _together(lines: Sequence[str], title: str) -> list[str]:
     return ["\n  ".join([count, *lines[:LISTED], *more])]
 
 
-def _full_or_inverted(labelled: Sequence[_Checked], anatomies: Sequence[str]) -> list[str]:
+def _full_or_inverted(labelled: Sequence[Checked], anatomies: Sequence[str]) -> list[str]:
     """Masks that cover the whole frame, and those that look as if black meant the anatomy.
 
     The latter are all masks of an anatomy, or some of them, that cover most of the frame.
     """
     full = [frame for frame in labelled if frame.covered == 1]
     warnings = _masks_that(full, "full: the anatomy covers the whole frame")
-    some_inverted: list[_Checked] = []
+    some_inverted: list[Checked] = []
     for anatomy in anatomies:
         masks = [frame for frame in labelled if frame.source.anatomy == anatomy]
         least = min((frame.covered for frame in masks), default=1)
@@ -786,14 +891,14 @@ def _full_or_inverted(labelled: Sequence[_Checked], anatomies: Sequence[str]) ->
     )
 
 
-def _nearly_full(masks: Sequence[_Checked]) -> list[_Checked]:
+def _nearly_full(masks: Sequence[Checked]) -> list[Checked]:
     """An anatomy's masks that cover nearly all of the frame, unless others lead over to them."""
     above = [frame for frame in masks if NEARLY_FULL < frame.covered < 1]
     between = [frame for frame in masks if COVERED < frame.covered <= NEARLY_FULL]
     return above if len(above) > len(between) else []
 
 
-def _dark(checked: Sequence[_Checked]) -> list[str]:
+def _dark(checked: Sequence[Checked]) -> list[str]:
     if not checked:
         return []
     frames = f"{len(checked)} frame{'s are' if len(checked) > 1 else ' is'} nearly black"
