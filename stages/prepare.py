@@ -1,8 +1,6 @@
 """Stage ``prepare``: check the whole data set, then write frames and labels at data.image_size."""
 
-from pathlib import Path
-
-from pipeline.prepared import PrepareSettings, prepare
+from pipeline.prepared import prepare
 from stages.shared.console import counted, progress, say
 from stages.shared.project import NO_UNLABELLED, Project
 
@@ -10,18 +8,9 @@ from stages.shared.project import NO_UNLABELLED, Project
 def run(project: Project, workers: int) -> None:
     """Check data.root and write data/prepared."""
     data = project.params.data
-    settings = PrepareSettings(
-        root=project.root / data.root,
-        anatomies=data.anatomies,
-        splits=data.splits,
-        image_size=data.image_size,
-        others=project.other_sets,
-        unlabelled_root=_unlabelled(project),
-        linked=False,  # DVC takes a link to a folder for an empty one
-    )
     with progress("frames checked and resized") as step:
         summary = prepare(
-            settings,
+            project.prepare_settings,
             project.prepared_frames,
             project.prepared_labels,
             workers=max(1, workers),
@@ -36,10 +25,3 @@ def run(project: Project, workers: int) -> None:
         say(f"warning: data.unlabelled_root {data.unlabelled_root} holds no <surgery>/*.png")
     if summary.unlabelled:
         say(f"without label: {counted(summary.unlabelled, 'frame')}, for distillation")
-
-
-def _unlabelled(project: Project) -> Path | None:
-    """The folder of frames without masks; the repository's own empty one need not be there."""
-    name = project.params.data.unlabelled_root
-    folder = project.root / name
-    return None if name == NO_UNLABELLED and not folder.exists() else folder

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.dsad import DataSet
 from pipeline.errors import MtkdError
 from pipeline.files import nearest
-from pipeline.prepared import Frame, list_frames, list_unlabelled
+from pipeline.prepared import Frame, PrepareSettings, list_frames, list_unlabelled
 from pipeline.settings import Params
 from stages.shared.params import PARAMS, load_params
 
@@ -147,6 +147,23 @@ class Project(Places):
         """``data.others``."""
         others = self.params.data.others.items()
         return [DataSet(self.root / each.root, name, each.rename) for name, each in others]
+
+    @property
+    def prepare_settings(self) -> PrepareSettings:
+        """What is prepared, and how."""
+        data = self.params.data
+        unlabelled = self.root / data.unlabelled_root
+        # The repository's own empty folder need not be there.
+        is_used = data.unlabelled_root != NO_UNLABELLED or unlabelled.exists()
+        return PrepareSettings(
+            root=self.root / data.root,
+            anatomies=data.anatomies,
+            splits=data.splits,
+            image_size=data.image_size,
+            others=self.other_sets,
+            unlabelled_root=unlabelled if is_used else None,
+            linked=False,  # DVC takes a link to a folder for an empty one
+        )
 
     def require_anatomies(self, names: Iterable[str]) -> None:
         """Refuse names that are not in data.anatomies.
