@@ -887,6 +887,31 @@ def _values(choices: Iterable[StrEnum]) -> list[str]:
 
 
 @app.command(rich_help_panel=MEASUREMENTS)
+def describe(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder in DSAD's layout, or <surgery>/imageMM.png with complete labelMM.png; "
+            "without it the data set of params.yaml."
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of describe.json and describe.html.")] = Path(
+        "results"
+    ),
+    workers: Threads = 2,
+) -> None:
+    """Show what is in a data set, before the first epoch.
+
+    Frames, masks, what is known of pixels, duplicates and odd files: as a
+    table, as JSON, and as a page with overlays. Problems are listed, and the
+    rest is described.
+    """
+    from stages import describe
+
+    describe.run(_places(), folder, output, max(1, workers))
+
+
+@app.command(rich_help_panel=MEASUREMENTS)
 def plan(
     what: Annotated[
         Planned,
