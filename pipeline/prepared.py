@@ -309,6 +309,8 @@ def examine(
     folders = _Folders(folder / "frames", folder / "labels", measure)
     checked, legends, problems = _read(settings, folders, workers, progress)
     usable = [frame for frame in checked if frame.usable]
+    there = [each for each in settings.others if each.root.is_dir()]  # the others are problems
+    settings = replace(settings, others=there)
     beside = _write(usable, settings, folders, legends)
     return Examined(usable, legends, problems, _summary(checked, settings, beside))
 

@@ -136,6 +136,13 @@ def test_label_maps_of_the_params_file(project):
     assert "6 frames of 3 surgeries, 12 masks of 2 anatomies" in page
 
 
+def test_another_data_set_that_is_missing_is_a_problem_beside_what_is_there(project, tmp_path):
+    project(data__others={"gone": {"root": str(tmp_path / "nowhere")}})
+    output = " ".join(mtkd("describe").split())
+    assert f"data.others.gone.root: {tmp_path}/nowhere is not a folder" in output
+    assert json.loads((tmp_path / "results/describe.json").read_text())["frames"] == 18
+
+
 def test_all_data_sets_of_the_params_file(project, tmp_path):
     """Also maps without anatomies.txt, whose values data.anatomies names."""
     write_label_maps(tmp_path / "maps", ("liver", "colon"), ("01", "02"), seed=7)
