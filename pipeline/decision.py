@@ -47,6 +47,8 @@ def label_map(margins: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np
     labels = np.zeros(size, np.uint8)
     number = np.empty(size, np.uint8)
     for i, plane in enumerate(margins, start=1):
+        if plane.max() <= 0:  # then so is all between its values
+            continue
         full = enlarged(plane, size)
         number.fill(i)
         cv2.copyTo(number, cv2.compare(full, largest, cv2.CMP_GT), labels)

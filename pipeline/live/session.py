@@ -154,7 +154,7 @@ class Session:
 
     def _run(self) -> None:
         while not self._frames.closed:
-            captured = self._frames.take()
+            captured = self._fresh(self._frames.take())
             if captured is None:
                 continue
             try:
@@ -171,6 +171,20 @@ class Session:
                 self.recorder.put(view)
             for on_view in self._listeners:
                 on_view()
+
+    def _fresh(self, captured: Captured | None) -> Captured | None:
+        """A frame, or the one after it where that is nearer: it will be shown as long after."""
+        interval = self.capture.interval
+        if captured is None or interval is None:
+            return captured
+        age = monotonic() - captured.time
+        if not interval / 2 < age < interval:
+            return captured
+        newer = self._frames.take(1.25 * interval - age)
+        if newer is None:
+            return captured
+        self._frames.dropped += 1
+        return newer
 
     def _segmented(self, captured: Captured) -> View:
         frame = square(upright(captured.frame), captured.aspect)

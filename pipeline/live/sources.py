@@ -168,12 +168,14 @@ class Capture:
     Attributes:
         status: how the source is now.
         captured: how many frames came.
+        interval: seconds between frames, of late; None before the second one.
     """
 
     def __init__(self, source: Source, frames: Latest[Captured]) -> None:
         self.source = source
         self.status = Status("opening", f"Opening {source.shown}")
         self.captured = 0
+        self.interval: float | None = None
         self._opened = 0
         self._frames = frames
         self._is_film = source.kind == "file"
@@ -244,7 +246,11 @@ class Capture:
         return reason
 
     def _keep(self, frame: av.VideoFrame, aspect: float) -> None:
-        self._last = monotonic()
+        now = monotonic()
+        if self.captured:
+            since = now - self._last
+            self.interval = since if self.interval is None else 0.9 * self.interval + 0.1 * since
+        self._last = now
         self._frames.put(Captured(self.captured, frame, self._last, aspect, self._opened))
         self.captured += 1
         self.status = Status("live", f"Live from {self.source.shown}")

@@ -100,6 +100,24 @@ def test_a_slow_network_shows_fewer_frames_and_not_later_ones(tmp_path):
     assert numbers == sorted(numbers)
 
 
+def test_a_frame_that_is_nearly_as_old_as_the_next_one_is_near_waits_for_it(tmp_path):
+    """With a network of one and three quarters of a frame's time, every frame would be old."""
+    session = Session(source_of(str(film(tmp_path / "film.mp4", 60, 10)), loop=True), model(0.175))
+    ages = []
+    old_segmented = session._segmented
+
+    def segmented(captured):
+        ages.append(monotonic() - captured.time)
+        return old_segmented(captured)
+
+    session._segmented = segmented
+    session.start()
+    until(lambda: len(ages) >= 15)
+    session.stop()
+    assert sorted(ages)[len(ages) // 2] < 0.03  # else 0.05
+    assert session.status()["dropped"] > 0
+
+
 # ---- sources
 
 

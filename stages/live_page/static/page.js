@@ -38,13 +38,20 @@ function topmost(byte) {
 }
 
 function tops(bits) {
-  // 1 + the anatomy that is on top in each pixel, or 0.
+  // 1 + the anatomy that is on top in each pixel, or 0. Neighbours are mostly alike.
   const tables = [topmost(0), topmost(1), topmost(2)];
   const several = anatomies.length > 8;
-  const top = new Uint8Array(bits.length / 4);
+  const words = new Uint32Array(bits.buffer, bits.byteOffset, bits.length / 4);
+  const top = new Uint8Array(words.length);
+  let last = words[0] ^ 1;
+  let index = 0;
   for (let i = 0; i < top.length; i += 1) {
-    let index = tables[0][bits[4 * i]];
-    if (several) index = tables[2][bits[4 * i + 2]] || tables[1][bits[4 * i + 1]] || index;
+    const word = words[i];
+    if (word !== last) {
+      last = word;
+      index = tables[0][word & 255];
+      if (several) index = tables[2][(word >> 16) & 255] || tables[1][(word >> 8) & 255] || index;
+    }
     top[i] = index;
   }
   return top;
@@ -56,6 +63,25 @@ function drawOverlay() {
   const top = tops(view.bits);
   const image = new ImageData(width, height);
   const pixels = new Uint32Array(image.data.buffer);
+  const { edge, fill } = colours();
+  // An edge is two pixels of the screen wide, however small the picture is shown.
+  const thick = Math.max(1, Math.round((2 * width) / Math.max(1, overlay.clientWidth)));
+  for (let y = 0, i = 0; y < height; y += 1) {
+    const up = y >= thick ? thick * width : 0;
+    for (let x = 0; x < width; x += 1, i += 1) {
+      const here = top[i];
+      const left = x >= thick ? top[i - thick] : here;
+      const above = top[i - up];
+      pixels[i] = here === left && here === above ? fill[here] : edge[here || left || above];
+    }
+  }
+  overlay.width = width;
+  overlay.height = height;
+  overlay.getContext("2d").putImageData(image, 0, 0);
+}
+
+function colours() {
+  // Of edges and of areas, for 0 and each anatomy, as a pixel's bytes are read as one number.
   const isFilled = document.querySelector("input[name=style]:checked").value === "fill";
   const alpha = Math.round(2.55 * byId("opacity").value);
   const edge = new Uint32Array(anatomies.length + 1);
@@ -66,17 +92,7 @@ function drawOverlay() {
     edge[i + 1] = (turned | 0xff000000) >>> 0;
     fill[i + 1] = isFilled ? (turned | (alpha << 24)) >>> 0 : 0;
   });
-  // An edge is two pixels of the screen wide, however small the picture is shown.
-  const thick = Math.max(1, Math.round((2 * width) / Math.max(1, overlay.clientWidth)));
-  for (let i = 0; i < top.length; i += 1) {
-    const left = i % width >= thick ? top[i - thick] : top[i];
-    const above = i >= thick * width ? top[i - thick * width] : top[i];
-    const isEdge = left !== top[i] || above !== top[i];
-    pixels[i] = isEdge ? edge[top[i] || left || above] : fill[top[i]];
-  }
-  overlay.width = width;
-  overlay.height = height;
-  overlay.getContext("2d").putImageData(image, 0, 0);
+  return { edge, fill };
 }
 
 async function draw(message) {
@@ -212,7 +228,7 @@ function nameUnder(event) {
   const x = Math.floor(((event.clientX - box.left) / box.width) * overlay.width);
   const y = Math.floor(((event.clientY - box.top) / box.height) * overlay.height);
   if (view === null || x < 0 || y < 0 || x >= view.width || y >= view.height) return;
-  const index = tops(view.bits.subarray(4 * (y * view.width + x), 4 * (y * view.width + x) + 4))[0];
+  const index = tops(view.bits.subarray(4 * (y * view.width + x)).slice(0, 4))[0];
   byId("under").textContent = index ? anatomies[index - 1].name : "";
 }
 
