@@ -22,9 +22,23 @@ from stages.shared.console import console, counted, say
 from stages.shared.params import load_params
 from stages.shared.project import Places, Project, load_project
 
-Counts = dict[str, dict[str, int]]  # split -> anatomy -> frames
 HALF = 2  # bytes of a float16
 SECONDS = 1.0  # that calls are repeated for at least: a few short ones on a GPU are noise
+
+
+@dataclass(frozen=True)
+class FrameCounts:
+    """How many frames there are.
+
+    Attributes:
+        labelled: by split, then by anatomy.
+        training: pictures of training that have a label: one for several anatomies counts once.
+        stored: pictures of which the teachers' logits are stored.
+    """
+
+    labelled: dict[str, dict[str, int]]
+    training: int
+    stored: int
 
 
 @dataclass(frozen=True)
@@ -73,14 +87,15 @@ def run(
         "machine, "
         f"{repeats + 1} calls of each, or a second of them: seconds on a GPU, minutes on a CPU"
     )
-    rates = _measure(params, len(counts["train"]), repeats, machine)
+    rates = _measure(params, len(counts.labelled["train"]), repeats, machine)
     plans = {str(n): hours(params, counts, rates, n) for n in devices}
     needs = disk(params, counts, rates)
     write_json(
         output,
         {
             "machine": machine_record(machine),
-            "frames": {split: sum(each.values()) for split, each in counts.items()},
+            "frames": {split: sum(each.values()) for split, each in counts.labelled.items()},
+            "pictures": {"training": counts.training, "stored": counts.stored},
             "measured": {name: round(value, 6) for name, value in vars(rates).items()},
             "hours": plans,
             "disk_gib": needs,
@@ -90,14 +105,16 @@ def run(
     say(f"-> {output}")
 
 
-def _dsad() -> tuple[Params, Counts]:
+def _dsad() -> tuple[Params, FrameCounts]:
     with as_file(files("stages") / "presets" / "paper.yaml") as path:
         params = load_params(path)
     return params, dsad_counts(params.data.splits, params.data.anatomies)
 
 
-def _of_project(project: Project) -> tuple[Params, Counts]:
-    return project.params, {split: _counted(project, split) for split in SPLITS}
+def _of_project(project: Project) -> tuple[Params, FrameCounts]:
+    labelled = {str(split): _counted(project, split) for split in SPLITS}
+    training = len(project.frames_of("train"))
+    return project.params, FrameCounts(labelled, training, len(project.distillation_frames()))
 
 
 def _counted(project: Project, split: str) -> dict[str, int]:
@@ -105,15 +122,19 @@ def _counted(project: Project, split: str) -> dict[str, int]:
     return {a: len(project.frames_of(split, [a])) for a in project.anatomies}
 
 
-def dsad_counts(splits: Splits, anatomies: Sequence[str]) -> Counts:
-    """DSAD's frames by split and anatomy, from the counts per surgery in its public file lists."""
+def dsad_counts(splits: Splits, anatomies: Sequence[str]) -> FrameCounts:
+    """DSAD's frames, from the counts per anatomy and surgery in its public file lists.
+
+    A picture that stands in several sub-data sets counts in each: the lists do not tell them.
+    """
     text = (files("stages") / "paper" / "dsad_counts.csv").read_text()
-    counts: Counts = {split: dict.fromkeys(anatomies, 0) for split in SPLITS}
+    counts: dict[str, dict[str, int]] = {split: dict.fromkeys(anatomies, 0) for split in SPLITS}
     for row in csv.DictReader(text.splitlines()):
         for surgery, frames in row.items():
             if isinstance(surgery_id(surgery), int) and row["anatomy"] in anatomies:
                 counts[splits.of(surgery)][row["anatomy"]] += int(frames)
-    return counts
+    training = sum(counts["train"].values())
+    return FrameCounts(counts, training, training)
 
 
 def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> Rates:
@@ -152,7 +173,7 @@ def _measure(params: Params, decoders: int, repeats: int, machine: Machine) -> R
     )
 
 
-def hours(params: Params, counts: Counts, rates: Rates, devices: int) -> dict[str, float]:
+def hours(params: Params, counts: FrameCounts, rates: Rates, devices: int) -> dict[str, float]:
     """Hours of each stage.
 
     Teachers train side by side, each on one device, the longest first. The logits and the
@@ -162,19 +183,18 @@ def hours(params: Params, counts: Counts, rates: Rates, devices: int) -> dict[st
         params.teacher.epochs
         * (
             _steps(frames, params.teacher) * rates.teacher_step
-            + counts["val"][anatomy] * rates.teacher_frame
+            + counts.labelled["val"][anatomy] * rates.teacher_frame
         )
-        for anatomy, frames in counts["train"].items()
+        for anatomy, frames in counts.labelled["train"].items()
     ]
-    frames = sum(counts["train"].values())
     student = params.student.epochs * (
-        _steps(frames, params.student) * rates.student_step
-        + sum(counts["val"].values()) * rates.student_frame
+        _steps(counts.training, params.student) * rates.student_step
+        + sum(counts.labelled["val"].values()) * rates.student_frame
     )
     views = max(1, params.cache.views)
     stages = {
         "teachers": makespan(teachers, devices),
-        "cache_logits": len(teachers) * views * frames * rates.teacher_frame / devices,
+        "cache_logits": len(teachers) * views * counts.stored * rates.teacher_frame / devices,
         "student, baseline": student / devices,
         "student, distilled": student / devices,
     }
@@ -195,14 +215,15 @@ def makespan(seconds: Sequence[float], devices: int) -> float:
     return max(ends)
 
 
-def disk(params: Params, counts: Counts, rates: Rates) -> dict[str, float]:
+def disk(params: Params, counts: FrameCounts, rates: Rates) -> dict[str, float]:
     """GiB of the prepared frames, and of the stores before they are compressed."""
     height, width = params.data.image_size
     stride = create_model(params.teacher.arch, 1).output_stride
     logits = 2 * -(-height // stride) * -(-width // stride) * HALF
-    every = sum(sum(each.values()) for each in counts.values())
-    teachers = len(counts["train"])
-    frames = sum(counts["train"].values()) * max(1, params.cache.views)
+    labelled = sum(sum(each.values()) for each in counts.labelled.values())
+    every = labelled + counts.stored - counts.training
+    teachers = len(counts.labelled["train"])
+    frames = counts.stored * max(1, params.cache.views)
     sizes = {"prepared": every * rates.frame_bytes, "stores": teachers * frames * logits}
     return {name: round(size / 2**30, 2) for name, size in sizes.items()}
 

@@ -42,8 +42,8 @@ def _network(path: Path) -> Network:
 
 def _print(name: str, networks: Sequence[Network], project: Project) -> None:
     results = tested(networks, project, project.anatomies, Machine("cpu"))
-    complete = [r for r in distinct(results) if r.every_decoder.every is not None]
-    rows = [_row(complete, i, a) for i, a in enumerate(project.anatomies)]
+    mapped = [result for result in distinct(results) if result.frame.map]
+    rows = [_row(mapped, i, a) for i, a in enumerate(project.anatomies)]
     means = [100 * sum(column) / len(rows) for column in zip(*rows, strict=True)]
     print(f"| {name} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
 
@@ -65,8 +65,9 @@ def _row(results: Sequence[Result], decoder: int, anatomy: str) -> list[float]:
 
 
 def _counts(result: Result, decoder: int) -> Counts:
-    assert result.every_decoder.every is not None
-    return result.every_decoder.every[decoder]
+    counts = result.every_decoder.every[decoder]
+    assert counts is not None, "a label map does not name every anatomy"
+    return counts
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ class EveryDecoder:
     Attributes:
         known: of each decoder, its mask against the pixels that are known to it without a label
             map.
-        every: the same with the frame's complete label map; None if it has none.
+        every: the same with the frame's complete label map, over every pixel; None of a decoder to
+            which a pixel is unknown.
         known_one_organ: as ``known``, where each pixel belongs to the anatomy with the largest
             margin, if that is positive.
         every_one_organ: likewise.
@@ -40,9 +41,9 @@ class EveryDecoder:
     """
 
     known: tuple[Counts, ...]
-    every: tuple[Counts, ...] | None
+    every: tuple[Counts | None, ...]
     known_one_organ: tuple[Counts, ...]
-    every_one_organ: tuple[Counts, ...] | None
+    every_one_organ: tuple[Counts | None, ...]
     curve: NDArray[np.int64]
     confusion: NDArray[np.int64]
     highest: NDArray[np.float32]
@@ -75,7 +76,7 @@ def tables(margins: Tensor, known: Known, mapped: Known) -> tuple[Tensor, Tensor
         known_counts(single, complete),
         _curve(margins, target),
         _confusion(one_organ(margins), *mapped),
-        (~unknown.flatten(1).any(1)).long()[:, None],
+        (~unknown.flatten(2).any(2)).long(),
     ]
     return torch.cat([part.flatten(1) for part in parts], 1), margins.amax((2, 3)).float()
 
@@ -110,13 +111,17 @@ def unpacked(integers: NDArray[np.int64], highest: NDArray[np.float32]) -> Every
     known, known_one_organ, every, every_one_organ = map(_counts, counts)
     return EveryDecoder(
         known=known,
-        every=every if complete[0] else None,
+        every=_where(complete, every),
         known_one_organ=known_one_organ,
-        every_one_organ=every_one_organ if complete[0] else None,
+        every_one_organ=_where(complete, every_one_organ),
         curve=curve.reshape(len(THRESHOLDS), n, 2),
         confusion=confusion.reshape(n + 1, n + 1),
         highest=highest,
     )
+
+
+def _where(complete: NDArray[np.int64], counts: tuple[Counts, ...]) -> tuple[Counts | None, ...]:
+    return tuple(c if known else None for c, known in zip(counts, complete, strict=True))
 
 
 def _counts(numbers: NDArray[np.int64]) -> tuple[Counts, ...]:

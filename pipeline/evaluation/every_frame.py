@@ -36,18 +36,18 @@ def summarise_all(results: Sequence[Result], anatomies: Sequence[str]) -> dict[s
     Returns:
         Each with ``mean`` and per anatomy, with one decimal. ``known_dice``: over all pixels of
         which it is known without label maps whether they show the anatomy, of all frames together.
-        ``every_dice`` and ``every_iou``: the same over all pixels of the frames that have a label
-        map. ``absent_area``: the share of a frame that is claimed though it does not show the
-        anatomy, mean over such frames. ``presence_auroc``: how well a decoder's largest probability
-        tells the frames that show its anatomy from those that do not. And ``overlap`` with ``mean``
-        alone: pixels that several decoders claim.
+        ``every_dice`` and ``every_iou``: the same over all pixels of the frames whose label map
+        names the anatomy. ``absent_area``: the share of a frame that is claimed though it does not
+        show the anatomy, mean over such frames. ``presence_auroc``: how well a decoder's largest
+        probability tells the frames that show its anatomy from those that do not. And ``overlap``
+        with ``mean`` alone: pixels that several decoders claim.
     """
     once = distinct(results)
-    complete = [result for result in once if result.every_decoder.every is not None]
+    mapped = [result for result in once if result.frame.map]
     return {
         "known_dice": _pooled(results, anatomies, "known", "dice"),
-        "every_dice": _pooled(complete, anatomies, "every", "dice"),
-        "every_iou": _pooled(complete, anatomies, "every", "iou"),
+        "every_dice": _pooled(mapped, anatomies, "every", "dice"),
+        "every_iou": _pooled(mapped, anatomies, "every", "iou"),
         "absent_area": _with_mean({a: _absent_area(once, i, a) for i, a in enumerate(anatomies)}),
         "presence_auroc": _with_mean({a: _auroc(once, i, a) for i, a in enumerate(anatomies)}),
         "overlap": {"mean": _percent(_overlap(once))},
@@ -56,13 +56,13 @@ def summarise_all(results: Sequence[Result], anatomies: Sequence[str]) -> dict[s
 
 def one_organ(results: Sequence[Result], anatomies: Sequence[str]) -> dict[str, Row]:
     """Dice of masks by arg max over the anatomies: of own frames, known pixels and every frame."""
-    complete = [r for r in distinct(results) if r.every_decoder.every is not None]
+    mapped = [result for result in distinct(results) if result.frame.map]
     own = {a: _own_dice(results, i, a) for i, a in enumerate(anatomies)}
     return {
         "dice": _with_mean(own),
         "known_dice": _pooled(results, anatomies, "known_one_organ", "dice"),
-        "every_dice": _pooled(complete, anatomies, "every_one_organ", "dice"),
-        "every_iou": _pooled(complete, anatomies, "every_one_organ", "iou"),
+        "every_dice": _pooled(mapped, anatomies, "every_one_organ", "dice"),
+        "every_iou": _pooled(mapped, anatomies, "every_one_organ", "iou"),
     }
 
 
@@ -112,7 +112,7 @@ def _pooled(
     shares: dict[str, float] = {}
     for decoder, anatomy in enumerate(anatomies):
         counts = [getattr(result.every_decoder, kind)[decoder] for result in results]
-        shares[anatomy] = getattr(dice.pooled(counts), measure)
+        shares[anatomy] = getattr(dice.pooled(filter(None, counts)), measure)
     return _with_mean(shares)
 
 

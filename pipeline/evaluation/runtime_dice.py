@@ -24,8 +24,8 @@ class RuntimeDice:
 
     Attributes:
         own: per anatomy the mean over its labelled frames, then the mean over anatomies.
-        every: per anatomy over all pixels of the frames that have a complete label map, then the
-            mean over anatomies; None where no frame has one.
+        every: per anatomy over all pixels of the frames whose label map names it, then the mean
+            over anatomies; None where there is none.
     """
 
     own: float | None
@@ -44,7 +44,7 @@ def runtime_dice(
         size: (H, W) that ``run`` takes; frames and labels are brought to it.
     """
     own: list[Counts] = []
-    every: dict[bytes, list[Counts]] = {}  # of each picture once
+    every: dict[bytes, list[Counts | None]] = {}  # of each picture once
     for frame in frames:
         image = load_frame(frame.image)
         masks = run(resized(image, size))
@@ -52,7 +52,8 @@ def runtime_dice(
         if frame.map:
             every[image.tobytes()] = _every_counts(masks, frame, anatomies)
     per_anatomy = mean_dice(own, [frame.anatomy for frame in frames]).values()
-    over_all = [pooled(counts).dice for counts in zip(*filter(None, every.values()), strict=True)]
+    by_decoder = zip(*every.values(), strict=True)
+    over_all = [pooled(filter(None, counts)).dice for counts in by_decoder]
     return RuntimeDice(
         _percent([dice for dice in per_anatomy if dice is not None]), _percent(over_all)
     )
@@ -69,14 +70,15 @@ def _own_counts(masks: NDArray[np.bool_], frame: Frame, anatomies: Sequence[str]
     return count_masks(mask, label > 0)
 
 
-def _every_counts(masks: NDArray[np.bool_], frame: Frame, anatomies: Sequence[str]) -> list[Counts]:
-    """Of each decoder; none where the label map does not say everything."""
+def _every_counts(
+    masks: NDArray[np.bool_], frame: Frame, anatomies: Sequence[str]
+) -> list[Counts | None]:
+    """Of each decoder; None where the label map does not name its anatomy."""
     height, width = masks.shape[1:]
     labels = load_labels(frame, anatomies, (height, width))
     organ = torch.from_numpy(cv2.resize(labels.organ, (width, height), interpolation=NEAREST))
     target = targets(organ[None], torch.from_numpy(labels.background)[None])
-    unknown = (target == UNKNOWN) & (organ != NOT_LABELLED)
-    if unknown.any():
-        return []
+    unknown = ((target == UNKNOWN) & (organ != NOT_LABELLED))[0].any((1, 2))
     counts = known_counts(torch.from_numpy(masks)[None], target)[0]
-    return [Counts(*row) for row in counts.tolist()]
+    rows = zip(counts.tolist(), unknown.tolist(), strict=True)
+    return [None if hidden else Counts(*row) for row, hidden in rows]

@@ -20,6 +20,10 @@ ANATOMIES = ["colon", "liver", "spleen"]
 B, N, H, W = 5, 3, 4, 6
 
 
+# The frames of which each decoder knows every pixel.
+EVERY = [[3, 4], [2, 3, 4], [2, 3, 4]]
+
+
 def drawn(seed):
     """Organs of which the last stands for one without a decoder, and backgrounds."""
     rng = np.random.default_rng(seed)
@@ -34,9 +38,11 @@ def known():
 
 @pytest.fixture
 def mapped():
-    """With label maps: of the last two frames all is known."""
+    """With label maps: of the last two frames all is known, of the third two decoders' share."""
     organ, background = drawn(5)
     background[:3, 0] = False
+    background[:2] = False
+    background[2, 1:] = True
     background[-2:] = True
     return organ, background
 
@@ -54,7 +60,7 @@ def results(known, mapped, margins):
         zip(*(t.numpy() for t in tables(margins, known, mapped)), strict=True)
     ):
         shows = {"colon": i == 2, "spleen": i > 2}
-        frame = Frame(f"liver/01/{i}", "liver", "01", Path(), Path(), shows)
+        frame = Frame(f"liver/01/{i}", "liver", "01", Path(), Path(), shows, map=Path())
         masks = margins[i] > 0
         times = masks.sum(0)
         every = unpacked(integers, highest)
@@ -80,11 +86,11 @@ def winner(margins, b, y, x):
 
 
 def literal_dice(target, masks, frames, measure="dice"):
-    """Percent per decoder over the known pixels of some frames."""
+    """Percent per decoder over the known pixels of some frames, or of each decoder's."""
     shares = []
-    for i in range(N):
+    for i, of_decoder in enumerate(frames if isinstance(frames[0], list) else [frames] * N):
         tp = fp = fn = 0
-        for b, y, x in product(frames, range(H), range(W)):
+        for b, y, x in product(of_decoder, range(H), range(W)):
             truth, said = int(target[b, i, y, x]), bool(masks[b, i, y, x])
             tp += truth == 1 and said
             fp += truth == 0 and said
@@ -104,15 +110,15 @@ def test_dice_of_known_pixels_and_of_every_frame(known, mapped, margins, results
     whole = targets(*mapped)
     summary = every_frame.summarise_all(results, ANATOMIES)
     assert_row(summary["known_dice"], literal_dice(target, margins > 0, range(B)))
-    assert_row(summary["every_dice"], literal_dice(whole, margins > 0, [3, 4]))
-    assert_row(summary["every_iou"], literal_dice(whole, margins > 0, [3, 4], "iou"))
+    assert_row(summary["every_dice"], literal_dice(whole, margins > 0, EVERY))
+    assert_row(summary["every_iou"], literal_dice(whole, margins > 0, EVERY, "iou"))
     single = torch.zeros_like(margins, dtype=torch.bool)
     for b, y, x in product(range(B), range(H), range(W)):
         if winner(margins, b, y, x):
             single[b, winner(margins, b, y, x) - 1, y, x] = True
     alone = every_frame.one_organ(results, ANATOMIES)
     assert_row(alone["known_dice"], literal_dice(target, single, range(B)))
-    assert_row(alone["every_dice"], literal_dice(whole, single, [3, 4]))
+    assert_row(alone["every_dice"], literal_dice(whole, single, EVERY))
 
 
 def test_absent_area_overlap_and_presence(margins, results):

@@ -51,14 +51,16 @@ def test_hours_are_steps_and_frames_times_what_they_take(run):
     from stages.shared.project import load_project
 
     rates = plan.Rates(36.0, 72.0, 3.6, 7.2, 0.0, 0, 0)
-    counts = {
+    labelled = {
         "train": {"liver": 8, "colon": 5},
         "val": {"liver": 2, "colon": 0},
         "test": {"liver": 1, "colon": 1},
     }
+    # One of the 13 pictures is labelled for both, and two have no label.
+    counts = plan.FrameCounts(labelled, training=12, stored=14)
     found = plan.hours(load_project().params, counts, rates, 1)
     # Two epochs each; batches of four, a last one of one frame is left out.
     assert found["teachers"] == pytest.approx((2 * (2 * 36 + 2 * 3.6) + 2 * 36) / 3600, abs=0.006)
-    assert found["cache_logits"] == pytest.approx(2 * 13 * 3.6 / 3600, abs=0.006)
+    assert found["cache_logits"] == pytest.approx(2 * 14 * 3.6 / 3600, abs=0.006)
     assert found["student, distilled"] == pytest.approx(2 * (3 * 72 + 2 * 7.2) / 3600, abs=0.006)
     assert plan.makespan([3, 1, 2], 2) == 3
