@@ -77,7 +77,8 @@ Fraction = Annotated[Number, Field(ge=0, le=1)]
 class Settings(BaseModel):
     """Base of all sections: unknown keys are refused, values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # The docstring below a key is its description in docs/reference/settings.md.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def _surgery(value: object) -> object:
@@ -102,7 +103,9 @@ class Splits(Settings):
     """Surgery ids of the validation and test splits; every other surgery trains."""
 
     val: Surgeries
+    """Surgeries whose Dice chooses epochs. The name of a folder, or its number."""
     test: Surgeries
+    """Surgeries that are reported. Nothing is chosen by them."""
 
     @model_validator(mode="after")
     def _apart(self) -> "Splits":
@@ -120,10 +123,16 @@ class Phantom(Settings):
     """The embedded data set: a procedural laparoscopic phantom."""
 
     seed: Seed
+    """Of its surgeries and frames."""
     surgeries: PositiveInt
-    frames: PositiveInt  # per anatomy and surgery
-    image_size: tuple[Side, Side]  # height, width
+    """Number of surgeries, called 01, 02, ..."""
+    frames: PositiveInt
+    """Frames per anatomy and surgery."""
+    image_size: tuple[Side, Side]
+    """Height and width in pixels, before `data.image_size`."""
     difficulty: Fraction
+    """How far colours and light differ between surgeries, and how much smoke, noise and blur there
+    is."""
 
 
 def _can_name_an_anatomy(name: str) -> bool:
@@ -149,7 +158,9 @@ class OtherSet(Settings):
     """One more data set, of ``data.others``."""
 
     root: Folder
-    rename: dict[str, str] = {}  # from its anatomies' names to those of data.anatomies
+    """Its folder."""
+    rename: dict[str, str] = {}
+    """From its anatomies' names to those of `data.anatomies`. May be left out."""
 
 
 SetName = Annotated[str, Field(pattern=f"^{SET_NAME}$")]
@@ -159,12 +170,21 @@ class Data(Settings):
     """Section ``data``: where the frames are, which anatomies, at which size, and who is tested."""
 
     root: Folder
-    others: dict[SetName, OtherSet]  # more data sets, by the names that their surgeries begin with
-    unlabelled_root: Folder  # frames without masks: only teachers' logits are learnt from them
+    """Folder in DSAD's layout, or of complete label maps. An absolute path works everywhere."""
+    others: dict[SetName, OtherSet]
+    """More data sets, each as `name: {root: .., rename: {theirs: ours}}`. Their surgeries are
+    called `name.folder`."""
+    unlabelled_root: Folder
+    """Folder `<surgery>/*.png` of frames without masks, of training surgeries. They are learnt from
+    the teachers' logits alone. May be empty."""
     anatomies: Annotated[list[str], Field(min_length=1)]
-    image_size: tuple[Side, Side]  # height, width
+    """Names of the anatomies: one teacher and one student decoder each, in this order."""
+    image_size: tuple[Side, Side]
+    """Height and width in pixels of all frames that are prepared. The aspect is not kept."""
     splits: Splits
+    """Surgeries of validation and test. All others train."""
     phantom: Phantom
+    """The embedded data set, used while `data.root` is `data/phantom`."""
 
     @model_validator(mode="after")
     def _names(self) -> "Data":
@@ -190,24 +210,36 @@ class Data(Settings):
 
 
 class Training(Settings):
-    """Sections ``teacher`` and ``student``: one network and how it is trained."""
+    """Section ``student``: one network for all anatomies, and how it is trained."""
 
     arch: Architecture
+    """The network: one of `mtkd models`, or `own_<name>`."""
     decoders: Decoders
-    pretrained: str  # none | imagenet | a hub id | a path
+    """One decoder per anatomy, or one for all of them. A teacher has one anatomy."""
+    pretrained: str
+    """Initial weights of the encoder: `none`, `imagenet`, or for SegFormer a hub id or a folder."""
     epochs: PositiveInt
+    """Passes over the training frames."""
     # Batch norm after global pooling needs two frames.
     batch_size: Annotated[int, Field(strict=True, ge=2)]
+    """Frames per step."""
     learning_rate: Rate
+    """Of the first epoch."""
     final_learning_rate: Rate
-    class_weights: bool  # Kolbinger's n / (2 count); the paper's "standard" cross-entropy has none
+    """Towards which the rate falls exponentially, epoch by epoch."""
+    class_weights: bool
+    """Whether anatomy and background are weighted by n / (2 count), as Kolbinger et al. do. The
+    paper's "standard" cross-entropy is not."""
     precision: Precision
-    # The best epoch has the highest validation Dice: of each anatomy's own frames, or over all
-    # pixels that are known.
+    """Of training: IEEE float32; float32 with TF32 products on CUDA; autocast to bfloat16, or to
+    float16 with a gradient scaler."""
     select_by: SelectBy
-    # Of pixels that are background only because the anatomy is known to be absent from the frame.
+    """The validation Dice that chooses the epoch: of each anatomy's own frames, or over all pixels
+    that are known."""
     absence_weight: Annotated[Number, Field(ge=0)]
+    """Weight of pixels that are background only because the anatomy is known to be absent."""
     seed: Seed
+    """Of weights, order and augmentation."""
 
     @property
     def shared(self) -> bool:
@@ -216,55 +248,66 @@ class Training(Settings):
 
 
 class Teacher(Training):
-    """Section ``teacher``: also which frames of other anatomies a teacher sees."""
+    """Section ``teacher``: one network per anatomy, and which frames of others it sees."""
 
-    # Share of the frames of an epoch that are other anatomies', drawn anew for each.
     negatives: Annotated[Number, Field(ge=0, lt=1)]
+    """Share of an epoch's frames that are other anatomies', drawn anew for each epoch."""
 
 
 class Cache(Settings):
     """Section ``cache``: the teachers' input, and how their logits are stored."""
 
-    # 0: the clean frame, warped by the student's loader.
     views: Annotated[int, Field(strict=True, ge=0)]
-    seed: Seed  # of the views
+    """0: the logits of the clean frame, which the student's loader warps. K: those of K augmented
+    views of each frame."""
+    seed: Seed
+    """Of the views."""
     batch_size: PositiveInt
+    """Frames per forward pass."""
     precision: Precision
+    """Of the teachers' forward passes. Logits are stored as float16."""
     shard_frames: PositiveInt
-    # Bits of the mantissa that are kept, of float16's ten; None: all. Fewer compress better and are
-    # less exact.
+    """Frames per file of a store."""
     keep_bits: Annotated[int, Field(strict=True, ge=1, le=9)] | None
+    """Bits of the mantissa that are kept, of float16's ten. `null`: all. Fewer compress better and
+    are less exact."""
 
 
 class Distill(Settings):
-    """Section ``distill``: L = L_CE + weight * L_KL.
-
-    The divergence is computed at this temperature, with a softmax over pixels or classes.
-    """
+    """Section ``distill``: the loss L = L_CE + weight * L_KL, with L_KL at a temperature."""
 
     temperature: Annotated[Number, Field(ge=0.01)]
+    """Of both softmaxes."""
     weight: Annotated[Number, Field(ge=0)]
+    """Of the divergence, beside the cross-entropy of the labels."""
     softmax: Literal["pixels", "classes", "classes_balanced"]
-    # Where both are compared: on the stores' grid, or on the student's where that is finer.
+    """What the softmax of Equation 2 goes over. `classes_balanced`: over classes, where an anatomy
+    and its background weigh the same in every frame."""
     grid: Literal["stores", "student"]
-    # Whether teachers are overruled where it is known what a pixel shows, and by surer teachers.
+    """Where both are compared: on the stores' grid, or on the student's where that is finer."""
     reconcile: Annotated[bool, Field(strict=True)]
+    """Whether teachers are overruled where it is known what a pixel shows, and elsewhere by surer
+    teachers."""
 
 
 class Evaluate(Settings):
-    """Section ``evaluate``."""
+    """Section ``evaluate``: how checkpoints are measured on test frames."""
 
     batch_size: PositiveInt
-    # Of the normalised surface Dice, in pixels of data.image_size.
+    """Frames per forward pass."""
     tolerance: Annotated[Number, Field(ge=0)]
+    """Of the normalised surface Dice, in pixels of `data.image_size`."""
 
 
 class Benchmark(Settings):
     """Section ``benchmark``: the frame that the operating room delivers."""
 
-    image_size: tuple[Side, Side]  # height, width
+    image_size: tuple[Side, Side]
+    """Height and width in pixels."""
     warmup: PositiveInt
+    """Calls before the first that counts."""
     repeats: PositiveInt
+    """Calls that count. The median is reported."""
 
 
 class Params(Settings):
