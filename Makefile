@@ -1,10 +1,11 @@
-# make demo: everything on the embedded data.   make test: the tests.   make check: style and types.
+# make demo: everything on the embedded data.   make test: the tests.   make check: style, types and plain English.
+# make docs: the pages as a site, in site/.
 # LOCKED=1 after any of them: the versions of requirements.lock.   make lock: write that file.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: demo test test-all check lock clean
+.PHONY: demo test test-all check docs lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -35,6 +36,12 @@ check: $(VENV)/ready-dev
 	ruff check --quiet .
 	ruff format --quiet --check .
 	mypy --no-error-summary
+	python docs/scripts/make_reference.py --check
+	python docs/scripts/plain_english.py
+
+docs: $(VENV)/ready-dev
+	mkdocs build --strict --quiet
+	echo "site/README.html"
 
 # The stamp `locked` says that the lock's versions are installed; an installation without LOCKED=1 removes it.
 ifeq ($(LOCKED),1)
