@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations import read_annotations
 from pipeline.checkpoint import load_card, load_checkpoint
-from pipeline.deployment.overlay import strip, write_png
+from pipeline.deployment.overlay import strip
 from pipeline.errors import MtkdError
 from pipeline.evaluation import analysis
 from pipeline.evaluation.every_frame import (
@@ -31,6 +31,7 @@ from pipeline.files import emptied, write_json
 from pipeline.machine import Machine
 from pipeline.models.card import Card
 from pipeline.models.network import Network
+from pipeline.png_files import write_png
 from pipeline.prepared import Frame, frames_digest, labels_digest, load_frame, load_label
 from pipeline.settings import Params
 from pipeline.timing.host import machine_record

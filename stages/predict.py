@@ -8,7 +8,6 @@ from pathlib import Path
 from signal import SIGHUP, SIGTERM, default_int_handler, signal
 from typing import Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +15,7 @@ from pipeline.annotations import matched
 from pipeline.checkpoint import load_checkpoint
 from pipeline.convert.exports import CocoExport, Export, NnunetExport
 from pipeline.deployment.export import Run, load_exported
-from pipeline.deployment.overlay import add_legend, draw, numbered, write_png
+from pipeline.deployment.overlay import add_legend, draw, numbered
 from pipeline.deployment.palette import colours_of
 from pipeline.deployment.segmenter import as_batch, masks_at
 from pipeline.deployment.video import (
@@ -35,6 +34,7 @@ from pipeline.deployment.video import (
 from pipeline.errors import MtkdError
 from pipeline.files import kinds, some, write_atomically
 from pipeline.machine import Machine
+from pipeline.png_files import write_png
 from pipeline.prefetch import OneBehind, ahead, by_threads
 from stages.shared.console import counted, progress, say
 from stages.shared.frozen_network import FrozenNetwork
@@ -488,14 +488,10 @@ def _write_files(
     if drawing.kind == "overlay":
         write_png(files[0], drawing.picture(_pixels(frame), masks))
     elif drawing.kind == "labels":
-        _write_grey(files[0], numbered(masks, drawing.labels))
+        write_png(files[0], numbered(masks, drawing.labels))
     else:
         for file, mask in zip(files, masks, strict=True):
-            _write_grey(file, mask.astype(np.uint8) * 255)
-
-
-def _write_grey(path: Path, values: NDArray[np.uint8]) -> None:
-    write_atomically(path, cv2.imencode(".png", values)[1].tobytes())
+            write_png(file, mask.astype(np.uint8) * 255)
 
 
 def _pixels(frame: InputFrame) -> NDArray[np.uint8]:

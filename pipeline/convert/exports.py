@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.convert.plans import Mask
-from pipeline.convert.png_files import write_png
 from pipeline.files import write_atomically, write_json
+from pipeline.png_files import write_png
 
 SUBSET = "default"  # CVAT's name where a task has no subsets
 INSTANCES = f"annotations/instances_{SUBSET}.json"

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from pipeline.annotations import WEAK_LABELS
 from pipeline.convert.formats import Labels
 from pipeline.convert.plans import Content, Plan, Planned
-from pipeline.convert.png_files import write_png
 from pipeline.convert.unknown_pixels import UnknownPixels
 from pipeline.dsad import DataError
 from pipeline.errors import MtkdError
 from pipeline.files import entries, require_writable, some, write_atomically
+from pipeline.png_files import write_png
 from pipeline.prefetch import by_threads
 
 SOURCES = "sources.csv"

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.deployment.palette import PALETTE, Colour
-from pipeline.files import write_atomically
 
 
 def draw(
@@ -111,9 +109,3 @@ def numbered(masks: NDArray[np.bool_], values: Sequence[int]) -> NDArray[np.uint
     for value, mask in zip(values, masks, strict=True):
         labels[mask] = value
     return labels
-
-
-def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture (H, W, 3)."""
-    _, encoded = cv2.imencode(".png", picture[..., ::-1])
-    write_atomically(path, encoded.tobytes())

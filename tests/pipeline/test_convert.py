@@ -769,7 +769,7 @@ def stop(path, content):
 def test_a_stopped_run_leaves_no_half_file(tmp_path, monkeypatch):
     root = layouts.coco(tmp_path / "set")
     out = tmp_path / "out"
-    monkeypatch.setattr("pipeline.convert.png_files.write_atomically", stop)
+    monkeypatch.setattr("pipeline.png_files.write_atomically", stop)
     with pytest.raises(KeyboardInterrupt):
         write(coco_plan(root), out)
     monkeypatch.undo()

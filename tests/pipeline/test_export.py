@@ -20,9 +20,9 @@ from pipeline.deployment.export import (
     write_openvino,
 )
 from pipeline.deployment.onnx_graph import export_onnx, exporters
-from pipeline.deployment.overlay import write_png
 from pipeline.deployment.segmenter import GIVES, LAYOUTS, Segmenter, as_batch
 from pipeline.models import create_model
+from pipeline.png_files import write_png
 
 
 def sizes(least, most):
