@@ -4,6 +4,7 @@ exist.
 
 import re
 import shlex
+import subprocess
 
 import cv2
 import pytest
@@ -124,6 +125,20 @@ def add_a_frame_without_a_mask(run):
     params["data"]["unlabelled_root"] = "video"
     (run / "params.yaml").write_text(yaml.safe_dump(params))
     mtkd("prepare")
+
+
+def test_the_table_of_the_readme_is_what_was_recorded(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (table,) = blocks(read_page(ROOT / "README.md"), "text")
+    assert table.text.strip() in mtkd("summary")
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """Every page of its navigation, every link and every heading is there."""
+    command = ["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "how-to" / "live.html").is_file()
 
 
 @on_all_pages(commands)
