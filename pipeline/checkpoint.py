@@ -93,7 +93,7 @@ def _named(path: Path) -> Iterator[None]:
             f"{path} is not a {SUFFIX} file, and only checkpoints of this project are read. "
             "For weights of one of its networks (pipeline.models.ARCHITECTURES) write one with "
             "pipeline.checkpoint.save_checkpoint. Any other model can teach with its logits: see "
-            "'Any teacher' in docs/store.md"
+            "docs/how-to/any-teacher.md"
         )
     try:
         yield

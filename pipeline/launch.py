@@ -96,13 +96,9 @@ def _note(devices: int, variables: Mapping[str, str]) -> str:
         if devices > 1:
             raise MtkdError(
                 f"{processes}, and each would start --devices {devices} of its own: start one "
-                "process on each machine, by itself or by torchrun (docs/scale.md, On a SLURM "
-                "cluster)"
+                "process on each machine, by itself or by torchrun (docs/how-to/slurm.md)"
             )
-        return (
-            f"{processes}; this one trains alone, they share no batch (docs/scale.md, On a SLURM "
-            "cluster)"
-        )
+        return f"{processes}; this one trains alone, they share no batch (docs/how-to/slurm.md)"
     tasks = variables.get("SLURM_NTASKS", "1")
     if tasks != "1":
         share = "is one process"

@@ -550,7 +550,7 @@ def import_teacher(
     """Use a teacher that was trained elsewhere, or its logits.
 
     `dvc repro` then leaves it alone. How any model's logits become a store:
-    docs/store.md.
+    docs/how-to/any-teacher.md.
     """
     from stages import import_teacher
 
@@ -932,7 +932,7 @@ def plan(
 ) -> None:
     """Estimate a run: hours per stage, disk and memory, from rates that are measured here.
 
-    What is extrapolated from one device to several: docs/scale.md.
+    What is extrapolated from one device to several: docs/how-to/plan-a-run.md.
     """
     from stages import plan
 

@@ -83,6 +83,6 @@ def _print(rows: list[dict[str, Any]], decoders: int) -> None:
         )
     console.print(table)
     say(
-        "The paper published no code of its MiniNetv2 with 11 decoders: docs/networks.md says "
-        "what differs."
+        "The paper published no code of its MiniNetv2 with 11 decoders: "
+        "docs/reference/networks.md says what differs."
     )

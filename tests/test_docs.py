@@ -104,7 +104,7 @@ def test_python_runs(page, run):
 def test_the_store_that_the_page_writes_is_imported(run, monkeypatch):
     """All training frames are in it, those without a mask too."""
     add_a_frame_without_a_mask(run)
-    run_python(read_page(ROOT / "docs/store.md"))
+    run_python(read_page(ROOT / "docs/how-to/any-teacher.md"))
     assert "mine/liver.zarr: whole" in mtkd("cache", "verify", "mine/liver.zarr")
     assert (
         len(cache.open_store("mine/liver.zarr").frames)
@@ -339,12 +339,12 @@ def test_a_wrong_word_fails(check, text):
         check(text)
 
 
-@pytest.mark.parametrize("target", ["stroe.md", "store.md#smalller", "#no-such-heading"])
+@pytest.mark.parametrize("target", ["metrcis.md", "metrics.md#ruls", "#no-such-heading"])
 def test_a_wrong_link_fails(target):
     with pytest.raises(AssertionError, match="no such"):
-        require_link("docs/store.md", target)
+        require_link("docs/reference/metrics.md", target)
 
 
 def test_right_links_pass():
-    require_link("docs/store.md", "results/parity.md")
-    require_link("README.md", "docs/store.md#smaller")
+    require_link("docs/reference/metrics.md", "../results/parity.md")
+    require_link("README.md", "docs/reference/metrics.md#rules")

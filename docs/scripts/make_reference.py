@@ -214,7 +214,9 @@ def _command(info: CommandInfo, path: Sequence[str]) -> str:
     assert info.callback is not None
     name = info.name or info.callback.__name__.replace("_", "-")
     heading = f"{'#' * (3 + len(path))} mtkd {' '.join([*path, name])}\n"
-    return _joined(heading, f"{_text(info.callback.__doc__ or '')}\n", _table(info.callback))
+    return _joined(
+        heading, f"{_text(info.help or info.callback.__doc__ or '')}\n", _table(info.callback)
+    )
 
 
 def _joined(*parts: str) -> str:

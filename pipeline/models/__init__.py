@@ -4,8 +4,8 @@ Beyond the paper, one decoder may give the logits of all N anatomies.
 
 One module per architecture name declares it; the families (``segformer``, ``deeplabv3``,
 ``mininetv2``) implement it. One of one's own is a module ``own_<name>`` here with a function
-``build`` like theirs (docs/networks.md). A family is imported only when one of its architectures is
-built: their libraries take seconds to import.
+``build`` like theirs (docs/how-to/own-network.md). A family is imported only when one of its
+architectures is built: their libraries take seconds to import.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def create_model(
     if shared and "shared" not in signature(build).parameters:
         raise MtkdError(
             f"decoders: shared, but build of pipeline/models/{name}.py takes no argument shared: "
-            "see docs/networks.md"
+            "see docs/how-to/own-network.md"
         )
     network = build(decoders, weights, shared=True) if shared else build(decoders, weights)
     if not isinstance(network, Network):

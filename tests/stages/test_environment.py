@@ -362,7 +362,7 @@ def test_ctrl_c_ends_the_wait():
 
 
 def scripts():
-    page = (ROOT / "docs/scale.md").read_text()
+    page = (ROOT / "docs/how-to/slurm.md").read_text()
     return re.findall(r"^```bash\n(#!/bin/bash\n.*?)^```$", page, re.DOTALL | re.MULTILINE)
 
 
