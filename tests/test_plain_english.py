@@ -16,7 +16,7 @@ def problems(text, path=PAGE):
 def test_prose_is_cut_into_sentences_with_their_lines():
     page = "# A heading, with a comma\n\nOne is `a, b`. Two et al. (2021) say\nso.\n\n- Three.\n"
     assert [(s.line, s.text) for s in sentences(page)] == [
-        (3, "One is code."),
+        (3, "One is Code."),
         (3, "Two et al (2021) say so."),
         (6, "Three."),
     ]

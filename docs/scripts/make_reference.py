@@ -43,7 +43,7 @@ COMMANDS = """\
 # Command line
 
 All verbs of `mtkd` with their arguments and options. This page is generated from `stages/cli.py`.
-`mtkd VERB --help` says the same.
+The help of each verb says the same.
 
 | exit code | means |
 |---:|---|

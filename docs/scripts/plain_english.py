@@ -120,7 +120,7 @@ def _paragraphs(tokens: Sequence[Token]) -> Iterator[tuple[int, str]]:
 
 def _text(token: Token) -> str:
     if token.type == "code_inline":
-        return "code"
+        return "Code"  # may begin a sentence
     if token.type in ("softbreak", "hardbreak"):
         return " "
     return token.content if token.type == "text" else ""

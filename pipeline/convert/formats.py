@@ -192,8 +192,8 @@ _ALL = (
         url="",
         citation="",
         verified=(
-            "Verified on fixtures, and on what `mtkd predict --as coco` writes. CVAT itself was "
-            "not at hand."
+            "Verified on fixtures, and on what `mtkd predict` writes with `--as coco`. CVAT itself "
+            "was not at hand."
         ),
         packages=("PIL", "pycocotools"),
     ),
@@ -210,8 +210,8 @@ _ALL = (
         url="",
         citation="",
         verified=(
-            "Verified on fixtures, and on what `mtkd predict --as nnunet` writes. nnU-Net itself "
-            "was not at hand."
+            "Verified on fixtures, and on what `mtkd predict` writes with `--as nnunet`. nnU-Net "
+            "itself was not at hand."
         ),
         packages=("PIL",),
     ),

@@ -374,7 +374,7 @@ def dvc(run, monkeypatch):
 
 
 def test_another_models_answers_teach_the_student(run, dvc):
-    """What docs/how-to/any-teacher.md shows: NumPy in, a store out, imported in place of a teacher."""
+    """What any-teacher.md shows: NumPy in, a store out, imported in place of a teacher."""
     frames = load_project().frames_of("train")
     _write_answers("mine/liver.zarr", reversed(frames))
     assert "imported from mine/liver.zarr" in mtkd("import-teacher", "liver", "mine/liver.zarr")
