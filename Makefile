@@ -41,7 +41,7 @@ check: $(VENV)/ready-dev
 
 docs: $(VENV)/ready-dev
 	mkdocs build --strict --quiet
-	echo "site/README.html"
+	echo "site/index.html"
 
 # The stamp `locked` says that the lock's versions are installed; an installation without LOCKED=1 removes it.
 ifeq ($(LOCKED),1)
