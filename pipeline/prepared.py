@@ -163,13 +163,15 @@ class Summary:
     """What was prepared.
 
     Attributes:
-        counts: number of frames by split and anatomy.
+        counts: number of masks by split and anatomy.
+        pictures: number of different frames that have a mask, by split.
         unlabelled: number of frames without a label.
         warnings: what is legal and suspicious, one line each.
         files: those of them that are about single files: they may not be masks, or are left out.
     """
 
     counts: dict[str, dict[str, int]]
+    pictures: dict[str, int]
     unlabelled: int
     warnings: list[str]
     files: list[str]
@@ -779,6 +781,7 @@ def _summary(
     checked = [frame for frame in checked if frame.usable]
     labelled = [frame for frame in checked if frame.source.mask is not None]
     counts = {str(split): _counted(labelled, split, anatomies) for split in SPLITS}
+    pictures = {str(split): _pictures_of(labelled, split) for split in SPLITS}
     files = [
         *_odd_files(checked, _with_masks(labelled), anatomies),
         *_unused(settings, sources),
@@ -793,7 +796,7 @@ def _summary(
         *files,
         *_other_folders(settings, sources),
     ]
-    return Summary(counts, len(checked) - len(labelled), warnings, files)
+    return Summary(counts, pictures, len(checked) - len(labelled), warnings, files)
 
 
 def _unused(settings: PrepareSettings, sources: Sequence[Source]) -> list[str]:
@@ -821,6 +824,10 @@ def _other_folders(settings: PrepareSettings, sources: Sequence[Source]) -> list
 def _counted(labelled: Sequence[Checked], split: Split, anatomies: Sequence[str]) -> dict[str, int]:
     frames = Counter(frame.source.anatomy for frame in labelled if frame.split == split)
     return {anatomy: frames[anatomy] for anatomy in anatomies}
+
+
+def _pictures_of(labelled: Sequence[Checked], split: Split) -> int:
+    return len({frame.digest for frame in labelled if frame.split == split})
 
 
 def _without_frames(counts: Mapping[str, int], consequence: str) -> list[str]:

@@ -20,7 +20,10 @@ def run(project: Project, workers: int) -> None:
         say(f"warning: {warning}")
     for split, per_anatomy in summary.counts.items():
         anatomies = f"{len(per_anatomy)} anatom{'y' if len(per_anatomy) == 1 else 'ies'}"
-        say(f"{split:>5}: {counted(sum(per_anatomy.values()), 'frame')} of {anatomies}")
+        frames = counted(summary.pictures[split], "frame")
+        masks = sum(per_anatomy.values())
+        several = f" with {masks} masks" if masks != summary.pictures[split] else ""
+        say(f"{split:>5}: {frames}{several} of {anatomies}")
     if data.unlabelled_root != NO_UNLABELLED and not summary.unlabelled:
         say(f"warning: data.unlabelled_root {data.unlabelled_root} holds no <surgery>/*.png")
     if summary.unlabelled:

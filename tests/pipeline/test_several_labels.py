@@ -40,6 +40,7 @@ def test_a_data_set_of_label_maps_labels_each_frame_for_all_anatomies(maps):
         "val": {"liver": 2, "colon": 2},
         "test": {"liver": 2, "colon": 2},
     }
+    assert summary.pictures == {"train": 4, "val": 2, "test": 2}
     assert summary.warnings == []
     for frame in frames("test"):
         path = maps / frame.surgery / f"label{frame.id[-2:]}.png"
