@@ -296,7 +296,8 @@ def _default(parameter: inspect.Parameter, info: Any) -> str:
     if parameter.default is None or parameter.default is False:
         return ""
     values = parameter.default if isinstance(parameter.default, list) else [parameter.default]
-    return " ".join(f"`{each}`" for each in values)
+    # A path is no code: it is a file that a run may not have written.
+    return " ".join(str(each) if isinstance(each, Path) else f"`{each}`" for each in values)
 
 
 if __name__ == "__main__":

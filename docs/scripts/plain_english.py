@@ -27,9 +27,12 @@ FEW = 5  # sentences: of fewer there is no ninth tenth
 _END = re.compile(r"(?<=[.!?])[\"')*_]*\s+(?=[\"'(*_`]*[A-Z0-9])")
 _ABBREVIATED = re.compile(r"\b(e\.g|i\.e|et al|cf|vs|approx)\. ")
 _NUMBER = re.compile(r"(?<![\w.-])[+-]?\d[\d,.]*(?!\w)")
-# What counts nothing: years, references to sections, equations, tables, commits, seeds.
+# What counts nothing: asides in brackets, years, references to sections, equations, tables, commits
+# and seeds, versions of libraries, and the second number of a range.
 _REFERENCE = re.compile(
-    r"\((?:19|20)\d\d\)|\b(?:19|20)\d\d\b|"
+    r"\([^()]*\)|\b(?:19|20)\d\d\b|"
+    r"\b(?:torch|Python|CUDA|Runtime|OpenVINO|NNCF) \d[\d.]*\d|"
+    r"(?<=\d) (?:to|\.\.) [+-]?\d[\d.]*|"
     r"\b(?:[Ss]ections?|Equations?|Tables?|seeds?|commit|steps?) \d[\d.]*"
     r"(?:(?: to | and |, )\d[\d.]*)*"
 )
