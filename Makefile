@@ -15,6 +15,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # Libraries that would ask the network for news at every import.
 export NO_ALBUMENTATIONS_UPDATE := 1
 export DVC_NO_ANALYTICS := 1
+# Advertises another program at every build.
+export NO_MKDOCS_2_WARNING := 1
 
 demo: $(VENV)/ready
 	git rev-parse -q --verify HEAD >/dev/null || { echo "error: dvc needs a git repository with at least one commit: git init, git add -A, git commit" >&2; exit 1; }
