@@ -31,12 +31,14 @@ def scan_all(
         DataError: a root is missing, is not a folder, or holds no folders.
     """
     legends, problems = _legends(data_sets, anatomies, named_by)
+    problems += _same_roots(data_sets)
     names = {each: _names_of(each, legends) for each in data_sets if each in legends}
     sources: list[Source] = []
     for data_set in names:
         wanted = _wanted(data_set, anatomies, names)
         if data_set.name:
-            problems += _misnamed(data_set, names[data_set], anatomies)
+            theirs = legends[data_set].listed if has_label_maps(data_set.root) else names[data_set]
+            problems += _misnamed(data_set, theirs, anatomies)
         if data_set.name and not wanted:
             problems.append(_without_anatomies(data_set, names[data_set]))
             continue
@@ -92,10 +94,23 @@ def _misnamed(data_set: DataSet, names: Sequence[str], anatomies: Sequence[str])
     key = f"data.others.{data_set.name}.rename"
     unknown = [name for name in data_set.rename.values() if name not in anatomies]
     problems = [f"{key}: {name} is not one of data.anatomies" for name in dict.fromkeys(unknown)]
-    if not has_label_maps(data_set.root):
-        absent = [name for name in data_set.rename if name not in names]
-        there = ", ".join(names)
-        problems += [f"{key}: {name} is not in {data_set.root}; there: {there}" for name in absent]
+    absent = [name for name in data_set.rename if name not in names]
+    there = ", ".join(names)
+    problems += [f"{key}: {name} is not in {data_set.root}; there: {there}" for name in absent]
+    return problems
+
+
+def _same_roots(data_sets: Sequence[DataSet]) -> list[str]:
+    """Data sets that are one folder: its test surgeries would train under another name."""
+    first: dict[Path, DataSet] = {}
+    problems = []
+    for data_set in data_sets:
+        same = first.setdefault(data_set.root.resolve(), data_set)
+        if same is not data_set:
+            key = f"data.others.{same.name}.root" if same.name else "data.root"
+            problems.append(
+                f"data.others.{data_set.name}.root: {data_set.root} is {key}, too: name it once"
+            )
     return problems
 
 

@@ -36,11 +36,13 @@ class Legend:
         names: our names of the values 1, 2, ... of prepared maps.
         source: who names them.
         values: for 0, 1, 2, ... of the data set's own maps the value that a prepared one has.
+        listed: the data set's own names.
     """
 
     names: Sequence[str]
     source: str
     values: Sequence[int]
+    listed: Sequence[str] = ()
 
     def read(self, path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
         """A map (H, W) with the values of prepared ones.
@@ -84,6 +86,13 @@ def legend_of(data_set: DataSet, anatomies: Sequence[str], named_by: str = NAMED
     """
     root = data_set.root
     maps = root if has_label_maps(root) else root / MAPS
+    if data_set.name and maps == root and anatomies_file(root) is None:
+        raise DataError(
+            [
+                f"{root} holds label maps and no anatomies.txt, so that nobody says what their "
+                "values mean: write one, with the name of value i in line i"
+            ]
+        )
     listed, source = _names(maps, anatomies, named_by)
     if maps == root and not any(listed):
         raise DataError([f"{source} names nothing"])
@@ -92,7 +101,20 @@ def legend_of(data_set: DataSet, anatomies: Sequence[str], named_by: str = NAMED
         raise DataError([f"{source}: names {len(listed)} anatomies; at most {most} are possible"])
     ours = matched([data_set.ours(name) for name in listed], anatomies)
     names = list(dict.fromkeys(ours))
-    return Legend(names, source, [0, *(names.index(name) + 1 for name in ours)])
+    return Legend(names, source, [0, *(names.index(name) + 1 for name in ours)], listed)
+
+
+def named_from_above(data_sets: Sequence[DataSet]) -> list[str]:
+    """Warnings of data sets of label maps whose names stand outside of them."""
+    warnings = []
+    for data_set in data_sets:
+        file = anatomies_file(data_set.root)
+        if has_label_maps(data_set.root) and file and file.parent != data_set.root:
+            warnings.append(
+                f"{file} names the values of the maps in {data_set.root} and lies outside, where "
+                "DVC does not see it change: put it into that folder"
+            )
+    return warnings
 
 
 def scan_maps(

@@ -51,6 +51,7 @@ from pipeline.label_maps import (
     check_map,
     has_label_maps,
     map_of,
+    named_from_above,
 )
 from pipeline.settings import UNLABELLED, Splits
 from pipeline.surgeries import SPLITS, Split
@@ -795,6 +796,7 @@ def _summary(
         *_without_foreground(_with_masks(labelled)),
         *files,
         *_other_folders(settings, sources),
+        *named_from_above(settings.data_sets),
     ]
     return Summary(counts, pictures, len(checked) - len(labelled), warnings, files)
 

@@ -115,9 +115,11 @@ def convert(plan: Plan, target: Target, describe: Callable[[Summary], str]) -> S
         )
     rows = _rows(checked, plan)
     files = list(_all_files(checked, plan))
+    before = _files_before(target.folder) if target.force else []
+    _require_inside(target.folder, [*before, *files])
     if target.force:
         # Before the new sources.csv: what it lists and is there counts as written.
-        _remove_all(target.folder, [*_files_before(target.folder), *files])
+        _remove_all(target.folder, [*before, *files])
     else:
         _require_free(target.folder, rows, files)
     surgeries = len({each.planned.surgery for each in checked})
@@ -281,6 +283,26 @@ def _all_files(checked: Sequence[_Checked], plan: Plan) -> Iterator[str]:
     for each in checked:
         yield from _images(each, plan.labels)
         yield from _labels_of(each, plan.labels)
+
+
+def _require_inside(folder: Path, files: Iterable[str]) -> None:
+    """Refuse files behind a link, and those that an edited ``sources.csv`` names elsewhere.
+
+    Raises:
+        MtkdError: one is not in the folder.
+    """
+    inside = folder.resolve()
+    places = {(folder / file).parent for file in files}
+    outside = sorted(str(place) for place in places if not _is_in(place.resolve(), inside))
+    if outside:
+        raise MtkdError(
+            f"{folder}: {some(outside)}: leads out of the folder, by a link or by its {SOURCES}; "
+            "nothing was removed or written: choose another folder"
+        )
+
+
+def _is_in(place: Path, folder: Path) -> bool:
+    return place == folder or folder in place.parents
 
 
 def _require_free(folder: Path, rows: Rows, files: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -163,5 +163,6 @@ def _accepted_keys(location: tuple[str | int, ...]) -> str:
     """The keys that would be accepted where an unknown one stands."""
     section: Any = Params
     for part in location[:-1]:
-        section = section.model_fields[part].annotation
+        is_mapping = get_origin(section) is dict
+        section = get_args(section)[1] if is_mapping else section.model_fields[part].annotation
     return f"known here: {', '.join(section.model_fields)}"

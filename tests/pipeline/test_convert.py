@@ -722,6 +722,38 @@ def test_force_removes_frames_that_are_no_longer_there(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_nothing_outside_of_the_folder_is_touched(tmp_path, force):
+    """Neither behind a link in the place of a surgery nor where an edited sources.csv points to."""
+    root = layouts.coco(tmp_path / "set")
+    out = tmp_path / "out"
+    victim = tmp_path / "victim" / "image00.png"
+    victim.parent.mkdir()
+    victim.write_bytes(b"mine")
+    out.mkdir()
+    (out / "01").symlink_to(victim.parent)
+    (out / "sources.csv").write_text("file,original,digest\n")
+    with pytest.raises(MtkdError, match="out/01: leads out of the folder"):
+        write(coco_plan(root), out, force=force)
+    assert victim.read_bytes() == b"mine"
+    assert not (out / "SOURCE.md").exists()
+
+
+@pytest.mark.parametrize("elsewhere", ["../victim/image00.png", "{victim}"])
+def test_force_removes_nothing_that_an_edited_list_names_elsewhere(tmp_path, elsewhere):
+    root = layouts.coco(tmp_path / "set")
+    out = tmp_path / "out"
+    write(coco_plan(root), out)
+    victim = tmp_path / "victim" / "image00.png"
+    victim.parent.mkdir()
+    victim.write_bytes(b"mine")
+    with (out / "sources.csv").open("a") as file:
+        file.write(f"{elsewhere.format(victim=victim)},x.png,0000\n")
+    with pytest.raises(MtkdError, match="victim: leads out of the folder"):
+        write(coco_plan(root), out, force=True)
+    assert victim.read_bytes() == b"mine"
+
+
 def test_a_forced_run_that_is_stopped_keeps_nothing_of_the_run_before(tmp_path, monkeypatch):
     """Else its frames would count as those of the new run."""
     root = layouts.coco(tmp_path / "set")

@@ -213,3 +213,41 @@ def test_what_is_wrong_with_another_data_set_is_told_by_its_key(mixture, tmp_pat
     assert "data.others.third.rename: a is not in" in problems
     assert "data.others.third.root: " in problems
     assert "has none of data.anatomies; there: uterus" in problems
+
+
+def test_names_that_another_data_set_does_not_have_are_told(mixture):
+    root, other = mixture
+    wrong = DataSet(other.root, "clinic", {**other.rename, "graspr": "instrument"})
+    with pytest.raises(DataError) as error:
+        prepared_mixture(root, [wrong])
+    (problem,) = error.value.problems
+    assert problem == (
+        f"data.others.clinic.rename: graspr is not in {other.root}; there: L-hook, hepar, grasper"
+    )
+
+
+def test_label_maps_of_another_data_set_must_say_what_their_values_mean(mixture):
+    root, other = mixture
+    (other.root / "anatomies.txt").unlink()
+    with pytest.raises(DataError, match=r"holds label maps and no anatomies\.txt"):
+        prepared_mixture(root, [other], ("liver", "colon"), val=[2], test=[3])
+
+
+def test_names_above_the_label_maps_are_warned_of(maps):
+    """DVC does not see them change."""
+    (maps / "anatomies.txt").rename(maps.parent / "anatomies.txt")
+    summary, _ = prepared(maps)
+    (warning,) = summary.warnings
+    assert warning.startswith(f"{maps.parent / 'anatomies.txt'} names the values of the maps")
+
+
+def test_the_same_folder_twice_is_refused(mixture):
+    """Else its test surgeries would train under another name."""
+    root, other = mixture
+    link = root.parent / "link"
+    link.symlink_to(other.root)
+    again = DataSet(link, "again", other.rename)
+    with pytest.raises(DataError, match=r"again.root: .*link is data.others.clinic.root, too"):
+        prepared_mixture(root, [other, again])
+    with pytest.raises(DataError, match=r"dsad is data.root, too: name it once"):
+        prepared_mixture(root, [other, DataSet(root, "dsad")])

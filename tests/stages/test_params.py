@@ -45,6 +45,11 @@ def test_the_default_is_accepted(check):
     [
         ("teacher.epoch", 3, "teacher.epoch: no such key; known here: arch"),
         ("students", {}, "students: no such key"),
+        (
+            "data.others",
+            {"c": {"root": "/c", "renam": {}}},
+            "data.others.c.renam: no such key; known here: root, rename",
+        ),
         ("student.arch", "segformer_b9", "'segformer_b0'"),
         ("student.epochs", 0, "student.epochs: "),
         ("student.epochs", "many", "found 'many'"),
