@@ -144,9 +144,7 @@ def test_another_data_set_that_is_missing_is_a_problem_beside_what_is_there(proj
 
 
 def test_all_data_sets_of_the_params_file(project, tmp_path):
-    """Also maps without anatomies.txt, whose values data.anatomies names."""
     write_label_maps(tmp_path / "maps", ("liver", "colon"), ("01", "02"), seed=7)
-    (tmp_path / "maps/anatomies.txt").unlink()
     project(data__others={"clinic": {"root": str(tmp_path / "maps")}})
     mtkd("describe")
     of, page = described()
