@@ -111,6 +111,9 @@ ABSENCE: Conditions = {
     "reconciled": Condition(RECONCILED, absence_weight=0.0),
     "reconciled, known absence": Condition(RECONCILED, absence_weight=0.2),
     "baseline, known absence, four times as long": Condition(longer=4, absence_weight=0.2),
+    "reconciled, known absence, four times as long": Condition(
+        RECONCILED, longer=4, absence_weight=0.2
+    ),
 }
 # What a decoder for each anatomy is worth, with and without teachers.
 DECODERS: Conditions = {
