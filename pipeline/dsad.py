@@ -35,7 +35,10 @@ _LIKE_A_FRAME = re.compile(r"(?:image|img|frame|mask|label)s?[ _.-]*(\d+)\D.*", 
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 _ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 # What DSAD and complete label maps keep beside frames: read elsewhere.
-_BESIDE = re.compile(r"weak_labels\.csv|anatomies\.txt|anno_.*|label[0-9]+\.png", re.IGNORECASE)
+_BESIDE = re.compile(
+    r"weak_labels\.csv|anatomies\.txt|anno_.*|label[0-9]+\.png|SOURCE\.md|sources\.csv",
+    re.IGNORECASE,
+)
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -264,7 +267,7 @@ def _misnamed(folder: Path, paths: Sequence[Path], numbers: set[int]) -> list[st
         paths: what it holds.
         numbers: of the frames and masks that are named as they should be.
     """
-    pictures = [path for path in paths if _is_picture(path) and not _BESIDE.fullmatch(path.name)]
+    pictures = [path for path in paths if is_picture(path) and not _BESIDE.fullmatch(path.name)]
     names = [path.name for path in pictures if _number_of_misnamed(path) not in (None, *numbers)]
     if names:
         return [
@@ -286,12 +289,13 @@ def _number_of_misnamed(path: Path) -> int | None:
     return None if match is None or _FILE.fullmatch(path.name) else int(match[1])
 
 
-def _is_picture(path: Path) -> bool:
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its name, of whatever format."""
     return path.suffix.lower() in _PICTURES and path.is_file()
 
 
 def _outside_surgeries(folder: Path, paths: Sequence[Path]) -> list[str]:
-    names = [path.name for path in paths if _is_picture(path)]
+    names = [path.name for path in paths if is_picture(path)]
     return [f"{folder}: {some(names)}: not in a surgery's folder; move into one"] if names else []
 
 
@@ -309,7 +313,7 @@ def _nested(folder: Path, paths: Sequence[Path]) -> list[str]:
 
 
 def _holds_frames(folder: Path) -> bool:
-    return any(_is_picture(file) and not is_label(file) for file in walk(folder))
+    return any(is_picture(file) and not is_label(file) for file in walk(folder))
 
 
 def _is_utf8(path: Path) -> bool:
@@ -344,8 +348,8 @@ def unused(
         for path in _candidates(roots, groups, surgeries)
         if path not in used and not _BESIDE.fullmatch(path.name)
     ]
-    archives = [path for path in paths if _is_archive(path)]
-    others = [path for path in paths if not _is_archive(path)]
+    archives = [path for path in paths if is_archive(path)]
+    others = [path for path in paths if not is_archive(path)]
     # What looks like a frame must not hide behind other pictures.
     others.sort(key=_looks_like_a_frame, reverse=True)
     warnings = {
@@ -375,7 +379,7 @@ def _candidates(
 ) -> Iterator[Path]:
     """Pictures and archives in roots, files beside surgeries, and all that surgeries hold."""
     for root in roots:
-        yield from (path for path in entries(root) if _is_picture(path) or _is_archive(path))
+        yield from (path for path in entries(root) if is_picture(path) or is_archive(path))
     for group in groups:
         yield from (path for path in entries(group) if not path.is_dir())
     for surgery in surgeries:
@@ -400,10 +404,11 @@ def other_anatomies(
 
 
 def _looks_like_a_frame(path: Path) -> bool:
-    return _is_picture(path) and _LIKE_A_FRAME.fullmatch(path.name) is not None
+    return is_picture(path) and _LIKE_A_FRAME.fullmatch(path.name) is not None
 
 
-def _is_archive(path: Path) -> bool:
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive by its name."""
     return path.suffix.lower() in _ARCHIVES and path.is_file()
 
 
@@ -442,7 +447,7 @@ def scan_unlabelled(root: Path, splits: Splits) -> tuple[list[Source], list[str]
 
 def _scan_unlabelled_surgery(folder: Path, splits: Splits) -> tuple[list[Source], list[str]]:
     paths = entries(folder)
-    pictures = [path for path in paths if _is_picture(path) and not is_label(path)]
+    pictures = [path for path in paths if is_picture(path) and not is_label(path)]
     images = [path for path in pictures if path.suffix.lower() == ".png"]
     others = [path.name for path in pictures if path not in images]
     nested = _nested(folder, paths)

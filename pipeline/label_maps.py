@@ -26,6 +26,7 @@ from pipeline.surgeries import of_set, same_surgeries, surgery_order
 NAMED_BY = "data.anatomies"
 CONTRADICTED = 255  # in a prepared map: its mask says otherwise
 _GREY = 0  # colour type in the header of a PNG: one channel, and no palette
+_KINDS = {3: "palette", 4: "partly transparent grey"}
 
 
 @dataclass(frozen=True)
@@ -286,12 +287,8 @@ def read_map(
     colour = content[25]
     values = np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED))
     if colour != _GREY or bits < 8 or values.ndim != 2:
-        raise DataError(
-            [
-                f"{path}: is a colour, palette or {bits}-bit image; "
-                "expected one channel of 8 or 16 bits"
-            ]
-        )
+        kind = f"{bits}-bit grey" if colour == _GREY else _KINDS.get(colour, "colour")
+        raise DataError([f"{path}: is a {kind} image; expected a grey one of 8 or 16 bits"])
     if values.shape != size:
         sizes = f"{size[1]}x{size[0]} and {values.shape[1]}x{values.shape[0]}"
         raise DataError([f"{path}: frame and label have different sizes, {sizes}"])

@@ -151,7 +151,13 @@ def _whole_path(value: str) -> str:
     return value
 
 
-Folder = Annotated[str, Field(min_length=1), AfterValidator(_whole_path)]
+def _no_list(value: object) -> object:
+    if isinstance(value, list):
+        raise ValueError("is one folder: name each further data set in data.others")
+    return value
+
+
+Folder = Annotated[str, Field(min_length=1), AfterValidator(_whole_path), BeforeValidator(_no_list)]
 
 
 class OtherSet(Settings):

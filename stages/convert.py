@@ -8,10 +8,12 @@ from pipeline.convert.formats import FORMATS, Format
 from pipeline.convert.plans import Plan
 from pipeline.convert.unknown_pixels import UnknownPixels
 from pipeline.convert.writing import SOURCES, Summary, Target, convert
+from pipeline.dsad import is_archive
 from pipeline.errors import MtkdError
+from pipeline.files import some, walk
 from stages.shared.console import counted, progress, say
 
-LISTED = 20  # frames that are left out and named in SOURCE.md
+LISTED = 20  # frames of a kind that SOURCE.md names
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ def run(
         raise MtkdError(f"{source} does not exist: name the data set")
     if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
         raise MtkdError(f"{target} lies in {source} and would be read with it: choose another DST")
+    if source.is_dir():
+        _say_archives(source)
     planned = plan(source)
     for note in planned.notes:
         say(f"note: {note}")
@@ -61,10 +65,18 @@ def run(
         )
     for origin in summary.skipped:
         say(f"left out, pixels without a label: {origin}")
+    for note in summary.notes:
+        say(f"warning: {note}")
     already = summary.frames - summary.written
     kept = f"; {already} were there already" if already else ""
     surgeries = f"{summary.surgeries} surger{'y' if summary.surgeries == 1 else 'ies'}"
     say(f"-> {target}: {counted(summary.written, 'frame')} of {surgeries}{kept}")
+
+
+def _say_archives(source: Path) -> None:
+    archives = [path for path in walk(source) if is_archive(path)]
+    if archives:
+        say(f"warning: archives are not read, unpack them if they hold frames: {some(archives)}")
 
 
 def _described(of: Format, plan: Plan, settings: Settings, summary: Summary) -> str:
@@ -94,7 +106,8 @@ def _described(of: Format, plan: Plan, settings: Settings, summary: Summary) -> 
         f"- {counted(summary.frames, 'frame')}, number of surgeries: {summary.surgeries}",
         f"- anatomies: {', '.join(plan.anatomies) or 'none, frames without masks'}",
         *(f"- {note}" for note in plan.notes),
-        *_left_out(summary.skipped),
+        *_first_of("left out, since pixels have no known label", summary.skipped),
+        *_first_of("odd", summary.notes),
     ]
     return "\n".join(lines) + "\n"
 
@@ -103,9 +116,8 @@ def _listed(facts: Mapping[str, object]) -> list[str]:
     return [f"- {name}: {value}" for name, value in facts.items()]
 
 
-def _left_out(skipped: Sequence[str]) -> list[str]:
-    if not skipped:
+def _first_of(title: str, lines: Sequence[str]) -> list[str]:
+    if not lines:
         return []
-    more = f" and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
-    named = ", ".join(skipped[:LISTED])
-    return [f"- left out, since pixels have no known label: {named}{more}"]
+    more = f" and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
+    return [f"- {title}: {', '.join(lines[:LISTED])}{more}"]

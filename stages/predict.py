@@ -32,7 +32,7 @@ from pipeline.deployment.video import (
     video_frames,
 )
 from pipeline.errors import MtkdError
-from pipeline.files import kinds, some, write_atomically
+from pipeline.files import entries, kinds, some, write_atomically
 from pipeline.machine import Machine
 from pipeline.png_files import write_png
 from pipeline.prefetch import OneBehind, ahead, by_threads
@@ -146,6 +146,7 @@ def run(
     selected = _selected(options.anatomies, loaded.anatomies, model)
     drawing = Drawing(options.kind, loaded.anatomies, selected, options.opacity)
     plan = _plan(source, output, drawing)
+    _require_apart(source, output, drawing.kind)
     if output.is_dir() and any(output.iterdir()):
         say(f"{output} holds files already: those of the same names are replaced, the others stay")
     _say_colours(drawing)
@@ -265,6 +266,25 @@ def _require_folder_of_frames(output: Path) -> None:
     if output.suffix.lower() in IMAGES and not output.exists():
         raise MtkdError(
             f"--output {output}: frames go into a folder, under their own names; name one"
+        )
+
+
+def _require_apart(source: Path, output: Path, kind: Kind) -> None:
+    """Keep results out of what the next run reads, and away from what an annotator corrected.
+
+    Raises:
+        MtkdError: the output lies in the source, or what is to be corrected has no folder of its
+            own.
+    """
+    if source.is_dir() and source.resolve() in output.resolve().parents:
+        raise MtkdError(
+            f"--output {output}: lies in {source}, and the next run would read it as frames: "
+            "choose another folder"
+        )
+    if kind in EXPORTS and output.is_dir() and entries(output):
+        raise MtkdError(
+            f"--output {output}: holds files, which an annotator may have corrected: name a new "
+            "folder, or remove this one"
         )
 
 

@@ -10,8 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.convert.formats import FORMATS, CholecMasks, Labels
-from pipeline.convert.pictures import Size, colours_of, frame_of, values_of
-from pipeline.convert.plans import Content, Found, Mask, Plan, numbered, require_folder
+from pipeline.convert.pictures import Size, colours_of, frame_of, greys_of
+from pipeline.convert.plans import (
+    Content,
+    Found,
+    Mask,
+    Plan,
+    misnamed,
+    numbered,
+    require_folder,
+)
 from pipeline.files import walk
 
 # Watershed value and colour of each class, as public readers of the set agree on them.
@@ -36,6 +44,7 @@ SUFFIXES = {
     CholecMasks.COLOUR: "_endo_color_mask.png",
 }
 _FRAME = re.compile(r"(.+)_endo\.png")
+_MASK = re.compile(r"(.+)_endo(?:_color|_watershed)?_mask\.png")
 _VIDEO = re.compile(r"video[0-9]+")
 
 
@@ -81,13 +90,23 @@ def plan(source: Path, options: Options) -> Plan:
             found.append(Found(place, place, partial(_read, path, mask, options.masks)))
     if not found and not problems:
         problems.append(f"{source}: holds no frame_*_endo.png; expected {layout}")
+    else:
+        problems += misnamed(source, _is_known, "frame_80_endo.png, and its masks with this name")
     planned, of_surgeries = numbered(found, lambda place: place.split("/")[0])
     return Plan(planned, ANATOMIES, options.labels, [*problems, *of_surgeries])
 
 
+def _is_known(path: Path) -> bool:
+    """Whether this is a frame, or a mask with its frame beside it."""
+    mask = _MASK.fullmatch(path.name)
+    if mask is not None:
+        return path.with_name(f"{mask[1]}_endo.png").is_file()
+    return _FRAME.fullmatch(path.name) is not None
+
+
 def _read(frame: Path, mask: Path, kind: CholecMasks) -> Content:
     if kind == CholecMasks.WATERSHED:
-        masks, unknown, unknown_as = _of_values(values_of(mask))
+        masks, unknown, unknown_as = _of_values(greys_of(mask))
     else:
         masks, unknown, unknown_as = _of_colours(colours_of(mask))
     size: Size = (unknown.shape[0], unknown.shape[1])

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,8 +26,8 @@ from pipeline.convert.plans import (
     surgery_in,
     surgery_pattern,
 )
-from pipeline.dsad import DataError
-from pipeline.files import walk
+from pipeline.dsad import DataError, is_picture
+from pipeline.files import some, walk
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,21 @@ def plan(source: Path, options: Options) -> Plan:
     Raises:
         DataError: no COCO file is there or can be read, or the surgeries are not given.
     """
-    files = _files(source)
+    paths = _files(source)
     pattern = surgery_pattern(options.surgery, "'01/frame_000123.png'")
-    return plan_files(source, files, options, partial(surgery_in, pattern))
+    files = [read_file(path) for path in paths]
+    plan = plan_files(source, files, options, partial(surgery_in, pattern))
+    return replace(plan, notes=[*plan.notes, *_unlisted(source, files)])
+
+
+def _unlisted(source: Path, files: Sequence[CocoFile]) -> list[str]:
+    """A note of the pictures of a folder that no COCO file names."""
+    if not source.is_dir():
+        return []
+    entries = chain.from_iterable(file.images.values() for file in files)
+    names = {Path(str(image["file_name"])).name for image in entries}
+    others = [path for path in walk(source) if is_picture(path) and path.name not in names]
+    return [f"in no COCO file, and left out: {some(others)}"] if others else []
 
 
 def _files(source: Path) -> list[Path]:
@@ -73,17 +85,16 @@ def _files(source: Path) -> list[Path]:
 
 
 def plan_files(
-    source: Path, paths: Sequence[Path], options: Options, surgery_of: Callable[[str], str]
+    source: Path, files: Sequence[CocoFile], options: Options, surgery_of: Callable[[str], str]
 ) -> Plan:
     """The same for some files, with the surgery of each ``file_name``.
 
     Raises:
-        DataError: a file cannot be read as COCO, or files disagree about categories.
+        DataError: files disagree about categories.
     """
-    files = [read_file(path) for path in paths]
     anatomies = [name for name in categories(files) if name.lower() not in (*NOTHING, IGNORE)]
     problems = list(chain.from_iterable(file.problems for file in files))
-    problems += anatomy_problems(paths[0], anatomies)
+    problems += anatomy_problems(files[0].path, anatomies)
     found: list[Found] = []
     empty: list[str] = []
     for file in files:

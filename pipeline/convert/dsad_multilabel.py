@@ -13,7 +13,7 @@ from pipeline.annotations import DSAD_COLUMNS, WEAK_LABELS, read_weak_labels, sp
 from pipeline.convert.formats import FORMATS, Labels
 from pipeline.convert.pictures import frame_of
 from pipeline.convert.plans import Content, Mask, Plan, Planned, require_folder, surgery_problems
-from pipeline.dsad import MAPS, DataError, read_mask
+from pipeline.dsad import MAPS, DataError, is_picture, read_mask
 from pipeline.files import entries, folders
 
 _FRAME = re.compile(r"image([0-9]+)\.png")
@@ -62,7 +62,8 @@ def plan(source: Path, options: Options) -> Plan:
         of_surgery, of_problems = _scan(surgery)
         frames += of_surgery
         problems += of_problems
-    organs = sorted(set(chain.from_iterable(frame.masks for frame in frames)))
+    named = set(chain.from_iterable(frame.masks for frame in frames))
+    organs = sorted(named & set(DSAD_COLUMNS))  # of others there is a problem already
     if not organs and not problems:
         problems.append(f"{root}: holds no image with a mask; expected {layout}")
     for frame in frames:
@@ -92,7 +93,7 @@ def _scan(surgery: Path) -> tuple[list[_Frame], list[str]]:
             masks.setdefault(match[1], {})[spelling(match[2])] = path
             if spelling(match[2]) not in DSAD_COLUMNS:
                 problems.append(f"{path}: '{match[2]}' is no organ of DSAD")
-        elif path.suffix.lower() == ".png":
+        elif is_picture(path):
             problems.append(
                 f"{path}: expected imageMM.png or maskMM_<organ>.png: rename it, or move it away"
             )
@@ -139,9 +140,16 @@ def _missing(frame: _Frame, organs: Sequence[str], options: Options) -> list[str
 
 
 def _read(frame: _Frame, organs: Sequence[str]) -> Content:
-    drawn = {organ: read_mask(path)[0] for organ, path in frame.masks.items()}
+    drawn: dict[str, Mask] = {}
+    notes: list[str] = []
+    for organ, path in frame.masks.items():
+        drawn[organ], odd = read_mask(path)
+        if odd:
+            notes.append(f"{path}: holds values between 0 and full; all above 0 is {organ}")
+        if drawn[organ].any() and frame.shows.get(organ) is False:
+            notes.append(f"{path}: {WEAK_LABELS} says that {organ} is not there; the mask counts")
     first = next(iter(drawn.values()))
     image = frame_of(frame.path, (first.shape[0], first.shape[1]))
     nothing: Mask = np.zeros(first.shape, np.bool_)
     masks = {organ: drawn.get(organ, nothing) for organ in organs}
-    return Content(image, masks, shows={**frame.shows})
+    return Content(image, masks, shows={**frame.shows}, notes=notes)

@@ -5,6 +5,7 @@ columns only ``organ`` could be read in the edition's card. So columns are found
 types, and where that fails the error lists what the file has.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,12 +77,19 @@ class _Columns:
         masks: by organ; of single organs the mask has the key ``""``.
         raters: by organ, then by rater.
         presence: by organ.
+        classes: by column of numbers, what each number is called.
     """
 
     named: Mapping[str, str]
     masks: Mapping[str, str]
     raters: Mapping[str, Mapping[str, str]]
     presence: Mapping[str, str]
+    classes: Mapping[str, Sequence[str]]
+
+    def called(self, name: str, value: Any) -> Any:
+        """A cell of a column, by its name if the file numbers names."""
+        names = self.classes.get(name, ())
+        return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 @dataclass(frozen=True)
@@ -111,19 +119,25 @@ def plan(source: Path, options: Options) -> Plan:
         for file in files
         if _schema(file).names != schema.names
     ]
+    pattern = None
+    if options.surgery or "surgery" not in columns.named:
+        pattern = surgery_pattern(options.surgery, f"'{_first_path(files[0], columns)}'")
     frames: list[Planned] = []
     organs: set[str] = set()
     for file in files:
-        of_file, of_organs, of_problems = _frames(source, file, columns, options)
+        of_file, of_organs, of_problems = _frames(source, file, columns, pattern, options)
         frames += of_file
         organs |= of_organs
         problems += of_problems
-    labels = Labels.MASKS if "organ" in columns.named else options.labels
+    if "organ" in columns.named and options.labels == Labels.MAPS:
+        problems.append(
+            f"{files[0]}: a row is labelled for one organ, and a map needs all: use --as masks"
+        )
     anatomies = [organ for organ in ORGANS if organ in organs]
     problems += [f"{source}: organ '{organ}' is none of DSAD" for organ in organs - set(ORGANS)]
     problems += surgery_problems(frame.surgery for frame in frames)
     notes = [f"columns: {_described(columns)}"]
-    return Plan(frames, anatomies, labels, problems, notes, in_order=True)
+    return Plan(frames, anatomies, options.labels, problems, notes, in_order=True)
 
 
 def _files(source: Path, config: ParquetConfig | None) -> list[Path]:
@@ -145,8 +159,21 @@ def _files(source: Path, config: ParquetConfig | None) -> list[Path]:
     raise DataError([f"{source}: has {present or 'no Parquet files'}{which}: {fix}"])
 
 
+def _first_path(file: Path, columns: _Columns) -> str:
+    """The path of the first image; empty if there is no row, or the file is damaged."""
+    try:
+        row = next(_cells(file, columns), None)
+    except (OSError, pa.ArrowException):
+        return ""
+    return "" if row is None else str(row[1][columns.named["image"]])
+
+
 def _frames(
-    source: Path, file: Path, columns: _Columns, options: Options
+    source: Path,
+    file: Path,
+    columns: _Columns,
+    pattern: re.Pattern[str] | None,
+    options: Options,
 ) -> tuple[list[Planned], set[str], list[str]]:
     """The frames of a file, their organs, and what is wrong with rows."""
     frames: list[Planned] = []
@@ -155,7 +182,7 @@ def _frames(
     try:
         for row, cells in _cells(file, columns):
             try:
-                planned, organ = _planned(source, row, cells, columns, options)
+                planned, organ = _planned(source, row, cells, columns, pattern, options)
             except DataError as error:
                 problems += error.problems
                 continue
@@ -207,7 +234,24 @@ def _columns(file: Path, schema: pa.Schema, given: Mapping[str, str]) -> _Column
     if named.get("image") not in pictures or not masks:
         what = "image" if named.get("image") not in pictures else "mask"
         raise DataError([f"{file}: no column of pictures is the {what}. {_choices(file, schema)}"])
-    return _Columns(named, masks, raters, _presence(schema, pictures))
+    return _Columns(named, masks, raters, _presence(schema, pictures), _classes(file, schema))
+
+
+def _classes(file: Path, schema: pa.Schema) -> dict[str, Sequence[str]]:
+    """By column, the names behind its numbers, as the library ``datasets`` keeps them.
+
+    Raises:
+        DataError: it keeps them in another way.
+    """
+    kept = (schema.metadata or {}).get(b"huggingface")
+    if kept is None:
+        return {}
+    try:
+        features = json.loads(kept)["info"]["features"]
+        labels = {n: of for n, of in features.items() if of.get("_type") == "ClassLabel"}
+        return {name: list(map(str, of["names"])) for name, of in labels.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError([f"{file}: its metadata 'huggingface' is not as expected"]) from None
 
 
 def _require_known(file: Path, schema: pa.Schema, given: Mapping[str, str]) -> None:
@@ -285,7 +329,7 @@ def _cells(file: Path, columns: _Columns) -> Iterator[tuple[_Row, Mapping[str, A
         # Pictures of one row group are in the memory at a time.
         table = parquet.read_row_group(group, columns=wanted)
         for index in range(table.num_rows):
-            row = {name: table.column(name)[index].as_py() for name in plain}
+            row = {n: columns.called(n, table.column(n)[index].as_py()) for n in plain}
             row |= {name: table.column(name)[index].as_py() for name in columns.presence.values()}
             row[image] = _path_of(table.column(image)[index])
             row |= {name: table.column(name)[index].is_valid for name in pictures}
@@ -302,6 +346,7 @@ def _planned(
     row: _Row,
     cells: Mapping[str, Any],
     columns: _Columns,
+    pattern: re.Pattern[str] | None,
     options: Options,
 ) -> tuple[Planned, str]:
     """A frame, and its organ if the row is of one organ.
@@ -312,7 +357,7 @@ def _planned(
     root = source if source.is_dir() else source.parent
     origin = f"{row.file.relative_to(root).as_posix()} row {row.group}:{row.index}"
     path = str(cells[columns.named["image"]])
-    surgery = _surgery(origin, path, cells, columns, options.surgery)
+    surgery = surgery_in(pattern, path) if pattern else _surgery(origin, cells, columns)
     name = f"image{_number(origin, path, cells, columns):0>2}"
     organ = spelling(str(cells[columns.named["organ"]])) if "organ" in columns.named else ""
     shows = _shows(cells, columns)
@@ -341,16 +386,17 @@ def _shows(cells: Mapping[str, Any], columns: _Columns) -> Mapping[str, bool]:
     return {name: bool(value) for name, value in presence.items() if value in (0, 1)}
 
 
-def _surgery(
-    origin: str, path: str, cells: Mapping[str, Any], columns: _Columns, regex: str
-) -> str:
-    if "surgery" in columns.named and not regex:
-        value = cells[columns.named["surgery"]]
-        surgery = f"{value:02d}" if isinstance(value, int) else str(value)
-        if not is_folder_name(surgery):
-            raise DataError([f"{origin}: its surgery '{value}' is no name of a folder"])
-        return surgery
-    return surgery_in(surgery_pattern(regex, f"'{path}'"), path)
+def _surgery(origin: str, cells: Mapping[str, Any], columns: _Columns) -> str:
+    """The surgery as its column says it.
+
+    Raises:
+        DataError: it gives no name of a folder.
+    """
+    value = cells[columns.named["surgery"]]
+    surgery = f"{value:02d}" if isinstance(value, int) else str(value)
+    if not is_folder_name(surgery):
+        raise DataError([f"{origin}: its surgery '{value}' is no name of a folder"])
+    return surgery
 
 
 def _number(origin: str, path: str, cells: Mapping[str, Any], columns: _Columns) -> str:

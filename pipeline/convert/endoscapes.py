@@ -1,18 +1,21 @@
 """Endoscapes2023: ``train_seg/4_21725.jpg`` with ``semseg/4_21725.png``, or COCO beside it."""
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.annotations import spelling
 from pipeline.convert import coco
+from pipeline.convert.coco_files import read_file
 from pipeline.convert.formats import FORMATS, EndoscapesMasks, Labels
 from pipeline.convert.pictures import frame_of, values_of
 from pipeline.convert.plans import Content, Found, Plan, Planned, numbered, require_folder
-from pipeline.dsad import DataError
+from pipeline.dsad import DataError, is_picture
 from pipeline.files import entries, folders
 
 # The values 1, 2, ... of the masks, as in the set's seg_label_map.txt.
@@ -55,9 +58,20 @@ def plan(source: Path, options: Options) -> Plan:
     require_folder(source, FORMATS["endoscapes"].layout)
     if options.masks == EndoscapesMasks.COCO:
         return _plan_coco(source, options)
-    found: list[Found] = []
-    problems: list[str] = _legend_problems(source)
     masks = entries(source / "semseg") if (source / "semseg").is_dir() else []
+    found, problems = _pairs(source, masks)
+    if not masks:
+        problems.append(f"{source}: holds no semseg/*.png; use --masks coco for the COCO files")
+    problems += _without_mask(source, [mask.stem for mask in masks])
+    planned, of_surgeries = numbered(found, _video)
+    problems += [*_legend_problems(source), *of_surgeries]
+    return Plan(planned, ANATOMIES, options.labels, problems)
+
+
+def _pairs(source: Path, masks: Sequence[Path]) -> tuple[list[Found], list[str]]:
+    """The frames of some semantic masks, and what is wrong with these."""
+    found: list[Found] = []
+    problems: list[str] = []
     for mask in masks:
         frames = [source / split / f"{mask.stem}.jpg" for split in SPLITS]
         present = [frame for frame in frames if frame.is_file()]
@@ -69,10 +83,7 @@ def plan(source: Path, options: Options) -> Plan:
         else:
             place = present[0].relative_to(source).as_posix()
             found.append(Found(place, place, partial(_read, present[0], mask)))
-    if not masks:
-        problems.append(f"{source}: holds no semseg/*.png; use --masks coco for the COCO files")
-    planned, of_surgeries = numbered(found, _video)
-    return Plan(planned, ANATOMIES, options.labels, [*problems, *of_surgeries])
+    return found, problems
 
 
 def _legend_problems(source: Path) -> list[str]:
@@ -83,6 +94,18 @@ def _legend_problems(source: Path) -> list[str]:
     text = spelling(file.read_text(errors="replace"))
     missing = [anatomy for anatomy in ANATOMIES if anatomy not in text]
     return [f"{file}: does not name {', '.join(missing)}: another edition?"] if missing else []
+
+
+def _without_mask(source: Path, masks: Collection[str]) -> list[str]:
+    """Frames that have no semantic mask, and pictures that are not named like frames."""
+    problems = []
+    present = [source / split for split in SPLITS if (source / split).is_dir()]
+    for path in chain.from_iterable(map(entries, present)):
+        if is_picture(path) and not (_FRAME.fullmatch(path.stem) and path.suffix == ".jpg"):
+            problems.append(f"{path}: expected <video>_<frame>.jpg: rename it, or move it away")
+        elif is_picture(path) and path.stem not in masks:
+            problems.append(f"{path}: its mask semseg/{path.stem}.png is missing")
+    return problems
 
 
 def _video(place: str) -> str:
@@ -105,7 +128,7 @@ def _read(frame: Path, mask: Path) -> Content:
 def _plan_coco(source: Path, options: Options) -> Plan:
     """The frames of the COCO files, whose uncertain pixels only the semantic masks know."""
     names = [path for path in folders(source) if path.name in SPLITS]
-    files = [path / "annotation_coco.json" for path in names or [source]]
+    files = [read_file(path / "annotation_coco.json") for path in names or [source]]
     plan = coco.plan_files(source, files, coco.Options(labels=options.labels), _video)
     frames = []
     without = []

@@ -122,6 +122,18 @@ def colours_of(path: Path) -> NDArray[np.uint8]:
     return _opaque(pixels, str(path)).astype(np.uint8)
 
 
+def greys_of(path: Path) -> NDArray[np.int64]:
+    """The grey values (H, W) of a label image; those of a palette are looked up.
+
+    Raises:
+        DataError: as of :func:`values_of`.
+    """
+    colours = colours_of(path)
+    if (colours != colours[..., :1]).any():
+        raise DataError([f"{path}: is a colour picture, expected one value per pixel"])
+    return colours[..., 0].astype(np.int64)
+
+
 def _opaque(pixels: NDArray[np.int64], name: str) -> NDArray[np.int64]:
     """The pixels without their alpha channel."""
     if (pixels[..., -1] != 255).any():

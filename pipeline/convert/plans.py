@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.convert.formats import Labels
-from pipeline.dsad import OTHER_FOLDERS, DataError
+from pipeline.dsad import OTHER_FOLDERS, DataError, is_picture
+from pipeline.files import walk
 from pipeline.surgeries import same_surgeries
 
 Mask = NDArray[np.bool_]
@@ -31,6 +32,7 @@ class Content:
         unknown_as: how the source says so, such as ``value 255``.
         annotators: by anatomy, then by annotator, what each of them drew (H, W).
         shows: by anatomy, whether the frame shows it, where no mask says so.
+        notes: what is odd about the frame and does not keep it from being used, naming the file.
     """
 
     image: NDArray[np.uint8]
@@ -39,6 +41,7 @@ class Content:
     unknown_as: str = ""
     annotators: Mapping[str, Mapping[str, Mask]] = field(default_factory=dict)
     shows: Mapping[str, bool] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Planned:
         origin: where it comes from, within the source.
         read: gives its content.
         digest: identifies the content, if that is known before it is read.
+        counted: whether the name is but a number that mtkd gave.
 
     ``read`` raises DataError if the frame cannot be used.
     """
@@ -60,6 +64,7 @@ class Planned:
     origin: str
     read: Callable[[], Content]
     digest: str = ""
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,8 +171,29 @@ def numbered(
             continue
         number = counts.get(surgery, 0)
         counts[surgery] = number + 1
-        planned.append(Planned(surgery, f"image{number:02d}", frame.origin, frame.read))
+        name = numbered_name(number)
+        planned.append(Planned(surgery, name, frame.origin, frame.read, counted=True))
     return planned, [*problems, *surgery_problems(counts)]
+
+
+def numbered_name(number: int) -> str:
+    """The stem of a frame's file."""
+    return f"image{number:02d}"
+
+
+def misnamed(source: Path, is_known: Callable[[Path], bool], expected: str) -> list[str]:
+    """The pictures of a source that its layout does not name: they would be left out.
+
+    Args:
+        source: the folder; folders in it are searched, too.
+        is_known: whether the layout has a file of this path.
+        expected: names, for the problem.
+    """
+    return [
+        f"{path}: expected {expected}: rename it, or move it away"
+        for path in walk(source)
+        if is_picture(path) and not is_known(path)
+    ]
 
 
 def surgery_in(pattern: re.Pattern[str], place: str) -> str:

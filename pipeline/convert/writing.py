@@ -9,18 +9,21 @@ import csv
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import StringIO
-from itertools import combinations
+from itertools import chain, combinations, count
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.errors import StoreBusyError
+from cache.lock import ScratchLock
 from pipeline.annotations import WEAK_LABELS
 from pipeline.convert.formats import Labels
-from pipeline.convert.plans import Content, Plan, Planned
+from pipeline.convert.plans import Content, Plan, Planned, numbered_name
 from pipeline.convert.unknown_pixels import UnknownPixels
 from pipeline.dsad import DataError
 from pipeline.errors import MtkdError
@@ -65,12 +68,14 @@ class Summary:
         written: of them, in this run.
         surgeries: how many.
         skipped: origins of frames that were left out.
+        notes: what is odd about frames that were not.
     """
 
     frames: int
     written: int
     surgeries: int
     skipped: Sequence[str]
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class _Checked:
         anatomies: that it is labelled for.
         shows: by anatomy, whether the frame shows it; only where it is known.
         annotators: by anatomy, the names of those whose masks there are.
+        notes: of its content.
     """
 
     planned: Planned
@@ -90,6 +96,7 @@ class _Checked:
     anatomies: Sequence[str] = ()
     shows: Mapping[str, bool] = field(default_factory=dict)
     annotators: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def convert(plan: Plan, target: Target, describe: Callable[[Summary], str]) -> Summary:
@@ -105,6 +112,9 @@ def convert(plan: Plan, target: Target, describe: Callable[[Summary], str]) -> S
         MtkdError: the target holds something else, or cannot be written.
     """
     require_writable(target.folder)
+    before = _rows_before(target.folder)
+    if before and not target.force:
+        plan = _named_as_before(plan, before)
     checked, skipped, problems = _check(plan, target)
     problems = [*plan.problems, *problems, *_collisions(checked, plan.labels)]
     if problems:
@@ -113,25 +123,76 @@ def convert(plan: Plan, target: Target, describe: Callable[[Summary], str]) -> S
         raise DataError(
             [f"nothing is left to convert: all frames were left out{_such_as(skipped)}"]
         )
-    rows = _rows(checked, plan)
+    surgeries = len({each.planned.surgery for each in checked})
+    notes = list(chain.from_iterable(each.notes for each in checked))
+    summary = Summary(len(checked), 0, surgeries, skipped, notes)
+    with alone(target.folder):
+        _make_room(checked, plan, target)
+        write_atomically(target.folder / SOURCE, describe(summary).encode())
+        _write_legends(checked, plan, target.folder)
+        written = _write_frames(checked, plan, target)
+    return replace(summary, written=written)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other conversions out of a folder.
+
+    Raises:
+        MtkdError: one is writing there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = ScratchLock(folder / ".conversion")
+    except StoreBusyError:
+        raise MtkdError(f"{folder}: another conversion writes there: wait for its end") from None
+    with lock:
+        yield
+
+
+def _make_room(checked: Sequence[_Checked], plan: Plan, target: Target) -> None:
+    """Remove what may be removed; nothing else is in the way then.
+
+    Raises:
+        MtkdError: something is.
+    """
     files = list(_all_files(checked, plan))
-    before = _files_before(target.folder) if target.force else []
-    _require_inside(target.folder, [*before, *files])
+    old = _files_before(target.folder) if target.force else []
+    _require_inside(target.folder, [*old, *files])
     if target.force:
         # Before the new sources.csv: what it lists and is there counts as written.
-        _remove_all(target.folder, [*before, *files])
+        _remove_all(target.folder, [*old, *files])
     else:
-        _require_free(target.folder, rows, files)
-    surgeries = len({each.planned.surgery for each in checked})
-    summary = Summary(len(checked), 0, surgeries, skipped)
-    write_atomically(target.folder / SOURCE, describe(summary).encode())
-    write_atomically(target.folder / SOURCES, _csv([HEADER, *_lines(rows)]).encode())
+        _require_free(target.folder, _rows(checked, plan), files)
+
+
+def _write_legends(checked: Sequence[_Checked], plan: Plan, folder: Path) -> None:
+    """Where frames are from, what values mean, and what is shown where."""
+    rows = _rows(checked, plan)
+    write_atomically(folder / SOURCES, _csv([HEADER, *_lines(rows)]).encode())
     if plan.anatomies and plan.labels == Labels.MAPS:
         legend = "".join(f"{name}\n" for name in plan.anatomies)
-        write_atomically(target.folder / "anatomies.txt", legend.encode())
-    _write_presence(checked, plan, target.folder)
-    written = _write_frames(checked, plan, target)
-    return Summary(len(checked), written, surgeries, skipped)
+        write_atomically(folder / "anatomies.txt", legend.encode())
+    _write_presence(checked, plan, folder)
+
+
+def _named_as_before(plan: Plan, before: Rows) -> Plan:
+    """The plan with the names of the run before; new frames get numbers that are still free.
+
+    So a frame that is added in the middle of a surgery does not rename those after it.
+    """
+    names = {(Path(file).parent.name, row[0]): Path(file).stem for file, row in before.items()}
+    taken = {(surgery, name) for (surgery, _), name in names.items()}
+    frames = []
+    for planned in plan.frames:
+        surgery = planned.surgery
+        if planned.counted:
+            free = (n for n in map(numbered_name, count()) if (surgery, n) not in taken)
+            name = names.get((surgery, planned.origin)) or next(free)
+            taken.add((surgery, name))
+            planned = replace(planned, name=name)
+        frames.append(planned)
+    return replace(plan, frames=frames)
 
 
 def _such_as(skipped: Sequence[str]) -> str:
@@ -176,7 +237,8 @@ def _check_one(planned: Planned, plan: Plan, unknown: UnknownPixels) -> _Checked
     drawn = {anatomy: bool(mask.any()) for anatomy, mask in content.masks.items()}
     annotators = {anatomy: list(of) for anatomy, of in content.annotators.items()}
     shows = {**content.shows, **drawn}
-    return _Checked(planned, _digest(content), list(content.masks), shows, annotators)
+    digest = _digest(content)
+    return _Checked(planned, digest, list(content.masks), shows, annotators, content.notes)
 
 
 def _require_sizes(content: Content, origin: str) -> None:
@@ -334,11 +396,17 @@ def _require_same(folder: Path, before: Rows, rows: Rows) -> None:
     """
     changed = [file for file, row in before.items() if rows.get(file) != row]
     if changed:
-        now = "changed" if changed[0] in rows else "is no longer there"
+        file = changed[0]
+        origin = before[file][0]
+        if file in rows:
+            now = "changed"
+        elif origin in {row[0] for row in rows.values()}:
+            now = "would now be written elsewhere, since options (such as --as) are others"
+        else:
+            now = "is no longer there"
         raise MtkdError(
-            f"{folder} holds another conversion: {changed[0]} from {before[changed[0]][0]} {now}, "
-            f"one of {len(changed)}. Sources or options are others. Choose another folder, or "
-            "replace it with --force"
+            f"{folder} holds another conversion: {file} from {origin} {now}, one of {len(changed)}."
+            " Choose another folder, or replace it with --force"
         )
 
 

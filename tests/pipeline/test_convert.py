@@ -9,6 +9,8 @@ from functools import partial
 import cv2
 import numpy as np
 import public_layouts as layouts
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import REAL_DATA, write_png
 from PIL import Image
@@ -32,9 +34,9 @@ from pipeline.convert.formats import (
 )
 from pipeline.convert.run_lengths import decoded_runs, run_length_problem
 from pipeline.convert.unknown_pixels import UnknownPixels
-from pipeline.convert.writing import Target, convert
+from pipeline.convert.writing import Target, alone, convert
 from pipeline.data_sets import scan_all
-from pipeline.dsad import DataError, DataSet, read_frame, read_mask, scan, scan_unlabelled
+from pipeline.dsad import DataError, DataSet, read_frame, read_mask, scan, scan_unlabelled, unused
 from pipeline.errors import MtkdError
 from pipeline.files import walk
 from pipeline.label_maps import read_map
@@ -89,6 +91,7 @@ def test_cholecseg8k_becomes_complete_maps(tmp_path, masks):
     assert rows_of(out)["video01/image00.png"] == origin
     sources, _, problems = scan_all([DataSet(out)], ["liver"], "data.anatomies")
     assert problems == [] and len(sources) == 4
+    assert unused(out, ["liver"], None, sources) == []
 
 
 def test_cholecseg8k_as_masks_is_what_prepare_reads(tmp_path):
@@ -160,6 +163,33 @@ def test_every_problem_of_a_set_is_reported_with_its_file(tmp_path):
     assert f"{first}: is truncated" in text
     assert f"{second}: frame and labels have different sizes, 20x20 and 56x40" in text
     assert "does not lie in a folder of a video, such as video01" in text
+
+
+def test_files_that_cholecseg8k_does_not_have_are_told(tmp_path):
+    root = layouts.cholecseg8k(tmp_path / "set", videos=["video01"])
+    folder = root / "video01" / "video01_00080"
+    shutil.copy(folder / "frame_80_endo.png", folder / "frame_80_endo_mask.png")
+    (folder / "frame_81_endo.png").rename(folder / "frame_81.png")
+    shutil.copy(folder / "frame_80_endo.png", folder / "frame_90_endo.jpg")
+    problems = problems_of(cholecseg8k.plan(root, cholecseg8k.Options()), tmp_path / "out")
+    names = [
+        "frame_81.png",
+        "frame_81_endo_color_mask.png",
+        "frame_81_endo_watershed_mask.png",
+        "frame_90_endo.jpg",
+    ]
+    assert [problem.split(":")[0] for problem in problems] == [f"{folder / n}" for n in names]
+
+
+def test_grey_values_in_a_palette_are_looked_up(tmp_path):
+    root = layouts.cholecseg8k(tmp_path / "set", videos=["video01"], frames=1)
+    mask = next(root.rglob("*watershed*"))
+    liver = layouts.label_map(mask) == layouts.LIVER
+    picture = Image.fromarray(liver[..., 0].astype(np.uint8))
+    picture.putpalette([layouts.BLACK] * 3 + [layouts.LIVER] * 3)
+    picture.save(mask)
+    (frame,) = cholecseg8k.plan(root, cholecseg8k.Options()).frames
+    assert (frame.read().masks["liver"] == liver[..., 0]).all()
 
 
 @pytest.mark.skipif(not (REAL_DATA / "cholecseg8k").is_dir(), reason="no real data here")
@@ -237,6 +267,33 @@ def test_masks_that_overlap_need_the_layout_that_can_hold_them(tmp_path):
 # DSAD's Hugging Face edition
 
 
+def test_files_of_dsad_multilabel_that_are_not_its_own(tmp_path):
+    root = layouts.dsad_multilabel(tmp_path / "set")
+    folder = root / "multilabel" / "02"
+    shutil.copy(folder / "mask00_liver.png", folder / "mask00_appendix.png")
+    (folder / "image01.png").rename(folder / "image01.jpg")
+    problems = problems_of(dsad_multilabel.plan(root, dsad_multilabel.Options()), tmp_path / "out")
+    assert [problem.removeprefix(f"{folder}/") for problem in problems] == [
+        "image01.jpg: expected imageMM.png or maskMM_<organ>.png: rename it, or move it away",
+        "mask00_appendix.png: 'appendix' is no organ of DSAD",
+        "mask01_colon.png: its frame image01.png is missing",
+    ]
+
+
+def test_what_is_odd_about_a_frame_is_told(tmp_path):
+    root = layouts.dsad_multilabel(tmp_path / "set")
+    folder = root / "multilabel" / "02"
+    write_png(folder / "mask01_stomach.png", layouts.grey(layouts.discs(1, 1)[0]) // 2)
+    told = []
+    plan = dsad_multilabel.plan(root, dsad_multilabel.Options(Labels.MASKS))
+    convert(plan, Target(tmp_path / "out"), lambda summary: told.extend(summary.notes) or "")
+    mask = f"{folder / 'mask01_stomach.png'}"
+    assert told == [
+        f"{mask}: holds values between 0 and full; all above 0 is stomach",
+        f"{mask}: weak_labels.csv says that stomach is not there; the mask counts",
+    ]
+
+
 @pytest.mark.parametrize("config", ParquetConfig)
 def test_all_configurations_of_the_parquet_edition(tmp_path, config):
     layouts.dsad_parquet(tmp_path / "set", config)
@@ -261,6 +318,37 @@ def test_a_configuration_must_be_chosen_where_there_are_several(tmp_path):
         dsad_parquet.plan(tmp_path, dsad_parquet.Options())
     plan = dsad_parquet.plan(tmp_path, dsad_parquet.Options(ParquetConfig.MULTI_ORGAN))
     assert len(plan.frames) == 4
+
+
+def test_a_row_of_one_organ_is_no_map(tmp_path):
+    root = layouts.dsad_parquet(tmp_path / "set", ParquetConfig.SINGLE_ORGAN)
+    plan = dsad_parquet.plan(root, dsad_parquet.Options(labels=Labels.MAPS))
+    assert "a map needs all: use --as masks" in problems_of(plan, tmp_path / "out")[0]
+
+
+def test_the_library_datasets_may_number_organs(tmp_path):
+    file = layouts.dsad_parquet(tmp_path / "set", ParquetConfig.SINGLE_ORGAN)
+    table = pq.read_table(file)
+    names = ["stomach", *layouts.ORGANS[:2]]
+    numbers = [names.index(organ) for organ in table.column("organ").to_pylist()]
+    at = table.schema.get_field_index("organ")
+    feature = {"organ": {"names": names, "_type": "ClassLabel"}}
+    kept = {b"huggingface": json.dumps({"info": {"features": feature}}).encode()}
+    table = table.set_column(at, "organ", pa.array(numbers))
+    pq.write_table(table.replace_schema_metadata(kept), file)
+    plan = dsad_parquet.plan(file, dsad_parquet.Options())
+    assert plan.problems == [] and list(plan.anatomies) == ["colon", "liver"]
+    pq.write_table(table.replace_schema_metadata(None), file)
+    problems = dsad_parquet.plan(file, dsad_parquet.Options()).problems
+    assert sorted(problems) == [f"{file}: organ '{n}' is none of DSAD" for n in (1, 2)]
+
+
+def test_a_missing_expression_for_surgeries_is_said_once(tmp_path):
+    file = layouts.dsad_parquet(tmp_path / "set", ParquetConfig.MULTI_ORGAN)
+    pq.write_table(pq.read_table(file).drop_columns(["surgery_id"]), file)
+    with pytest.raises(DataError, match=r"'02/image00[.]png'") as caught:
+        dsad_parquet.plan(file, dsad_parquet.Options())
+    assert len(caught.value.problems) == 1
 
 
 def test_columns_that_are_called_otherwise_can_be_named(tmp_path):
@@ -296,6 +384,20 @@ def test_endoscapes_is_read_both_ways(tmp_path, masks, exchanged):
     assert {path.parent.name for path in (tmp_path / "out").glob("*/image*")} == {"4", "165"}
     told = any("exchanged" in note for note in plan.notes)
     assert told == (exchanged and masks == EndoscapesMasks.COCO)
+
+
+def test_frames_of_endoscapes_without_a_mask_are_told(tmp_path):
+    root = layouts.endoscapes(tmp_path / "set")
+    (root / "semseg" / "4_21725.png").unlink()
+    frame = root / "train_seg" / "4_21725.jpg"
+    shutil.copy(frame, root / "test_seg" / "extra.jpg")
+    shutil.copy(frame, root / "test_seg" / "4_1.png")
+    problems = problems_of(endoscapes.plan(root, endoscapes.Options()), tmp_path / "out")
+    assert [problem.removeprefix(f"{root}/") for problem in problems] == [
+        "train_seg/4_21725.jpg: its mask semseg/4_21725.png is missing",
+        "test_seg/4_1.png: expected <video>_<frame>.jpg: rename it, or move it away",
+        "test_seg/extra.jpg: expected <video>_<frame>.jpg: rename it, or move it away",
+    ]
 
 
 @pytest.mark.parametrize("masks", EndoscapesMasks)
@@ -696,6 +798,45 @@ def test_frames_that_came_to_a_set_are_added(tmp_path):
     write(coco_plan(root), out)
     layouts.coco(root, names=["01/a.png", "02/b.png"])
     assert "02/label00.png" in write(coco_plan(root), out)
+
+
+def test_a_frame_in_the_middle_of_a_surgery_renames_no_other(tmp_path):
+    root = layouts.coco(tmp_path / "set", names=["01/a.png", "01/c.png"])
+    out = tmp_path / "out"
+    write(coco_plan(root), out)
+    layouts.coco(root, names=["01/a.png", "01/c.png", "01/b.png"])
+    write(coco_plan(root), out)
+    assert rows_of(out) == {
+        "01/image00.png": "01/a.png",
+        "01/image01.png": "01/c.png",
+        "01/image02.png": "01/b.png",
+    }
+    assert (read_frame(out / "01" / "image02.png") == layouts.frame(2)).all()
+    write(coco_plan(root), out, force=True)
+    assert rows_of(out)["01/image01.png"] == "01/b.png"
+
+
+def test_one_conversion_at_a_time_writes_a_folder(tmp_path):
+    root = layouts.coco(tmp_path / "set")
+    out = tmp_path / "out"
+    with alone(out), pytest.raises(MtkdError, match="another conversion writes there"):
+        write(coco_plan(root), out)
+    assert not any(walk(out))
+    write(coco_plan(root), out)
+
+
+def test_pictures_that_no_coco_file_names_are_told(tmp_path):
+    root = layouts.coco(tmp_path / "set")
+    write_png(root / "images" / "default" / "01" / "new.png", layouts.frame())
+    (note,) = coco_plan(root).notes
+    assert note == f"in no COCO file, and left out: {root}/images/default/01/new.png"
+
+
+def test_another_layout_in_the_same_folder_is_told(tmp_path):
+    root = layouts.cholecseg8k(tmp_path / "set", frames=1)
+    write(cholecseg8k.plan(root, cholecseg8k.Options()), tmp_path / "out")
+    with pytest.raises(MtkdError, match="would now be written elsewhere, since options"):
+        write(cholecseg8k.plan(root, cholecseg8k.Options(labels=Labels.MASKS)), tmp_path / "out")
 
 
 def test_corrected_labels_are_told_from_those_before(tmp_path):

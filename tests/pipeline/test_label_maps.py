@@ -100,7 +100,7 @@ def test_maps_whose_values_mean_something_else_are_refused(root):
     [
         (np.full(SIZE, 4, np.uint8), "holds 4, and .* names only 1 to 3"),
         (np.zeros((48, 63), np.uint8), "frame and label have different sizes, 64x48 and 63x48"),
-        (np.zeros((*SIZE, 3), np.uint8), "expected one channel"),
+        (np.zeros((*SIZE, 3), np.uint8), "expected a grey one"),
     ],
 )
 def test_maps_that_cannot_be_used_are_named_together(root, values, message):

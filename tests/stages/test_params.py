@@ -79,6 +79,7 @@ def test_the_default_is_accepted(check):
         ("data.anatomies", [" a"], "cannot name an anatomy"),
         ("data.anatomies", ["a" * 101], "cannot name an anatomy"),
         ("data.anatomies", ["mean"], "'mean' cannot name an anatomy"),
+        ("data.root", ["/a", "/b"], "data.root: is one folder: name each further data set in"),
         ("data.root", "~/DSAD", "~ and $ are not replaced: write the whole path"),
         ("data.unlabelled_root", "$HOME/x", "~ and $ are not replaced: write the whole path"),
         ("data.splits.val", [2], "in val and in test: [2]"),

@@ -107,3 +107,22 @@ def test_two_frames_of_one_case_are_refused(run):
     arguments = ["--model", STUDENT, "--output", "out", "--as", "nnunet"]
     said = mtkd("predict", "frames", *arguments, code=1)
     assert "would both be written to out/imagesTr/a__b__c_0000.png" in said
+
+
+@pytest.mark.parametrize("kind", ["coco", "nnunet"])
+def test_what_an_annotator_may_have_corrected_is_not_replaced(run, kind):
+    frames(run / "frames", ["03/a.png"])
+    predict("frames", "out", kind)
+    before = {path: path.read_bytes() for path in (run / "out").rglob("*.*")}
+    arguments = ["--model", STUDENT, "--output", "out", "--as", kind, "--anatomy", "colon"]
+    said = mtkd("predict", "frames", *arguments, code=1)
+    assert "out: holds files, which an annotator may have corrected" in said
+    assert {path: path.read_bytes() for path in (run / "out").rglob("*.*")} == before
+
+
+def test_results_do_not_become_frames_of_the_next_run(run):
+    frames(run / "frames", ["03/a.png"])
+    arguments = ["--model", STUDENT, "--output", "frames/out"]
+    said = mtkd("predict", "frames", *arguments, code=1)
+    assert "frames/out: lies in frames, and the next run would read it" in said
+    assert not (run / "frames" / "out").exists()
