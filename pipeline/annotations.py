@@ -35,6 +35,9 @@ DSAD_COLUMNS = (
 )
 # Columns that are only implied are wrong if they deny more than this share of a surgery's masks.
 DENIED = 0.5
+NOT_LABELLED_LINE = (
+    "255 = not labelled"  # the last line of an anatomies.txt, if there is such a value
+)
 WEAK_LABELS = "weak_labels.csv"  # in the folder of a surgery
 PRESENCE = "presence.csv"
 ANNOTATORS = "annotators.csv"
@@ -179,6 +182,17 @@ def read_lines(file: Path) -> list[str]:
         raise DataError([f"{file}: is not a UTF-8 text ({reason})"]) from error
 
 
+def read_names(file: Path) -> tuple[list[str], bool]:
+    """The names in an ``anatomies.txt``, and whether its maps have pixels without a label.
+
+    Raises:
+        DataError: as of :func:`read_lines`.
+    """
+    lines = read_lines(file)
+    partial = bool(lines) and spelling(lines[-1]) == spelling(NOT_LABELLED_LINE)
+    return lines[:-1] if partial else lines, partial
+
+
 def matched(names: Sequence[str], anatomies: Sequence[str]) -> list[str]:
     """Names as the anatomies spell them."""
     spelt = {spelling(anatomy): anatomy for anatomy in anatomies}
@@ -299,7 +313,7 @@ def _listed(root: Path) -> tuple[list[str], list[str]]:
     """The lines of the data set's ``anatomies.txt``, if there is one, and warnings."""
     file = anatomies_file(root)
     try:
-        return read_lines(file) if file else [], []
+        return read_names(file)[0] if file else [], []
     except DataError as error:
         return [], [f"{error}; it is left out"]
 

@@ -3,7 +3,8 @@
 In DSAD's layout the map of ``<root>/<anatomy>/<surgery>/imageMM.png`` is
 ``<root>/multilabel/<anatomy>/<surgery>/labelMM.png``. A data set of maps alone holds
 ``<surgery>/imageMM.png`` and ``labelMM.png``. In both 0 means none, and i the i-th line of
-``anatomies.txt``.
+``anatomies.txt``. If that ends with the line ``255 = not labelled``, nothing is known of a pixel
+with this value.
 """
 
 import re
@@ -18,13 +19,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations import anatomies_file, matched, read_lines
+from pipeline.annotations import NOT_LABELLED_LINE, anatomies_file, matched, read_names
 from pipeline.dsad import MAPS, DataError, DataSet, Source, read_mask
 from pipeline.files import entries, folders
 from pipeline.surgeries import of_set, same_surgeries, surgery_order
 
 NAMED_BY = "data.anatomies"
-CONTRADICTED = 255  # in a prepared map: its mask says otherwise
+NO_LABEL = 255  # in maps, and in prepared labels, where map and mask contradict each other, too
 _GREY = 0  # colour type in the header of a PNG: one channel, and no palette
 _KINDS = {3: "palette", 4: "partly transparent grey"}
 
@@ -38,12 +39,14 @@ class Legend:
         source: who names them.
         values: for 0, 1, 2, ... of the data set's own maps the value that a prepared one has.
         listed: the data set's own names.
+        partial: whether its maps may have pixels that are not labelled.
     """
 
     names: Sequence[str]
     source: str
     values: Sequence[int]
     listed: Sequence[str] = ()
+    partial: bool = False
 
     def read(self, path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
         """A map (H, W) with the values of prepared ones.
@@ -51,8 +54,10 @@ class Legend:
         Raises:
             DataError: as of :func:`read_map`.
         """
-        read = read_map(path, size, len(self.values) - 1, self.source)
-        return np.array(self.values, np.uint8)[read]
+        read = read_map(path, size, len(self.values) - 1, self.source, partial=self.partial)
+        ours = np.full(256, NO_LABEL, np.uint8)
+        ours[: len(self.values)] = self.values
+        return ours[read]
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class CheckedMap:
 
     Attributes:
         path: the file.
-        values: (H, W) uint8, 0 = none, i = the legend's i-th name, ``CONTRADICTED``.
-        shows: by each of the legend's names, whether a pixel shows it.
+        values: (H, W) uint8, 0 = none, i = the legend's i-th name, ``NO_LABEL``.
+        shows: by each of the legend's names, whether a pixel shows it, where that is known.
         contradicted: share of the pixels, 0..1.
         agrees: whether map and mask have more of the frame's anatomy in common than not.
     """
@@ -94,15 +99,16 @@ def legend_of(data_set: DataSet, anatomies: Sequence[str], named_by: str = NAMED
                 "values mean: write one, with the name of value i in line i"
             ]
         )
-    listed, source = _names(maps, anatomies, named_by)
+    listed, source, partial = _names(maps, anatomies, named_by)
     if maps == root and not any(listed):
         raise DataError([f"{source} names nothing"])
-    if len(listed) >= CONTRADICTED:
-        most = CONTRADICTED - 1
+    if len(listed) >= NO_LABEL:
+        most = NO_LABEL - 1
         raise DataError([f"{source}: names {len(listed)} anatomies; at most {most} are possible"])
     ours = matched([data_set.ours(name) for name in listed], anatomies)
     names = list(dict.fromkeys(ours))
-    return Legend(names, source, [0, *(names.index(name) + 1 for name in ours)], listed)
+    values = [0, *(names.index(name) + 1 for name in ours)]
+    return Legend(names, source, values, listed, partial)
 
 
 def named_from_above(data_sets: Sequence[DataSet]) -> list[str]:
@@ -168,8 +174,10 @@ def map_of(source: Source, legend: Legend, size: tuple[int, int]) -> CheckedMap:
 
 
 def _shown(values: NDArray[np.uint8], legend: Legend) -> dict[str, bool]:
+    """Which names are shown; which are not is known only if all pixels are labelled."""
     there = set(np.unique(values).tolist())
-    return {name: value in there for value, name in enumerate(legend.names, start=1)}
+    shown = {name: value in there for value, name in enumerate(legend.names, start=1)}
+    return {name: is_shown for name, is_shown in shown.items() if is_shown or NO_LABEL not in there}
 
 
 def check_map(source: Source, mask: NDArray[np.bool_], legend: Legend) -> CheckedMap | None:
@@ -194,9 +202,11 @@ def check_map(source: Source, mask: NDArray[np.bool_], legend: Legend) -> Checke
     shows = _shown(values, legend)
     if source.anatomy not in names:
         return CheckedMap(path, values, shows, 0.0, agrees=True)
-    shown = values == list(names).index(source.anatomy) + 1
+    value = list(names).index(source.anatomy) + 1
+    values[(values == NO_LABEL) & mask] = value
+    shown = values == value
     contradicted = shown != mask
-    values[contradicted] = CONTRADICTED
+    values[contradicted] = NO_LABEL
     agrees = (shown & mask).sum() >= contradicted.sum()
     return CheckedMap(path, values, shows, float(contradicted.mean()), bool(agrees))
 
@@ -249,8 +259,8 @@ def _without_label(data: Path) -> list[str]:
     return problems
 
 
-def _names(data: Path, anatomies: Sequence[str], default: str) -> tuple[Sequence[str], str]:
-    """What the values 1, 2, ... mean, spelt as the anatomies are, and who says so.
+def _names(data: Path, anatomies: Sequence[str], default: str) -> tuple[Sequence[str], str, bool]:
+    """What the values 1, 2, ... mean, spelt as the anatomies are; who says so; whether 255 may be.
 
     Args:
         data: the folder of the maps.
@@ -259,16 +269,17 @@ def _names(data: Path, anatomies: Sequence[str], default: str) -> tuple[Sequence
     """
     file = anatomies_file(data)
     if file is None:
-        return anatomies, f"{default} (there is no anatomies.txt)"
-    names = matched(read_lines(file), anatomies)
+        return anatomies, f"{default} (there is no anatomies.txt)", False
+    listed, partial = read_names(file)
+    names = matched(listed, anatomies)
     twice = [name for name, times in Counter(names).items() if times > 1 and name]
     if twice:
         raise DataError([f"{file}: names {', '.join(twice)} twice"])
-    return names, str(file)
+    return names, str(file), partial
 
 
 def read_map(
-    path: Path, size: tuple[int, int], highest: int, source: str
+    path: Path, size: tuple[int, int], highest: int, source: str, *, partial: bool = False
 ) -> NDArray[np.integer[Any]]:
     """The values (H, W) of a complete label map.
 
@@ -277,6 +288,7 @@ def read_map(
         size: (H, W) of its frame.
         highest: the largest value that has a name.
         source: who names the values.
+        partial: whether a pixel may be ``NO_LABEL``.
 
     Raises:
         DataError: the map cannot be read as such, has another size, or holds values without a name.
@@ -292,8 +304,16 @@ def read_map(
     if values.shape != size:
         sizes = f"{size[1]}x{size[0]} and {values.shape[1]}x{values.shape[0]}"
         raise DataError([f"{path}: frame and label have different sizes, {sizes}"])
-    unknown = [str(value) for value in np.unique(values) if value > highest]
-    if unknown:
-        named = f"names only 1 to {highest}" if highest else "names nothing"
-        raise DataError([f"{path}: holds {', '.join(unknown)}, and {source} {named}"])
+    held = set(np.unique(values).tolist()) - ({NO_LABEL} if partial else set())
+    if max(held, default=0) > highest:
+        unnamed = sorted(value for value in held if value > highest)
+        raise DataError([f"{path}: {_unnamed(unnamed, highest, source)}"])
     return values
+
+
+def _unnamed(values: Sequence[int], highest: int, source: str) -> str:
+    """What is wrong with values that have no name."""
+    named = f"names only 1 to {highest}" if highest else "names nothing"
+    fix = f"; if nothing is known there, end it with the line '{NOT_LABELLED_LINE}'"
+    hint = fix if values == [NO_LABEL] else ""
+    return f"holds {', '.join(map(str, values))}, and {source} {named}{hint}"

@@ -5,7 +5,7 @@
 | the frame's mask | 1 on its anatomy and 0 elsewhere, for the anatomy's own decoder |
 | mutual exclusivity | 0 on the mask of another anatomy |
 | a weak label | 0 on the whole frame, where the anatomy is not visible |
-| a complete label map | 1 or 0 everywhere, for each anatomy that its legend names |
+| a label map | 1 or 0 on every pixel that has a label, for each anatomy that its legend names |
 
 All else is unknown: only teachers may speak there. Losses, where teachers are overruled, and all
 measures ask here. Mutual exclusivity is of Kolbinger et al. (2023) and the paper, section 2,
@@ -26,7 +26,7 @@ from pipeline.prepared import Frame, load_label, load_map
 UNKNOWN = -1  # a target
 # Values of an organ map:
 NO_ANATOMY = -1  # none that is known
-NOT_LABELLED = -2  # outside the original frame, or contradictory labels
+NOT_LABELLED = -2  # outside the original frame, without a label, or with contradictory ones
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _labels_of(frame: Frame, anatomies: Sequence[str], maps: bool) -> FrameLabel
     drawn = frame.map if maps else None
     values = load_map(drawn) if drawn else load_label(frame.label)
     legend = frame.legend if drawn else (frame.anatomy,)
-    organs = np.full(256, NOT_LABELLED, np.int16)  # where mask and map contradict each other, too
+    organs = np.full(256, NOT_LABELLED, np.int16)
     organs[0] = NO_ANATOMY
     for value, name in enumerate(legend, start=1):
         organs[value] = _position(anatomies, name)

@@ -46,6 +46,7 @@ from pipeline.errors import DamagedFileError, MissingFileError
 from pipeline.files import require_writable
 from pipeline.label_maps import (
     NAMED_BY,
+    NO_LABEL,
     CheckedMap,
     Legend,
     check_map,
@@ -71,6 +72,11 @@ LISTED = 20  # files that a warning names
 # Share of the label maps that may show something else than their masks before none is believed.
 WRONG = 0.5
 MAP = ".map.png"
+# In the file of a label, so that it can be looked at:
+ANATOMY = 255
+HIDDEN = 128  # not labelled
+_LABELS = np.minimum(np.arange(256), 1).astype(np.uint8)
+_LABELS[HIDDEN] = NO_LABEL
 INDEX = "index.csv"
 MAPPED = "maps.csv"  # the frames that have a map
 COPIES = "copies.csv"  # the frames that show what another one shows
@@ -446,7 +452,7 @@ def _checked_map(
         _link(folders.frames / first, folders.frames / place)
         _link(folders.labels / first.with_suffix(MAP), folders.labels / place.with_suffix(MAP))
     for place, source in zip((first, *others), sources, strict=True):
-        _write_png(folders.labels / place, (values == source.value).astype(np.uint8) * 255)
+        _write_png(folders.labels / place, _label_in(values, source))
     measures = folders.measured(frame)
     checked = replace(checked, size=size, map=_without_values(complete), measures=measures)
     return [
@@ -459,6 +465,13 @@ def _checked_map(
         )
         for source in sources
     ]
+
+
+def _label_in(values: NDArray[np.uint8], source: Source) -> NDArray[np.uint8]:
+    """The label file of one anatomy, of a label map."""
+    label = (values == source.value).astype(np.uint8) * np.uint8(ANATOMY)
+    label[values == NO_LABEL] = HIDDEN
+    return label
 
 
 def _place_in(split: Split, source: Source) -> Path:
@@ -494,7 +507,7 @@ def _checked_mask(
     place = _place_in(checked.split, source)
     label = _resized(mask.astype(np.uint8), settings.image_size)
     _write_frame(place, frame, source, settings, folders)
-    _write_png(folders.labels / place, label * 255)
+    _write_png(folders.labels / place, label * np.uint8(ANATOMY))
     if complete is not None:
         values = _resized(complete.values, settings.image_size)
         _write_png(folders.labels / place.with_suffix(MAP), values)
@@ -1003,16 +1016,16 @@ def load_frame(path: Path) -> NDArray[np.uint8]:
 
 
 def load_label(path: Path) -> NDArray[np.uint8]:
-    """A prepared label (H, W) uint8, 1 = anatomy.
+    """A prepared label (H, W) uint8: 0 = background, 1 = anatomy, ``NO_LABEL``.
 
     Raises:
         MissingFileError, DamagedFileError: of the file.
     """
-    return (_load(path, cv2.IMREAD_GRAYSCALE) > 0).astype(np.uint8)
+    return np.asarray(cv2.LUT(_load(path, cv2.IMREAD_GRAYSCALE), _LABELS), np.uint8)
 
 
 def load_map(path: Path) -> NDArray[np.uint8]:
-    """A prepared label map (H, W) uint8: 0 = none, i = the legend's i-th name, ``CONTRADICTED``.
+    """A prepared label map (H, W) uint8: 0 = none, i = the legend's i-th name, ``NO_LABEL``.
 
     Raises:
         MissingFileError, DamagedFileError: of the file.

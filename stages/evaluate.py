@@ -318,6 +318,6 @@ def _draw(folder: Path, selected: Sequence[tuple[Frame, str]], masks: Sequence[M
     """
     emptied(folder)
     for frame, rule in selected:
-        label = load_label(frame.label).astype(bool)
+        label = load_label(frame.label) == 1
         columns = [label, *(by_frame.get(frame.id, np.zeros_like(label)) for by_frame in masks)]
         write_png(folder / f"{frame.anatomy}-{rule}.png", strip(load_frame(frame.image), columns))

@@ -38,6 +38,7 @@ CLASSES = (
     ("hepatic_vein", 33, (0, 50, 128)),
     ("liver_ligament", 5, (111, 74, 0)),
 )
+BORDER = 255  # of every channel, which the annotation tool leaves at the edges
 ANATOMIES = tuple(name for name, _, _ in CLASSES)
 SUFFIXES = {
     CholecMasks.WATERSHED: "_endo_watershed_mask.png",
@@ -106,14 +107,17 @@ def _is_known(path: Path) -> bool:
 
 def _read(frame: Path, mask: Path, kind: CholecMasks) -> Content:
     if kind == CholecMasks.WATERSHED:
-        masks, unknown, unknown_as = _of_values(greys_of(mask))
+        colours = greys_of(mask)[..., None]
+        masks, unknown, unknown_as = _of_values(colours[..., 0])
     else:
-        masks, unknown, unknown_as = _of_colours(colours_of(mask))
+        colours = colours_of(mask)
+        masks, unknown, unknown_as = _of_colours(colours)
     size: Size = (unknown.shape[0], unknown.shape[1])
-    return Content(frame_of(frame, size), masks, unknown, unknown_as)
+    is_border = bool((colours[unknown] == BORDER).all())
+    return Content(frame_of(frame, size), masks, unknown, unknown_as, is_border)
 
 
-def _of_values(values: NDArray[np.int64]) -> tuple[Mapping[str, Mask], Mask, str]:
+def _of_values(values: NDArray[np.uint8]) -> tuple[Mapping[str, Mask], Mask, str]:
     """Masks by class, the pixels without one, and which values these have."""
     known = [value for _, value, _ in (BLACK, *CLASSES)]
     unknown = ~np.isin(values, known)

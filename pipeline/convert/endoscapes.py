@@ -122,7 +122,9 @@ def _read(frame: Path, mask: Path) -> Content:
     others = ", ".join(map(str, np.unique(values[unknown])))
     masks = {name: values == value for value, name in enumerate(ANATOMIES, start=1)}
     image = frame_of(frame, (values.shape[0], values.shape[1]))
-    return Content(image, masks, unknown, f"value {others} in its mask; 255 means uncertain")
+    unknown_as = f"value {others} in its mask; {UNCERTAIN} means uncertain"
+    is_uncertain = bool((values[unknown] == UNCERTAIN).all())
+    return Content(image, masks, unknown, unknown_as, is_uncertain)
 
 
 def _plan_coco(source: Path, options: Options) -> Plan:

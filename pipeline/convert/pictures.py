@@ -122,7 +122,7 @@ def colours_of(path: Path) -> NDArray[np.uint8]:
     return _opaque(pixels, str(path)).astype(np.uint8)
 
 
-def greys_of(path: Path) -> NDArray[np.int64]:
+def greys_of(path: Path) -> NDArray[np.uint8]:
     """The grey values (H, W) of a label image; those of a palette are looked up.
 
     Raises:
@@ -131,7 +131,7 @@ def greys_of(path: Path) -> NDArray[np.int64]:
     colours = colours_of(path)
     if (colours != colours[..., :1]).any():
         raise DataError([f"{path}: is a colour picture, expected one value per pixel"])
-    return colours[..., 0].astype(np.int64)
+    return colours[..., 0]
 
 
 def _opaque(pixels: NDArray[np.int64], name: str) -> NDArray[np.int64]:

@@ -30,6 +30,7 @@ class Content:
         masks: by anatomy, (H, W); exactly those that the frame is labelled for.
         unknown: (H, W), pixels of which no label is known; None if there are none.
         unknown_as: how the source says so, such as ``value 255``.
+        documented: whether its format has such pixels; else it may be another format.
         annotators: by anatomy, then by annotator, what each of them drew (H, W).
         shows: by anatomy, whether the frame shows it, where no mask says so.
         notes: what is odd about the frame and does not keep it from being used, naming the file.
@@ -39,6 +40,7 @@ class Content:
     masks: Mapping[str, Mask] = field(default_factory=dict)
     unknown: Mask | None = None
     unknown_as: str = ""
+    documented: bool = True
     annotators: Mapping[str, Mapping[str, Mask]] = field(default_factory=dict)
     shows: Mapping[str, bool] = field(default_factory=dict)
     notes: Sequence[str] = ()

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from cache.errors import StoreBusyError
 from cache.lock import ScratchLock
-from pipeline.annotations import WEAK_LABELS
+from pipeline.annotations import NOT_LABELLED_LINE, WEAK_LABELS
 from pipeline.convert.formats import Labels
 from pipeline.convert.plans import Content, Plan, Planned, numbered_name
 from pipeline.convert.unknown_pixels import UnknownPixels
 from pipeline.dsad import DataError
 from pipeline.errors import MtkdError
 from pipeline.files import entries, require_writable, some, write_atomically
+from pipeline.label_maps import NO_LABEL
 from pipeline.png_files import write_png
 from pipeline.prefetch import by_threads
 
@@ -89,6 +90,7 @@ class _Checked:
         shows: by anatomy, whether the frame shows it; only where it is known.
         annotators: by anatomy, the names of those whose masks there are.
         notes: of its content.
+        partial: whether pixels have no label.
     """
 
     planned: Planned
@@ -97,6 +99,7 @@ class _Checked:
     shows: Mapping[str, bool] = field(default_factory=dict)
     annotators: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    partial: bool = False
 
 
 def convert(plan: Plan, target: Target, describe: Callable[[Summary], str]) -> Summary:
@@ -112,6 +115,9 @@ def convert(plan: Plan, target: Target, describe: Callable[[Summary], str]) -> S
         MtkdError: the target holds something else, or cannot be written.
     """
     require_writable(target.folder)
+    # Label maps can say that a pixel has no label.
+    unknown = replace(target.unknown, keep=plan.labels == Labels.MAPS)
+    target = replace(target, unknown=unknown)
     before = _rows_before(target.folder)
     if before and not target.force:
         plan = _named_as_before(plan, before)
@@ -171,7 +177,10 @@ def _write_legends(checked: Sequence[_Checked], plan: Plan, folder: Path) -> Non
     rows = _rows(checked, plan)
     write_atomically(folder / SOURCES, _csv([HEADER, *_lines(rows)]).encode())
     if plan.anatomies and plan.labels == Labels.MAPS:
-        legend = "".join(f"{name}\n" for name in plan.anatomies)
+        lines = list(plan.anatomies)
+        if any(each.partial for each in checked):
+            lines.append(NOT_LABELLED_LINE)
+        legend = "".join(f"{line}\n" for line in lines)
         write_atomically(folder / "anatomies.txt", legend.encode())
     _write_presence(checked, plan, folder)
 
@@ -237,8 +246,10 @@ def _check_one(planned: Planned, plan: Plan, unknown: UnknownPixels) -> _Checked
     drawn = {anatomy: bool(mask.any()) for anatomy, mask in content.masks.items()}
     annotators = {anatomy: list(of) for anatomy, of in content.annotators.items()}
     shows = {**content.shows, **drawn}
-    digest = _digest(content)
-    return _Checked(planned, digest, list(content.masks), shows, annotators, content.notes)
+    partial = content.unknown is not None and bool(content.unknown.any())
+    return _Checked(
+        planned, _digest(content), list(content.masks), shows, annotators, content.notes, partial
+    )
 
 
 def _require_sizes(content: Content, origin: str) -> None:
@@ -254,7 +265,7 @@ def _require_sizes(content: Content, origin: str) -> None:
 
 
 def _map_of(content: Content, anatomies: Sequence[str], origin: str) -> NDArray[np.uint8]:
-    """The label map (H, W): 0 = none, i = the i-th anatomy.
+    """The label map (H, W): 0 = none, i = the i-th anatomy, ``NO_LABEL``.
 
     Raises:
         DataError: an anatomy has no mask, or two masks share a pixel.
@@ -281,6 +292,8 @@ def _map_of(content: Content, anatomies: Sequence[str], origin: str) -> NDArray[
                 "holds one label per pixel: use --as masks"
             ]
         )
+    if content.unknown is not None:
+        values[content.unknown] = NO_LABEL
     return values
 
 
@@ -289,6 +302,8 @@ def _digest(content: Content) -> str:
     digest.update(repr(content.image.shape).encode() + content.image.tobytes())
     for anatomy, mask in content.masks.items():
         digest.update(anatomy.encode() + np.packbits(mask).tobytes())
+    if content.unknown is not None and content.unknown.any():
+        digest.update(b"unknown" + np.packbits(content.unknown).tobytes())
     for anatomy, drawn in content.annotators.items():
         for annotator, mask in drawn.items():
             digest.update(f"{anatomy} {annotator}".encode() + np.packbits(mask).tobytes())

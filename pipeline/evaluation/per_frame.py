@@ -23,7 +23,7 @@ from pipeline.evaluation.calibration import Calibration, calibration
 from pipeline.evaluation.every_decoder import EveryDecoder, tables, unpacked
 from pipeline.evaluation.surface import Surface, compare_outlines
 from pipeline.inference import clean_inputs, in_flight, on_device, to_device
-from pipeline.labels import FrameLabels, load_labels
+from pipeline.labels import NOT_LABELLED, FrameLabels, load_labels
 from pipeline.machine import Machine, to_host
 from pipeline.models.frozen import Frozen
 from pipeline.models.network import Network, resize
@@ -33,7 +33,8 @@ from pipeline.stopwatch import Stopwatch
 from pipeline.surgeries import surgery_id
 
 T = TypeVar("T")
-_Row = tuple[Frame, NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64], EveryDecoder]
+_Own = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+_Row = tuple[Frame, NDArray[np.float32], _Own, NDArray[np.int64], EveryDecoder]
 _Measured = tuple[Counts, Surface, Calibration]
 
 
@@ -43,7 +44,8 @@ class Result:
 
     Attributes:
         frame: the frame.
-        counts: pixels that the labelled anatomy's decoder predicts, against the label.
+        counts: pixels that the labelled anatomy's decoder predicts, against the label; as in
+            ``surface`` and ``calibration``, pixels that are not labelled count nowhere.
         surface: the outline of its mask against the label's.
         calibration: its probabilities against the label.
         inside: pixels of the label that each decoder predicts, in the decoders' order.
@@ -158,7 +160,7 @@ class _Batch:
 
     Attributes:
         frames: b frames.
-        labels: (b, H, W) bool.
+        labels: of each frame, its label (H, W), and where it says something (H, W).
         margins: by how much the logit of the labelled anatomy exceeds the background's, (b, H, W)
             float32.
         pixels: of each frame, (b, 2 N + 3) int64: as ``inside``, ``predicted`` and ``overlaps`` of
@@ -168,7 +170,7 @@ class _Batch:
     """
 
     frames: list[Frame]
-    labels: NDArray[np.bool_]
+    labels: Sequence[_Own]
     margins: Callable[[], NDArray[np.float32]]
     pixels: Callable[[], NDArray[np.int64]]
     tables: Callable[[], NDArray[np.int64]]
@@ -202,16 +204,17 @@ def _batches(
         machine,
         Stopwatch(),
     )
-    for group, (label, known, mapped), (native, _) in zip(groups, labels, outputs, strict=True):
+    for group, (known, mapped), (native, _) in zip(groups, labels, outputs, strict=True):
+        decoders = [list(anatomies).index(frame.anatomy) for frame in group]
+        label = known[0] == np.array(decoders)[:, None, None]
         margins = resize(native[:, :, None], (label.shape[1], label.shape[2]))[:, :, 0]
         pixels = _pixels(margins > 0, to_device(label, margins.device))
         every_decoder, highest = tables(
             margins, _on_device(known, margins.device), _on_device(mapped, margins.device)
         )
-        decoders = [list(anatomies).index(frame.anatomy) for frame in group]
         labelled = torch.stack([m[i] for m, i in zip(margins, decoders, strict=True)])
         copies = map(to_host, (labelled, pixels, every_decoder, highest))
-        yield _Batch(group, label, *copies)
+        yield _Batch(group, list(zip(label, known[0] != NOT_LABELLED, strict=True)), *copies)
 
 
 _Known = tuple[NDArray[np.int16], NDArray[np.bool_]]
@@ -222,21 +225,17 @@ def _on_device(known: _Known, device: torch.device) -> tuple[Tensor, Tensor]:
     return to_device(organ, device), to_device(background, device)
 
 
-def _labels(
-    frames: Sequence[Frame], anatomies: Sequence[str]
-) -> tuple[NDArray[np.bool_], _Known, _Known]:
-    """Masks (b, H, W) of several frames of one size, and all that is known of these frames.
+def _labels(frames: Sequence[Frame], anatomies: Sequence[str]) -> tuple[_Known, _Known]:
+    """What is known of several frames of one size, without their label maps, and with them.
 
-    That is (b, H, W) and (b, N), see :class:`pipeline.labels.FrameLabels`, without their label
-    maps, and with them.
+    That is (b, H, W) and (b, N), see :class:`pipeline.labels.FrameLabels`.
     """
     known = [load_labels(frame, anatomies, (0, 0), maps=False) for frame in frames]
-    masks = np.stack([labels.organ == labels.own for labels in known])
     mapped = [
         load_labels(frame, anatomies, (0, 0)) if frame.map else labels
         for frame, labels in zip(frames, known, strict=True)
     ]
-    return masks, _stacked(known), _stacked(mapped)
+    return _stacked(known), _stacked(mapped)
 
 
 def _stacked(known: Sequence[FrameLabels]) -> _Known:
@@ -261,21 +260,25 @@ def _measuring(
 ) -> Iterator[tuple[Frame, Callable[[], _Measured], NDArray[np.int64], EveryDecoder]]:
     """Frames whose measurement has begun; while one batch is measured, others are computed."""
     for batch in delayed(batches, in_flight(machine.torch_device)):
-        for frame, margin, label, pixels, every_decoder in batch.rows():
-            measured = _begin(processes, _measure, margin, label, tolerance)
+        for frame, margin, own, pixels, every_decoder in batch.rows():
+            measured = _begin(processes, _measure, margin, *own, tolerance)
             yield frame, measured, pixels, every_decoder
 
 
 def _measure(
-    margin: NDArray[np.float32], label: NDArray[np.bool_], tolerance: float | None
+    margin: NDArray[np.float32],
+    label: NDArray[np.bool_],
+    known: NDArray[np.bool_],
+    tolerance: float | None,
 ) -> _Measured:
-    """The decoder of the labelled anatomy against the label, both (H, W)."""
-    mask = margin > 0
+    """The decoder of the labelled anatomy against the label, where it says something: (H, W)."""
+    mask = (margin > 0) & known
     surface = Surface(nan, nan) if tolerance is None else compare_outlines(mask, label, tolerance)
+    probability = 1 / (1 + np.exp(-margin[known].clip(-60, 60)))
     return (
-        count_masks(mask, label),
+        count_masks(mask[known], label[known]),
         surface,
-        calibration(1 / (1 + np.exp(-margin.clip(-60, 60))), label),
+        calibration(probability, label[known]),
     )
 
 

@@ -12,6 +12,7 @@ from pipeline.counts import Counts, count_masks
 from pipeline.deployment.export import Run
 from pipeline.deployment.segmenter import resized
 from pipeline.evaluation.dice import known_counts, mean, mean_dice, pooled
+from pipeline.label_maps import NO_LABEL
 from pipeline.labels import NOT_LABELLED, UNKNOWN, load_labels, targets
 from pipeline.prepared import Frame, load_frame, load_label
 
@@ -67,7 +68,8 @@ def _percent(shares: Sequence[float]) -> float | None:
 def _own_counts(masks: NDArray[np.bool_], frame: Frame, anatomies: Sequence[str]) -> Counts:
     mask = masks[anatomies.index(frame.anatomy)]
     label = cv2.resize(load_label(frame.label), mask.shape[::-1], interpolation=NEAREST)
-    return count_masks(mask, label > 0)
+    known = label != NO_LABEL
+    return count_masks(mask[known], label[known] == 1)
 
 
 def _every_counts(

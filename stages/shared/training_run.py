@@ -102,8 +102,8 @@ def class_weights(frames: Sequence[Frame], anatomies: Sequence[str]) -> torch.Te
     weights = []
     for anatomy in anatomies:
         labels = [load_label(each.label) for each in masks if each.anatomy == anatomy]
-        pixels = sum(label.size for label in labels)
-        positive = sum(int(label.sum()) for label in labels)
+        positive = sum(int((label == 1).sum()) for label in labels)
+        pixels = positive + sum(int((label == 0).sum()) for label in labels)
         if not 0 < positive < pixels:
             raise MtkdError(
                 f"class_weights: the training masks of {anatomy} hold only one class; set it to "

@@ -112,10 +112,12 @@ def test_the_border_of_watershed_masks_never_becomes_background(tmp_path):
     values = layouts.label_map(mask)
     values[[0, -1]] = layouts.BORDER
     write_png(mask, values)
-    plan = cholecseg8k.plan(root, cholecseg8k.Options())
-    (problem,) = problems_of(plan, tmp_path / "out")
+    masks = cholecseg8k.plan(root, cholecseg8k.Options(labels=Labels.MASKS))
+    (problem,) = problems_of(masks, tmp_path / "out")
     assert "frame_80_endo.png: 112 pixels (5.00%) have no known label (value 255" in problem
+    assert "--as maps keeps them" in problem
     assert "--fill 1 gives" in problem and "--skip-unknown leaves" in problem
+    plan = cholecseg8k.plan(root, cholecseg8k.Options())
     assert problems_of(plan, tmp_path / "out", skip=True) == (
         "nothing is left to convert: all frames were left out, 1 with pixels without a label, such "
         "as video01/video01_00080/frame_80_endo.png",
@@ -123,6 +125,13 @@ def test_the_border_of_watershed_masks_never_becomes_background(tmp_path):
     write(plan, tmp_path / "out", fill=1)
     result = layouts.label_map(tmp_path / "out" / "video01" / "label00.png")
     assert (result[0] == result[1]).all() and (result[-1] == result[-2]).all()
+    write(plan, tmp_path / "kept")
+    kept = layouts.label_map(tmp_path / "kept" / "video01" / "label00.png")
+    assert (kept[[0, -1]] == 255).all() and (kept[1:-1] == result[1:-1]).all()
+    lines = (tmp_path / "kept" / "anatomies.txt").read_text().splitlines()
+    assert lines == [*cholecseg8k.ANATOMIES, "255 = not labelled"]
+    sources, _, problems = scan_all([DataSet(tmp_path / "kept")], ["liver"], "data.anatomies")
+    assert problems == [] and len(sources) == 1
 
 
 def test_unknown_colours_are_refused_with_their_values(tmp_path):
@@ -403,11 +412,16 @@ def test_frames_of_endoscapes_without_a_mask_are_told(tmp_path):
 @pytest.mark.parametrize("masks", EndoscapesMasks)
 def test_uncertain_pixels_of_endoscapes_are_not_background(tmp_path, masks):
     root = layouts.endoscapes(tmp_path / "set", uncertain=True)
-    plan = endoscapes.plan(root, endoscapes.Options(masks))
-    problems = problems_of(plan, tmp_path / "out")
+    as_masks = endoscapes.plan(root, endoscapes.Options(masks, Labels.MASKS))
+    problems = problems_of(as_masks, tmp_path / "out")
     assert len(problems) == 3 and all("6 pixels" in problem for problem in problems)
     assert all("value 255" in problem for problem in problems)
+    plan = endoscapes.plan(root, endoscapes.Options(masks))
     assert len(write(plan, tmp_path / "out", fill=2)) == 3 * 2 + 3
+    write(plan, tmp_path / "kept")
+    for path in (tmp_path / "kept").rglob("label*.png"):
+        values = layouts.label_map(path)
+        assert (values[:2, :3] == 255).all() and (values == 255).sum() == 6
 
 
 # COCO
@@ -585,7 +599,7 @@ def test_names_that_cannot_be_folders_and_categories_without_an_anatomy(tmp_path
     text = "\n".join(coco_plan(root).problems)
     assert "'a/b' cannot be an anatomy's folder" in text and "'multilabel' cannot" in text
     root = layouts.coco(tmp_path / "two", anatomies=["liver", "Background", "ignore"])
-    plan = coco_plan(root)
+    plan = coco_plan(root, Labels.MASKS)
     assert plan.anatomies == ["liver"]
     assert "category ignore" in problems_of(plan, tmp_path / "out")[0]
 
@@ -622,10 +636,13 @@ def test_nnunet_becomes_maps(tmp_path):
 
 def test_an_ignore_label_never_becomes_background(tmp_path):
     root = layouts.nnunet(tmp_path / "set", ignore=True)
-    plan = nnunet.plan(root, nnunet.Options("^([0-9]+)__"))
+    plan = nnunet.plan(root, nnunet.Options("^([0-9]+)__", Labels.MASKS))
     problems = problems_of(plan, tmp_path / "out")
     assert len(problems) == 3 and "value 4, nnU-Net's ignore label" in problems[0]
-    assert "no layout here can say so" in problems[0]
+    assert "--as maps keeps them" in problems[0]
+    write(nnunet.plan(root, nnunet.Options("^([0-9]+)__")), tmp_path / "out")
+    values = layouts.label_map(tmp_path / "out" / "01" / "label00.png")
+    assert (values[-1:, -4:] == 255).all() and (values == 255).sum() == 4
 
 
 def test_palette_files_are_read_by_their_indices(tmp_path):

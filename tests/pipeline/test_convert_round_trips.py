@@ -162,10 +162,15 @@ def test_filled_pixels_take_the_label_of_the_nearest_known_one(values, reach):
         with pytest.raises(DataError, match="have no known label"):
             policy.settle(content, "frame")
         assert UnknownPixels(reach, skip=True).settle(content, "frame") is None
-        return
-    filled = policy.settle(content, "frame")
+    else:
+        assert policy.settle(content, "frame").unknown is None or not unknown.any()
+    filled = UnknownPixels(reach, keep=True).settle(content, "frame")
     assert (filled.masks["liver"][~unknown] == (values == 1)[~unknown]).all()
     for place, each in zip(np.argwhere(unknown), distances, strict=True):
+        if each.min(initial=np.inf) > reach:
+            assert filled.unknown[tuple(place)] and not filled.masks["liver"][tuple(place)]
+            continue
+        assert filled.unknown is None or not filled.unknown[tuple(place)]
         nearest = known[np.isclose(each, each.min())]
         labels = {bool(values[tuple(one)] == 1) for one in nearest}
         assert bool(filled.masks["liver"][tuple(place)]) in labels

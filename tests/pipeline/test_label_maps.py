@@ -7,7 +7,7 @@ from helpers import write_dataset, write_png
 
 from pipeline.dsad import DataError
 from pipeline.evaluation.runtime_dice import runtime_dice
-from pipeline.label_maps import CONTRADICTED
+from pipeline.label_maps import NO_LABEL
 from pipeline.prepared import PrepareSettings, labels_digest, list_frames, load_map, prepare
 from pipeline.settings import Splits
 
@@ -74,7 +74,24 @@ def test_nothing_is_known_where_map_and_mask_contradict_each_other(root):
     (frame,) = [frame for frame in frames("test") if frame.id == "liver/03/image01"]
     kept = load_map(frame.map)
     mask = cv2.imread(str(frame.label), cv2.IMREAD_GRAYSCALE) > 0
-    np.testing.assert_array_equal(kept == CONTRADICTED, mask != (values == 3))
+    np.testing.assert_array_equal(kept == NO_LABEL, mask != (values == 3))
+
+
+def test_pixels_without_a_label_are_what_the_mask_says_they_show(root):
+    """Elsewhere nothing is known of them."""
+    with (root / "multilabel" / "anatomies.txt").open("a") as file:
+        file.write("255 = not labelled\n")
+    values = write_map(root, "liver", 1)
+    drawn = values == 3
+    hidden = np.zeros(SIZE, bool)
+    hidden[:, : np.argwhere(drawn)[:, 1].min() + 2] = True
+    write_png(place(root, "liver", 1), np.where(hidden, 255, values).astype(np.uint8))
+    summary, frames = prepared(root)
+    assert summary.warnings == [] and (hidden & drawn).any()
+    (frame,) = [frame for frame in frames("test") if frame.id == "liver/03/image01"]
+    expected = np.where(hidden & ~drawn, NO_LABEL, values)
+    np.testing.assert_array_equal(load_map(frame.map), expected)
+    assert frame.shows == {"liver": True}  # the spleen's corner is hidden
 
 
 def test_a_weak_label_is_believed_less_than_a_map(root):
@@ -98,7 +115,8 @@ def test_maps_whose_values_mean_something_else_are_refused(root):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.full(SIZE, 4, np.uint8), "holds 4, and .* names only 1 to 3"),
+        (np.full(SIZE, 4, np.uint8), "holds 4, and .* names only 1 to 3$"),
+        (np.full(SIZE, 255, np.uint8), "names only 1 to 3; if nothing is known there, end it with"),
         (np.zeros((48, 63), np.uint8), "frame and label have different sizes, 64x48 and 63x48"),
         (np.zeros((*SIZE, 3), np.uint8), "expected a grey one"),
     ],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import write_png
 
-from pipeline.label_maps import CONTRADICTED
+from pipeline.label_maps import NO_LABEL
 from pipeline.labels import (
     NO_ANATOMY,
     NOT_LABELLED,
@@ -34,7 +34,7 @@ def frame(tmp_path):
 
 def with_map(frame, tmp_path):
     values = np.random.default_rng(2).integers(0, 4, (4, 5)).astype(np.uint8)
-    values[0, 0] = CONTRADICTED
+    values[0, 0] = NO_LABEL
     path = tmp_path / "image00.map.png"
     write_png(path, values)
     return Frame(frame.id, "liver", "01", frame.image, frame.label, frame.shows, path, LEGEND)
@@ -54,7 +54,7 @@ def known(frame, anatomies):
     expected = np.full((len(anatomies), *mask.shape), UNKNOWN)
     for (i, anatomy), y, x in product(enumerate(anatomies), range(4), range(5)):
         if drawn is not None:
-            if drawn[y, x] == CONTRADICTED:
+            if drawn[y, x] == NO_LABEL:
                 continue
             shown = frame.legend[drawn[y, x] - 1] if drawn[y, x] else None
             if anatomy in frame.legend or shown is not None:

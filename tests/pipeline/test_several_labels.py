@@ -5,13 +5,27 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import torch
 from helpers import write_dataset, write_label_maps, write_png
 
+from pipeline.counts import count_masks
 from pipeline.datasets import FrameDataset
 from pipeline.dsad import DataError, DataSet
-from pipeline.labels import NO_ANATOMY, load_labels
-from pipeline.prepared import PrepareSettings, labels_digest, list_frames, load_label, prepare
+from pipeline.evaluation.per_frame import evaluate, predicted_masks
+from pipeline.evaluation.runtime_dice import runtime_dice
+from pipeline.labels import NO_ANATOMY, UNKNOWN, load_labels, targets
+from pipeline.machine import Machine
+from pipeline.models import create_model
+from pipeline.prepared import (
+    PrepareSettings,
+    labels_digest,
+    list_frames,
+    load_label,
+    load_map,
+    prepare,
+)
 from pipeline.settings import Splits
+from stages.shared.training_run import class_weights
 
 ANATOMIES = ["liver", "colon"]
 LEGEND = ["spleen", "colon", "liver"]
@@ -251,3 +265,68 @@ def test_the_same_folder_twice_is_refused(mixture):
         prepared_mixture(root, [other, again])
     with pytest.raises(DataError, match=r"dsad is data.root, too: name it once"):
         prepared_mixture(root, [other, DataSet(root, "dsad")])
+
+
+@pytest.fixture
+def partial_maps(maps):
+    """Maps without a label on the left third of every frame."""
+    with (maps / "anatomies.txt").open("a") as file:
+        file.write("255 = not labelled\n")
+    for path in maps.rglob("label*.png"):
+        values = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        values[:, :21] = 255
+        write_png(path, values)
+    return maps
+
+
+def test_nothing_is_learnt_from_a_pixel_without_a_label(partial_maps):
+    summary, frames = prepared(partial_maps)
+    assert summary.warnings == []
+    for frame in frames("train"):
+        labels = load_labels(frame, ANATOMIES, SIZE)
+        values = cv2.imread(str(frame.map), cv2.IMREAD_GRAYSCALE)
+        assert (values[:, :21] == 255).all() and (load_label(frame.label)[:, :21] == 255).all()
+        known = (torch.from_numpy(each)[None] for each in (labels.organ, labels.background))
+        target = targets(*known)[0]
+        assert (target[:, :, :21] == UNKNOWN).all() and (target[:, :, 21:] != UNKNOWN).all()
+        # What is hidden may show anything.
+        assert all(frame.shows.values())
+
+
+def test_class_weights_count_labelled_pixels(partial_maps):
+    _, frames = prepared(partial_maps)
+    train = frames("train")
+    weights = class_weights(train, ["liver"])[0]
+    values = [cv2.imread(str(frame.map), cv2.IMREAD_GRAYSCALE)[:, 21:] for frame in train]
+    positive = sum((each == LEGEND.index("liver") + 1).sum() for each in values)
+    pixels = sum(each.size for each in values)
+    expected = [pixels / (2 * (pixels - positive)), pixels / (2 * positive)]
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+def test_no_measure_counts_a_pixel_without_a_label(partial_maps):
+    """Whatever is predicted there."""
+    _, frames = prepared(partial_maps)
+    test = frames("test")
+    torch.manual_seed(1)
+    network = create_model("mininetv2", 2).eval()
+    results = list(evaluate(network, test, ANATOMIES, 2, 2.0, Machine("cpu")))
+    masks = predicted_masks(network, test, ANATOMIES, Machine("cpu"))
+    for frame, result in zip(test, results, strict=True):
+        values = load_map(frame.map)
+        known = values != 255
+        label = values == LEGEND.index(frame.anatomy) + 1
+        assert result.counts == count_masks(masks[frame.id][known], label[known])
+        assert result.calibration.pixels.sum() == known.sum()
+        assert result.every_decoder.every[ANATOMIES.index(frame.anatomy)] == result.counts
+    assert any(mask[:, :21].any() for mask in masks.values())
+
+
+def test_another_runtimes_dice_leaves_such_pixels_out(partial_maps):
+    _, frames = prepared(partial_maps)
+    right = np.zeros((2, *SIZE), bool)
+    right[:, :, 40:] = True
+    both = right.copy()
+    both[:, :, :21] = True
+    dice = [runtime_dice(lambda _, m=m: m, frames("test"), ANATOMIES, SIZE) for m in (right, both)]
+    assert dice[0] == dice[1] and dice[0].own > 0
