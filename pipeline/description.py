@@ -24,7 +24,8 @@ def describe(survey: Survey) -> dict[str, Any]:
     """All measures of a data set.
 
     Returns:
-        pictures (``frames``), masks and surgeries of the whole; ``splits``, by split and anatomy;
+        pictures (``frames``), masks and surgeries of the whole; ``data_sets``, where there are
+        several, the same of each, and its masks by anatomy; ``splits``, by split and anatomy;
         ``surgeries``, by surgery and anatomy; ``duplicates``; ``problems`` and ``warnings``.
     """
     pictures = survey.pictures
@@ -37,6 +38,7 @@ def describe(survey: Survey) -> dict[str, Any]:
             split: _split(_those_of(pictures, split), survey.anatomies)
             for split in _splits(pictures)
         },
+        "data_sets": _by_data_set(pictures, survey.anatomies),
         "surgeries": _by_surgery(pictures, survey.anatomies),
         "duplicates": {
             "exact": exact_duplicates(pictures),
@@ -121,6 +123,28 @@ def _spread(values: Sequence[float], digits: int) -> dict[str, float | None]:
 
 def _surgeries(pictures: Iterable[Picture]) -> int:
     return len({surgery_id(picture.surgery) for picture in pictures})
+
+
+def _by_data_set(pictures: Sequence[Picture], anatomies: Sequence[str]) -> dict[str, Any]:
+    """Of each of several data sets its frames, surgeries and masks that are not empty.
+
+    The first one is called ``data.root``; frames without masks are of none.
+    """
+    by_name: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        data_set = picture.frames[0].source.data_set
+        if data_set is not None:
+            by_name.setdefault(data_set.name or "data.root", []).append(picture)
+    if len(by_name) < 2:
+        return {}
+    return {
+        name: {
+            "frames": len(of),
+            "surgery_count": _surgeries(of),
+            "anatomies": _shown(of, anatomies),
+        }
+        for name, of in by_name.items()
+    }
 
 
 def _by_surgery(pictures: Sequence[Picture], anatomies: Sequence[str]) -> dict[str, Any]:

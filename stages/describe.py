@@ -128,6 +128,11 @@ def _print(description: Mapping[str, Any]) -> None:
     surgeries = _surgeries(description["surgery_count"])
     masks = counted(description["masks"], "mask")
     say(f"{description['root']}: {frames} of {surgeries}, {masks}")
+    for name, of in description["data_sets"].items():
+        shown = {each.replace("_", " "): n for each, n in of["anatomies"].items() if n}
+        anatomies = ", ".join(f"{each} {number}" for each, number in shown.items())
+        of_surgeries = _surgeries(of["surgery_count"])
+        say(f"  {name}: {counted(of['frames'], 'frame')} of {of_surgeries}; shown: {anatomies}")
     duplicates = description["duplicates"]
     _list("group", "of frames with the same pixels", list(map(_exact, duplicates["exact"])))
     near = list(map(_near, duplicates["near"]))

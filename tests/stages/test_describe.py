@@ -146,9 +146,21 @@ def test_another_data_set_that_is_missing_is_a_problem_beside_what_is_there(proj
 def test_all_data_sets_of_the_params_file(project, tmp_path):
     write_label_maps(tmp_path / "maps", ("liver", "colon"), ("01", "02"), seed=7)
     project(data__others={"clinic": {"root": str(tmp_path / "maps")}})
-    mtkd("describe")
+    output = " ".join(mtkd("describe").split())
     of, page = described()
     assert of["problems"] == [] and (of["frames"], of["masks"]) == (18 + 4, 18 + 8)
+    clinic = of["data_sets"]["clinic"]
+    assert (clinic["frames"], clinic["surgery_count"]) == (4, 2)
+    assert of["data_sets"]["data.root"]["frames"] == 18 and "<h2>Data sets</h2>" in page
+    maps = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in tmp_path.glob("maps/*/label*")]
+    drawn = {
+        name: sum((each == i).any() for each in maps)
+        for i, name in enumerate(("liver", "colon"), 1)
+    }
+    assert clinic["anatomies"] == drawn
+    assert (
+        f"clinic: 4 frames of 2 surgeries; shown: liver {clinic['anatomies']['liver']}, " in output
+    )
     assert list(of["surgeries"])[-1] == "clinic.02"
     assert of["others"]["clinic"] in page and "clinic.01/image00" in page
 
