@@ -1361,7 +1361,11 @@ Fill = Annotated[
     ),
 ]
 SkipUnknown = Annotated[
-    bool, typer.Option("--skip-unknown", help="Leave out frames that still have such pixels.")
+    bool,
+    typer.Option(
+        "--skip-unknown",
+        help="Leave out frames that still have such pixels, which only label maps can keep.",
+    ),
 ]
 MissingIsAbsent = Annotated[
     bool,
