@@ -13,9 +13,22 @@ from stages.selfcheck import RUN_CHECKS, Trial, _device, _failing, _lively, _net
 
 
 def test_a_whole_check_passes_on_the_cpu(capsys, monkeypatch):
-    monkeypatch.setattr(
-        Trial, "precisions", ("32-true",)
-    )  # bfloat16 is slow on processors without it
+    # bfloat16 is slow on processors without it.
+    monkeypatch.setattr(Trial, "precisions", ("32-true",))
+    whole = Trial.write_params
+
+    def half(trial, **changes):
+        phantom = {
+            "seed": 1,
+            "surgeries": 8,
+            "frames": 2,
+            "image_size": [96, 120],
+            "difficulty": 0.3,
+        }
+        data = {"phantom": phantom, "splits": {"val": [3], "test": [2, 7]}}
+        whole(trial, data=data, **changes)
+
+    monkeypatch.setattr(Trial, "write_params", half)
     selfcheck.run(Machine("cpu"), ["mininetv2"])
     told = capsys.readouterr().out
     assert "FAIL" not in told

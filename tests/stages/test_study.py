@@ -70,10 +70,23 @@ def test_a_study_keeps_its_runs(run):
     assert "3 of 4 runs are there, 1 to go" in mtkd(*arguments)
     params = yaml.safe_load((run / "params.yaml").read_text())
     params["distill"]["weight"] = 7
+    alone, warped = _kept_runs(run)
     (run / "params.yaml").write_text(yaml.safe_dump(params))
-    assert "1 of 4 runs are there, 3 to go" in mtkd(
-        *arguments
-    )  # the one without teachers does not depend on it
+    # The one without teachers does not depend on it.
+    assert _kept_runs(run) == (alone, not warped) == (True, False)
+
+
+def _kept_runs(run):
+    """Whether the runs without and with teachers that the settings of now ask for are kept."""
+    project = load_project()
+    student = project.params.student
+    cases = (
+        Case("no teachers", student, None),
+        Case("stores, warped", student, project.params.distill),
+    )
+    kept = {path.name for path in (run / "results/study").iterdir()}
+    files = [case_file_name(case, project, _data_identity(project)) for case in cases]
+    return tuple(file in kept for file in files)
 
 
 def test_a_run_that_was_measured_on_other_labels_is_another(run):
