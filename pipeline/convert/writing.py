@@ -192,13 +192,14 @@ def _named_as_before(plan: Plan, before: Rows) -> Plan:
     """
     names = {(Path(file).parent.name, row[0]): Path(file).stem for file, row in before.items()}
     taken = {(surgery, name) for (surgery, _), name in names.items()}
+    numbers: dict[str, Iterator[str]] = {}
     frames = []
     for planned in plan.frames:
         surgery = planned.surgery
         if planned.counted:
-            free = (n for n in map(numbered_name, count()) if (surgery, n) not in taken)
+            new = numbers.setdefault(surgery, map(numbered_name, count()))
+            free = (name for name in new if (surgery, name) not in taken)
             name = names.get((surgery, planned.origin)) or next(free)
-            taken.add((surgery, name))
             planned = replace(planned, name=name)
         frames.append(planned)
     return replace(plan, frames=frames)
