@@ -189,8 +189,12 @@ def read_names(file: Path) -> tuple[list[str], bool]:
         DataError: as of :func:`read_lines`.
     """
     lines = read_lines(file)
-    partial = bool(lines) and spelling(lines[-1]) == spelling(NOT_LABELLED_LINE)
+    partial = bool(lines) and _without_spaces(lines[-1]) == _without_spaces(NOT_LABELLED_LINE)
     return lines[:-1] if partial else lines, partial
+
+
+def _without_spaces(line: str) -> str:
+    return re.sub(r"[\s_]", "", line).lower()
 
 
 def matched(names: Sequence[str], anatomies: Sequence[str]) -> list[str]:

@@ -130,20 +130,22 @@ def _by_data_set(pictures: Sequence[Picture], anatomies: Sequence[str]) -> dict[
 
     The first one is called ``data.root``; frames without masks are of none.
     """
-    by_name: dict[str, list[Picture]] = {}
-    for picture in pictures:
-        data_set = picture.frames[0].source.data_set
+    by_name: dict[str, list[Checked]] = {}
+    for frame in chain.from_iterable(picture.frames for picture in pictures):
+        data_set = frame.source.data_set
         if data_set is not None:
-            by_name.setdefault(data_set.name or "data.root", []).append(picture)
+            by_name.setdefault(data_set.name or "data.root", []).append(frame)
     if len(by_name) < 2:
         return {}
+    return {name: _data_set(frames, anatomies) for name, frames in by_name.items()}
+
+
+def _data_set(frames: Sequence[Checked], anatomies: Sequence[str]) -> dict[str, Any]:
+    shown = Counter(frame.source.anatomy for frame in frames if frame.covered)
     return {
-        name: {
-            "frames": len(of),
-            "surgery_count": _surgeries(of),
-            "anatomies": _shown(of, anatomies),
-        }
-        for name, of in by_name.items()
+        "frames": len({frame.digest for frame in frames}),
+        "surgery_count": len({surgery_id(frame.source.surgery) for frame in frames}),
+        "anatomies": {name: shown[name] for name in anatomies},
     }
 
 

@@ -73,17 +73,28 @@ def load_labels(
 
 
 def _labels_of(frame: Frame, anatomies: Sequence[str], maps: bool) -> FrameLabels:
-    """What is known of a frame by its own anatomy's mask, and what lies beside it."""
-    drawn = frame.map if maps else None
-    values = load_map(drawn) if drawn else load_label(frame.label)
-    legend = frame.legend if drawn else (frame.anatomy,)
+    """What is known of a frame by its own anatomy's mask, and what lies beside it.
+
+    A label map that names the frame's own anatomy holds its mask, too.
+    """
+    if not (maps and frame.map):
+        return _said(frame, load_label(frame.label), (frame.anatomy,), anatomies)
+    mapped = _said(frame, load_map(frame.map), frame.legend, anatomies)
+    if frame.anatomy in frame.legend:
+        return mapped
+    return _together(_said(frame, load_label(frame.label), (frame.anatomy,), anatomies), mapped)
+
+
+def _said(
+    frame: Frame, values: NDArray[np.uint8], legend: Sequence[str], anatomies: Sequence[str]
+) -> FrameLabels:
+    """What values (H, W) with a legend say, and the frame's weak labels."""
     organs = np.full(256, NOT_LABELLED, np.int16)
     organs[0] = NO_ANATOMY
     for value, name in enumerate(legend, start=1):
         organs[value] = _position(anatomies, name)
-    named = {frame.anatomy, *legend}
     absent = {name for name, shown in frame.shows.items() if not shown}
-    labelled = np.array([name in named for name in anatomies])
+    labelled = np.array([name in legend for name in anatomies])
     background = labelled | np.array([name in absent for name in anatomies])
     return FrameLabels(organs[values], background, labelled, _position(anatomies, frame.anatomy))
 

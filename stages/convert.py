@@ -1,6 +1,7 @@
 """``mtkd convert NAME SRC DST``: a data set of others, in a layout that is read here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,9 +54,10 @@ def run(
         raise MtkdError(f"{source} does not exist: name the data set")
     if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
         raise MtkdError(f"{target} lies in {source} and would be read with it: choose another DST")
-    if source.is_dir():
-        _say_archives(source)
-    planned = plan(source)
+    with _readable():
+        if source.is_dir():
+            _say_archives(source)
+        planned = plan(source)
     for note in planned.notes:
         say(f"note: {note}")
     with progress("frames checked") as check, progress("frames written") as write:
@@ -71,6 +73,16 @@ def run(
     kept = f"; {already} were there already" if already else ""
     surgeries = f"{summary.surgeries} surger{'y' if summary.surgeries == 1 else 'ies'}"
     say(f"-> {target}: {counted(summary.written, 'frame')} of {surgeries}{kept}")
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Name what the system does not let us read."""
+    try:
+        yield
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        raise MtkdError(f"{named}cannot be read ({error.strerror}): allow it") from error
 
 
 def _say_archives(source: Path) -> None:

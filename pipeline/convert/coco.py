@@ -1,10 +1,10 @@
 """COCO: polygons and run lengths of any tool, such as CVAT's export."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +60,21 @@ def plan(source: Path, options: Options) -> Plan:
     pattern = surgery_pattern(options.surgery, "'01/frame_000123.png'")
     files = [read_file(path) for path in paths]
     plan = plan_files(source, files, options, partial(surgery_in, pattern))
-    return replace(plan, notes=[*plan.notes, *_unlisted(source, files)])
+    folder = options.images or source
+    pictures = list(filter(is_picture, walk(folder))) if folder.is_dir() else []
+    return replace(plan, notes=[*plan.notes, *unlisted(pictures, source, files, options)])
 
 
-def _unlisted(source: Path, files: Sequence[CocoFile]) -> list[str]:
-    """A note of the pictures of a folder that no COCO file names."""
-    if not source.is_dir():
-        return []
-    entries = chain.from_iterable(file.images.values() for file in files)
-    names = {Path(str(image["file_name"])).name for image in entries}
-    others = [path for path in walk(source) if is_picture(path) and path.name not in names]
+def unlisted(
+    pictures: Iterable[Path], source: Path, files: Sequence[CocoFile], options: Options
+) -> list[str]:
+    """A note of those among some pictures that no COCO file names."""
+    named: set[Path] = set()
+    for file in files:
+        places = _places(source, file.path, options.images)
+        names = [str(image["file_name"]) for image in file.images.values()]
+        named |= {(place / name).resolve() for place, name in product(places, names)}
+    others = [path for path in pictures if path.resolve() not in named]
     return [f"in no COCO file, and left out: {some(others)}"] if others else []
 
 
@@ -171,9 +176,7 @@ def _find(name: str, source: Path, file: Path, images: Path | None) -> Path:
         DataError: it is nowhere, or in two places.
     """
     root = _root(source, file)
-    subset = file.stem.removeprefix("instances_")
-    usual = [file.parent, root, root / "images", root / "images" / subset]
-    places = usual if images is None else [images]
+    places = _places(source, file, images)
     candidates = {(place / name).resolve() for place in places}
     present = sorted(path for path in candidates if path.is_file())
     if len(present) > 1:
@@ -184,6 +187,14 @@ def _find(name: str, source: Path, file: Path, images: Path | None) -> Path:
     elsewhere = next((path for path in walk(root) if path.name == Path(name).name), None)
     hint = f"; {elsewhere} has its name" if elsewhere else ""
     raise DataError([f"{file}: {name} is missing; looked in {looked}{hint}. Fix: --images FOLDER"])
+
+
+def _places(source: Path, file: Path, images: Path | None) -> list[Path]:
+    """The folders in which the frames of a COCO file are looked for."""
+    root = _root(source, file)
+    subset = file.stem.removeprefix("instances_")
+    usual = [file.parent, root, root / "images", root / "images" / subset]
+    return usual if images is None else [images]
 
 
 def _root(source: Path, file: Path) -> Path:

@@ -108,7 +108,8 @@ def _are_exchanged(annotations: Sequence[Any], images: Mapping[Any, Mapping[str,
     entries = [entry for entry in annotations if isinstance(entry, dict)]
     sizes = set()
     for entry in entries:
-        image = images.get(entry.get("image_id"))
+        image_id = entry.get("image_id")
+        image = images.get(image_id) if _is_sound("image_id", image_id) else None
         segmentation = entry.get("segmentation")
         if image is None or not isinstance(segmentation, dict):
             continue

@@ -12,7 +12,15 @@ import numpy as np
 from pipeline.annotations import DSAD_COLUMNS, WEAK_LABELS, read_weak_labels, spelling
 from pipeline.convert.formats import FORMATS, Labels
 from pipeline.convert.pictures import frame_of
-from pipeline.convert.plans import Content, Mask, Plan, Planned, require_folder, surgery_problems
+from pipeline.convert.plans import (
+    Content,
+    Mask,
+    Plan,
+    Planned,
+    misnamed,
+    require_folder,
+    surgery_problems,
+)
 from pipeline.dsad import MAPS, DataError, is_picture, read_mask
 from pipeline.files import entries, folders
 
@@ -62,6 +70,9 @@ def plan(source: Path, options: Options) -> Plan:
         of_surgery, of_problems = _scan(surgery)
         frames += of_surgery
         problems += of_problems
+    if frames:
+        expected = "<surgery>/imageMM.png"
+        problems += misnamed(root, lambda path: path.parent.parent == root, expected)
     named = set(chain.from_iterable(frame.masks for frame in frames))
     organs = sorted(named & set(DSAD_COLUMNS))  # of others there is a problem already
     if not organs and not problems:
@@ -146,8 +157,10 @@ def _read(frame: _Frame, organs: Sequence[str]) -> Content:
         drawn[organ], odd = read_mask(path)
         if odd:
             notes.append(f"{path}: holds values between 0 and full; all above 0 is {organ}")
-        if drawn[organ].any() and frame.shows.get(organ) is False:
-            notes.append(f"{path}: {WEAK_LABELS} says that {organ} is not there; the mask counts")
+        is_drawn = bool(drawn[organ].any())
+        if frame.shows.get(organ, is_drawn) is not is_drawn:
+            said = "not there" if is_drawn else "there"
+            notes.append(f"{path}: {WEAK_LABELS} says that {organ} is {said}; the mask counts")
     first = next(iter(drawn.values()))
     image = frame_of(frame.path, (first.shape[0], first.shape[1]))
     nothing: Mask = np.zeros(first.shape, np.bool_)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ NAMES = {
     "frame": ("frame", "frame_id", "frame_number", "frame_index", "image_id", "image_number"),
 }
 ROLES = tuple(NAMES)
+JPEG = b"\xff\xd8\xff"
 ORGANS = tuple(organ for organ in DSAD_COLUMNS if organ != "uterus")
-_RATER = re.compile(r"(?:anno|annotator|rater|annotation)_?([0-9]+)")
+_RATER = re.compile(r"(?:anno|annotator|rater|annotation|mask)_?([0-9]+)")
 _NUMBER = re.compile(r"([0-9]+)\D*$")
 
 
@@ -114,6 +116,9 @@ def plan(source: Path, options: Options) -> Plan:
     files = _files(source, options.config)
     schema = _schema(files[0])
     columns = _columns(files[0], schema, options.columns)
+    if "organ" in columns.named and options.labels == Labels.MAPS:
+        why = "a row is labelled for one organ, and a map needs all"
+        raise DataError([f"{files[0]}: {why}: use --as masks"])
     problems = [
         f"{file}: has other columns than {files[0].name}"
         for file in files
@@ -129,14 +134,10 @@ def plan(source: Path, options: Options) -> Plan:
         frames += of_file
         organs |= of_organs
         problems += of_problems
-    if "organ" in columns.named and options.labels == Labels.MAPS:
-        problems.append(
-            f"{files[0]}: a row is labelled for one organ, and a map needs all: use --as masks"
-        )
     anatomies = [organ for organ in ORGANS if organ in organs]
     problems += [f"{source}: organ '{organ}' is none of DSAD" for organ in organs - set(ORGANS)]
     problems += surgery_problems(frame.surgery for frame in frames)
-    notes = [f"columns: {_described(columns)}"]
+    notes = [f"columns: {_described(columns)}", *_unused(schema, columns)]
     return Plan(frames, anatomies, options.labels, problems, notes, in_order=True)
 
 
@@ -157,6 +158,14 @@ def _files(source: Path, config: ParquetConfig | None) -> list[Path]:
     fix = "choose one with --config" if present else f"expected {FORMATS['dsad-parquet'].layout}"
     which = f" of {config}" if config else ""
     raise DataError([f"{source}: has {present or 'no Parquet files'}{which}: {fix}"])
+
+
+def _unused(schema: pa.Schema, columns: _Columns) -> list[str]:
+    """A note of the columns of pictures that nothing is made of."""
+    used = {*columns.named.values(), *columns.masks.values()}
+    used |= set(chain.from_iterable(of.values() for of in columns.raters.values()))
+    others = [f.name for f in schema if _is_picture(f.type) and f.name not in used]
+    return [f"pictures that are not used: {', '.join(others)}"] if others else []
 
 
 def _first_path(file: Path, columns: _Columns) -> str:
@@ -393,7 +402,9 @@ def _surgery(origin: str, cells: Mapping[str, Any], columns: _Columns) -> str:
         DataError: it gives no name of a folder.
     """
     value = cells[columns.named["surgery"]]
-    surgery = f"{value:02d}" if isinstance(value, int) else str(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    surgery = f"{value:02d}" if isinstance(value, int) else str(value or "")
     if not is_folder_name(surgery):
         raise DataError([f"{origin}: its surgery '{value}' is no name of a folder"])
     return surgery
@@ -440,6 +451,8 @@ def _read(
 
 
 def _mask(content: bytes, name: str) -> Mask:
+    if content.startswith(JPEG):
+        raise DataError([f"{name}: is a JPEG, which blurs the edges of a mask: save it as PNG"])
     return decoded_values(content, name) > 0
 
 

@@ -29,6 +29,7 @@ ANATOMIES = (
 )
 UNCERTAIN = 255
 _FRAME = re.compile(r"([0-9]+)_[0-9]+")
+_NUMBERED = re.compile(r"([0-9]+)\W+([A-Za-z][A-Za-z_ ]*)")  # a line of the legend
 SPLITS = ("train_seg", "val_seg", "test_seg")
 
 
@@ -91,9 +92,18 @@ def _legend_problems(source: Path) -> list[str]:
     file = source / "seg_label_map.txt"
     if not file.is_file():
         return []
-    text = spelling(file.read_text(errors="replace"))
-    missing = [anatomy for anatomy in ANATOMIES if anatomy not in text]
-    return [f"{file}: does not name {', '.join(missing)}: another edition?"] if missing else []
+    text = file.read_text(errors="replace")
+    missing = [anatomy for anatomy in ANATOMIES if anatomy not in spelling(text)]
+    if missing:
+        return [f"{file}: does not name {', '.join(missing)}: another edition?"]
+    numbered_names = [_NUMBERED.search(line) for line in text.splitlines()]
+    named = {spelling(match[2]): int(match[1]) for match in numbered_names if match}
+    wrong = [
+        f"{name} {named[name]}, here {value}"
+        for value, name in enumerate(ANATOMIES, start=1)
+        if named.get(name, value) != value
+    ]
+    return [f"{file}: numbers {'; '.join(wrong)}: another edition?"] if wrong else []
 
 
 def _without_mask(source: Path, masks: Collection[str]) -> list[str]:
@@ -131,7 +141,8 @@ def _plan_coco(source: Path, options: Options) -> Plan:
     """The frames of the COCO files, whose uncertain pixels only the semantic masks know."""
     names = [path for path in folders(source) if path.name in SPLITS]
     files = [read_file(path / "annotation_coco.json") for path in names or [source]]
-    plan = coco.plan_files(source, files, coco.Options(labels=options.labels), _video)
+    how = coco.Options(labels=options.labels)
+    plan = coco.plan_files(source, files, how, _video)
     frames = []
     without = []
     for frame in plan.frames:
@@ -141,7 +152,8 @@ def _plan_coco(source: Path, options: Options) -> Plan:
         else:
             frames.append(frame)
             without.append(frame.origin)
-    notes = list(plan.notes)
+    pictures = filter(is_picture, chain.from_iterable(entries(path) for path in names))
+    notes = [*plan.notes, *coco.unlisted(pictures, source, files, how)]
     if without:
         notes.append(
             f"{len(without)} frames have no semseg/*.png: their uncertain pixels count as labelled"

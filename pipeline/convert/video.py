@@ -17,11 +17,18 @@ from numpy.typing import NDArray
 
 from pipeline.convert.formats import FORMATS, Labels
 from pipeline.convert.plans import Content, Plan, Planned, surgery_in, surgery_pattern
-from pipeline.deployment.video import InputFrame, frame_rate, is_video, read_video
+from pipeline.deployment.video import (
+    InputFrame,
+    frame_rate,
+    is_video,
+    read_video,
+    video_frames,
+)
 from pipeline.dsad import DataError
 from pipeline.errors import MtkdError
 from pipeline.files import walk
 
+WHOLE = 0.9  # of the frames of which a video tells: their number may be an estimate
 THUMBNAIL = (32, 32)
 BRIGHT = 32  # a pixel below this, of 255, counts as black
 LEAST_BRIGHT = 0.05  # share of pixels that are not black
@@ -115,6 +122,7 @@ def _select(path: Path, options: Options) -> tuple[list[_Kept], str]:
     last: NDArray[np.int16] | None = None
     counts = {"near-duplicates": 0, "black": 0, "outside of the body": 0}
     broken = []
+    number = 0
     for number, frame, time in _sampled(path, options.rate):
         if frame.pixels is None:
             broken.append(frame.problem)
@@ -132,7 +140,16 @@ def _select(path: Path, options: Options) -> tuple[list[_Kept], str]:
         raise DataError([f"{path}: no frame can be decoded", *broken[:3]])
     left_out = [f"{count} {kind}" for kind, count in counts.items()]
     left_out.append(f"{len(broken)} broken")
-    return kept, f"left out: {', '.join(left_out)}"
+    return kept, f"left out: {', '.join(left_out)}{_ends_early(path, options.rate, number)}"
+
+
+def _ends_early(path: Path, rate: float, last: int) -> str:
+    """What is missing at the end of a video of which a frame is the last one that was sampled."""
+    total, _ = video_frames(path)
+    step = float(frame_rate(path)) / rate
+    if last + step >= WHOLE * total:
+        return ""
+    return f"; it ends early: the file tells of {total} frames, and after {last} none is due"
 
 
 def _sampled(path: Path, rate: float) -> Iterator[tuple[int, InputFrame, Fraction]]:

@@ -415,7 +415,7 @@ def _require_same(folder: Path, before: Rows, rows: Rows) -> None:
         file = changed[0]
         origin = before[file][0]
         if file in rows:
-            now = "changed"
+            now = "changed, or the options did"
         elif origin in {row[0] for row in rows.values()}:
             now = "would now be written elsewhere, since options (such as --as) are others"
         else:

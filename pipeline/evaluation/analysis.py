@@ -159,7 +159,8 @@ def calibrated(
     """
     scores: dict[str, dict[str, float] | None] = {}
     for anatomy in anatomies:
-        parts = [r.calibration for r in results if r.frame.anatomy == anatomy]
+        own = [r.calibration for r in results if r.frame.anatomy == anatomy]
+        parts = [each for each in own if each.pixels.any()]
         scores[anatomy] = None
         if parts:
             together = total(parts)

@@ -5,6 +5,7 @@ nothing to measure.
 """
 
 from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 from scipy.stats import mannwhitneyu
@@ -123,9 +124,12 @@ def _own_dice(results: Sequence[Result], decoder: int, anatomy: str) -> float:
 
 def _shows(result: Result, anatomy: str) -> bool | None:
     """Whether a frame shows an anatomy, as far as that is known."""
-    if result.frame.anatomy == anatomy:
-        return result.counts.tp + result.counts.fn > 0
-    return result.frame.shows.get(anatomy)
+    if result.frame.anatomy != anatomy:
+        return result.frame.shows.get(anatomy)
+    if result.counts.tp + result.counts.fn > 0:
+        return True
+    is_labelled_everywhere = sum(astuple(result.counts)) == sum(result.overlaps)
+    return False if is_labelled_everywhere else None
 
 
 def _without(results: Sequence[Result], anatomy: str) -> list[Result]:

@@ -271,9 +271,15 @@ def _measure(
     known: NDArray[np.bool_],
     tolerance: float | None,
 ) -> _Measured:
-    """The decoder of the labelled anatomy against the label, where it says something: (H, W)."""
-    mask = (margin > 0) & known
-    surface = Surface(nan, nan) if tolerance is None else compare_outlines(mask, label, tolerance)
+    """The decoder of the labelled anatomy against the label, where it says something: (H, W).
+
+    Outlines would match where unlabelled pixels cut them, so such frames have no distances.
+    """
+    mask = margin > 0
+    if tolerance is None or not known.all():
+        surface = Surface(nan, nan)
+    else:
+        surface = compare_outlines(mask, label, tolerance)
     probability = 1 / (1 + np.exp(-margin[known].clip(-60, 60)))
     return (
         count_masks(mask[known], label[known]),

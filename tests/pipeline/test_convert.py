@@ -5,6 +5,7 @@ import json
 import shutil
 from fractions import Fraction
 from functools import partial
+from io import BytesIO
 
 import cv2
 import numpy as np
@@ -289,6 +290,15 @@ def test_files_of_dsad_multilabel_that_are_not_its_own(tmp_path):
     ]
 
 
+def test_frames_of_dsad_multilabel_in_other_folders_are_told(tmp_path):
+    root = layouts.dsad_multilabel(tmp_path / "set") / "multilabel"
+    shutil.copytree(root / "02", root / "more" / "09")
+    shutil.copy(root / "02" / "image00.png", root / "image08.png")
+    problems = problems_of(dsad_multilabel.plan(root, dsad_multilabel.Options()), tmp_path / "out")
+    told = {problem.split(":")[0] for problem in problems}
+    assert told == {f"{root}/image08.png", *map(str, (root / "more" / "09").glob("*.png"))}
+
+
 def test_what_is_odd_about_a_frame_is_told(tmp_path):
     root = layouts.dsad_multilabel(tmp_path / "set")
     folder = root / "multilabel" / "02"
@@ -331,8 +341,8 @@ def test_a_configuration_must_be_chosen_where_there_are_several(tmp_path):
 
 def test_a_row_of_one_organ_is_no_map(tmp_path):
     root = layouts.dsad_parquet(tmp_path / "set", ParquetConfig.SINGLE_ORGAN)
-    plan = dsad_parquet.plan(root, dsad_parquet.Options(labels=Labels.MAPS))
-    assert "a map needs all: use --as masks" in problems_of(plan, tmp_path / "out")[0]
+    with pytest.raises(DataError, match="a map needs all: use --as masks"):
+        dsad_parquet.plan(root, dsad_parquet.Options(labels=Labels.MAPS))
 
 
 def test_the_library_datasets_may_number_organs(tmp_path):
@@ -350,6 +360,50 @@ def test_the_library_datasets_may_number_organs(tmp_path):
     pq.write_table(table.replace_schema_metadata(None), file)
     problems = dsad_parquet.plan(file, dsad_parquet.Options()).problems
     assert sorted(problems) == [f"{file}: organ '{n}' is none of DSAD" for n in (1, 2)]
+
+
+def change_parquet(file, name, values):
+    """Replace a column."""
+    table = pq.read_table(file)
+    at = table.schema.get_field_index(name)
+    pq.write_table(table.set_column(at, name, values), file)
+
+
+def test_a_surgery_that_is_missing_is_not_guessed(tmp_path):
+    file = layouts.dsad_parquet(tmp_path / "set", ParquetConfig.MULTI_ORGAN)
+    change_parquet(file, "surgery_id", pa.array([2.0, 2.0, None, 31.0]))
+    plan = dsad_parquet.plan(file, dsad_parquet.Options())
+    assert [frame.surgery for frame in plan.frames] == ["02", "02", "31"]
+    (problem,) = plan.problems
+    assert "its surgery 'None' is no name of a folder" in problem
+
+
+def test_masks_that_are_blurred_are_refused(tmp_path):
+    file = layouts.dsad_parquet(tmp_path / "set", ParquetConfig.MULTI_ORGAN)
+    content = BytesIO()
+    Image.fromarray(layouts.grey(layouts.discs(1, 1)[0])).save(content, "jpeg")
+    change_parquet(file, "mask_colon", pa.array([{"bytes": content.getvalue(), "path": "x"}] * 4))
+    problems = problems_of(dsad_parquet.plan(file, dsad_parquet.Options()), tmp_path / "out")
+    assert len(problems) == 4 and "is a JPEG, which blurs the edges" in problems[0]
+
+
+def test_columns_of_pictures_that_are_not_used_are_told(tmp_path):
+    file = layouts.dsad_parquet(tmp_path / "set", ParquetConfig.SINGLE_ORGAN)
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("overlay", table.column("mask")), file)
+    assert (
+        "pictures that are not used: overlay"
+        in dsad_parquet.plan(file, dsad_parquet.Options()).notes
+    )
+
+
+def test_raters_may_be_numbered_masks(tmp_path):
+    file = layouts.dsad_parquet(tmp_path / "set", ParquetConfig.SINGLE_ORGAN_MULTI_RATER)
+    table = pq.read_table(file)
+    names = [name.replace("mask_anno_", "mask_") for name in table.column_names]
+    pq.write_table(table.rename_columns(names), file)
+    content = dsad_parquet.plan(file, dsad_parquet.Options()).frames[0].read()
+    assert list(content.annotators["colon"]) == ["anno_1", "anno_2", "anno_3"]
 
 
 def test_a_missing_expression_for_surgeries_is_said_once(tmp_path):
@@ -407,6 +461,15 @@ def test_frames_of_endoscapes_without_a_mask_are_told(tmp_path):
         "test_seg/4_1.png: expected <video>_<frame>.jpg: rename it, or move it away",
         "test_seg/extra.jpg: expected <video>_<frame>.jpg: rename it, or move it away",
     ]
+
+
+def test_another_order_of_endoscapes_values_is_told(tmp_path):
+    root = layouts.endoscapes(tmp_path / "set")
+    file = root / "seg_label_map.txt"
+    names = [*layouts.ENDOSCAPES[:4], "tool", "gallbladder"]
+    file.write_text("".join(f"{value}: {name}\n" for value, name in enumerate(names, start=1)))
+    (problem,) = problems_of(endoscapes.plan(root, endoscapes.Options()), tmp_path / "out")
+    assert problem == f"{file}: numbers gallbladder 6, here 5; tool 5, here 6: another edition?"
 
 
 @pytest.mark.parametrize("masks", EndoscapesMasks)
@@ -504,6 +567,7 @@ BROKEN = {
     "another category": ({"category_id": 77}, "category_id 77 is no category"),
     "two categories": ({"category_id": [1]}, "category_id [1]: expected"),
     "no image": ({"image_id": None}, "has no image_id"),
+    "two images": ({"image_id": [1]}, "image_id [1]: expected"),
     "negative runs": (
         {"segmentation": {"size": [40, 56], "counts": [2250, -10]}},
         "a run is no whole number from 0 on",
@@ -765,6 +829,15 @@ def test_a_second_run_of_a_video_writes_what_is_missing(tmp_path, suffix):
     assert {name: (out / name).read_bytes() for name in files} == before
 
 
+def test_a_video_that_ends_early_is_told(tmp_path):
+    path = layouts.video(tmp_path / "op1.avi", [layouts.frame(seed) for seed in range(40)])
+    whole = video.plan(path, video.Options("(op1)", rate=5))
+    assert "ends early" not in whole.notes[0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (note,) = video.plan(path, video.Options("(op1)", rate=5)).notes
+    assert "it ends early: the file tells of 40 frames" in note
+
+
 def test_times_that_begin_anew_lose_no_frame():
     """As in concatenated videos; frames without a time go by their numbers."""
     clock = video._Clock(Fraction(1), Fraction(2))
@@ -847,6 +920,19 @@ def test_pictures_that_no_coco_file_names_are_told(tmp_path):
     write_png(root / "images" / "default" / "01" / "new.png", layouts.frame())
     (note,) = coco_plan(root).notes
     assert note == f"in no COCO file, and left out: {root}/images/default/01/new.png"
+
+
+def test_such_a_picture_may_have_a_known_name_or_be_elsewhere(tmp_path):
+    root = layouts.coco(tmp_path / "set", names=["01/a.png"])
+    images = root / "images" / "default"
+    write_png(images / "03" / "a.png", layouts.frame())
+    assert coco_plan(root).notes == [f"in no COCO file, and left out: {images}/03/a.png"]
+    (moved,) = coco_plan(layouts.coco_file(root), images=images).notes
+    assert moved == f"in no COCO file, and left out: {images}/03/a.png"
+    endo = layouts.endoscapes(tmp_path / "endo")
+    shutil.copy(endo / "train_seg" / "4_21725.jpg", endo / "train_seg" / "4_1.jpg")
+    notes = endoscapes.plan(endo, endoscapes.Options(EndoscapesMasks.COCO)).notes
+    assert f"in no COCO file, and left out: {endo}/train_seg/4_1.jpg" in notes
 
 
 def test_another_layout_in_the_same_folder_is_told(tmp_path):

@@ -8,7 +8,15 @@ from helpers import write_dataset, write_png
 from pipeline.dsad import DataError
 from pipeline.evaluation.runtime_dice import runtime_dice
 from pipeline.label_maps import NO_LABEL
-from pipeline.prepared import PrepareSettings, labels_digest, list_frames, load_map, prepare
+from pipeline.labels import load_labels
+from pipeline.prepared import (
+    PrepareSettings,
+    labels_digest,
+    list_frames,
+    load_label,
+    load_map,
+    prepare,
+)
 from pipeline.settings import Splits
 
 ANATOMIES = ["liver", "colon"]
@@ -92,6 +100,19 @@ def test_pixels_without_a_label_are_what_the_mask_says_they_show(root):
     expected = np.where(hidden & ~drawn, NO_LABEL, values)
     np.testing.assert_array_equal(load_map(frame.map), expected)
     assert frame.shows == {"liver": True}  # the spleen's corner is hidden
+
+
+def test_a_map_that_does_not_name_the_frames_anatomy_is_joined_with_its_mask(root):
+    """The mask would be background otherwise."""
+    (root / "multilabel" / "anatomies.txt").write_text("spleen\ncolon\n")
+    for number in range(3):
+        values = write_map(root, "liver", number)
+        write_png(place(root, "liver", number), np.where(values == 3, 0, values).astype(np.uint8))
+    _, frames = prepared(root)
+    for frame in frames("test"):
+        labels = load_labels(frame, ANATOMIES, SIZE)
+        assert ((labels.organ == labels.own) == (load_label(frame.label) == 1)).all()
+        assert labels.background.tolist() == [frame.anatomy == "liver", True]
 
 
 def test_a_weak_label_is_believed_less_than_a_map(root):

@@ -1,6 +1,7 @@
 """Frames that are labelled for several anatomies, or completely, as training data."""
 
 import shutil
+from math import isnan
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from helpers import write_dataset, write_label_maps, write_png
 from pipeline.counts import count_masks
 from pipeline.datasets import FrameDataset
 from pipeline.dsad import DataError, DataSet
+from pipeline.evaluation import every_frame
 from pipeline.evaluation.per_frame import evaluate, predicted_masks
 from pipeline.evaluation.runtime_dice import runtime_dice
 from pipeline.labels import NO_ANATOMY, UNKNOWN, load_labels, targets
@@ -319,6 +321,10 @@ def test_no_measure_counts_a_pixel_without_a_label(partial_maps):
         assert result.counts == count_masks(masks[frame.id][known], label[known])
         assert result.calibration.pixels.sum() == known.sum()
         assert result.every_decoder.every[ANATOMIES.index(frame.anatomy)] == result.counts
+        # Unlabelled pixels cut outlines, and may show what is not drawn.
+        assert isnan(result.surface.nsd)
+        is_drawn = bool(label.any())
+        assert every_frame._shows(result, frame.anatomy) is (is_drawn or None)
     assert any(mask[:, :21].any() for mask in masks.values())
 
 
