@@ -21,6 +21,7 @@ from pipeline.evaluation.bootstrap import FEWEST_SURGERIES
 from pipeline.evaluation.every_frame import (
     confusion_of_one_organ,
     curve,
+    distinct,
     one_organ,
     summarise_all,
 )
@@ -75,7 +76,7 @@ def run(places: Places, checkpoint: Path, data: Path, output: Path, machine: Mac
         "tolerance": TOLERANCE,
     }
     write_json(output / "evaluation.json", about | findings)
-    _print(findings, f"{checkpoint} on {len(prepared.frames)} frames of {data}")
+    _print(findings, f"{checkpoint} on {len(distinct(results))} frames of {data}")
     say(f"-> {output}")
 
 
@@ -213,6 +214,25 @@ def _print(findings: Mapping[str, Any], title: str) -> None:
             f"* too few surgeries: an interval over fewer than {FEWEST_SURGERIES} is too narrow, "
             "and one surgery has none"
         )
+    _print_every_decoder(findings["every_decoder"])
+
+
+def _print_every_decoder(every_decoder: Mapping[str, Any]) -> None:
+    """What all decoders say on all frames."""
+    columns = {
+        "known_dice": "known pixels",
+        "every_dice": "every frame",
+        "absent_area": "area where absent",
+        "presence_auroc": "presence AUROC",
+    }
+    table = Table("", title="every decoder, percent; Dice of known pixels and of every frame")
+    for title in columns.values():
+        table.add_column(title, justify="right")
+    for name in every_decoder["known_dice"]:
+        cells = [_number(every_decoder[key].get(name)) for key in columns]
+        table.add_row(name.replace("_", " "), *cells)
+    console.print(table)
+    say(f"pixels of several organs: {_number(every_decoder['overlap']['mean'])} %")
 
 
 def _is_measured(intervals: Mapping[str, Any], name: str) -> bool:

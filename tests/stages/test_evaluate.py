@@ -139,6 +139,9 @@ def test_any_checkpoint_on_any_folder(run, tmp_path, monkeypatch):
     assert "too few surgeries" in output
     found = json.loads((tmp_path / "elsewhere/out/evaluation.json").read_text())
     assert found["intervals"]["dice"] == expected
+    every_decoder = found["every_decoder"]
+    assert f"pixels of several organs: {every_decoder['overlap']['mean']:.1f} %" in output
+    assert f"{every_decoder['known_dice']['liver']:.1f}" in output.split("every decoder")[1]
     assert len(table(tmp_path / "elsewhere/out/per_frame.csv")) == 6
 
 
