@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache.errors import StoreBusyError
+from cache.lock import ScratchLock
 from pipeline.convert.formats import FORMATS, Format
 from pipeline.convert.plans import Plan
 from pipeline.convert.unknown_pixels import UnknownPixels
@@ -61,7 +63,7 @@ def run(
     for note in planned.notes:
         say(f"note: {note}")
     with progress("frames checked") as check, progress("frames written") as write:
-        where = Target(target, settings.unknown, settings.force, check, write)
+        where = Target(target, settings.unknown, settings.force, check, write, alone)
         summary = convert(
             planned, where, lambda summary: _described(FORMATS[name], planned, settings, summary)
         )
@@ -73,6 +75,21 @@ def run(
     kept = f"; {already} were there already" if already else ""
     surgeries = f"{summary.surgeries} surger{'y' if summary.surgeries == 1 else 'ies'}"
     say(f"-> {target}: {counted(summary.written, 'frame')} of {surgeries}{kept}")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other conversions out of a folder.
+
+    Raises:
+        MtkdError: one is writing there.
+    """
+    try:
+        lock = ScratchLock(folder / ".conversion")
+    except StoreBusyError:
+        raise MtkdError(f"{folder}: another conversion writes there: wait for its end") from None
+    with lock:
+        yield
 
 
 @contextmanager

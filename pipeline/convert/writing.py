@@ -9,18 +9,17 @@ import csv
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from io import StringIO
 from itertools import chain, combinations, count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import StoreBusyError
-from cache.lock import ScratchLock
 from pipeline.annotations import NOT_LABELLED_LINE, WEAK_LABELS
 from pipeline.convert.formats import Labels
 from pipeline.convert.plans import Content, Plan, Planned, numbered_name
@@ -51,6 +50,7 @@ class Target:
         force: whether an earlier conversion is removed first, and files of others that are in the
             way.
         check_step, write_step: are told how far checking and writing are.
+        alone: keeps other conversions out of the folder while it is written.
     """
 
     folder: Path
@@ -58,6 +58,7 @@ class Target:
     force: bool = False
     check_step: Step = lambda done, total: None
     write_step: Step = lambda done, total: None
+    alone: Callable[[Path], AbstractContextManager[Any]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -132,28 +133,13 @@ def convert(plan: Plan, target: Target, describe: Callable[[Summary], str]) -> S
     surgeries = len({each.planned.surgery for each in checked})
     notes = list(chain.from_iterable(each.notes for each in checked))
     summary = Summary(len(checked), 0, surgeries, skipped, notes)
-    with alone(target.folder):
+    target.folder.mkdir(parents=True, exist_ok=True)
+    with target.alone(target.folder):
         _make_room(checked, plan, target)
         write_atomically(target.folder / SOURCE, describe(summary).encode())
         _write_legends(checked, plan, target.folder)
         written = _write_frames(checked, plan, target)
     return replace(summary, written=written)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other conversions out of a folder.
-
-    Raises:
-        MtkdError: one is writing there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = ScratchLock(folder / ".conversion")
-    except StoreBusyError:
-        raise MtkdError(f"{folder}: another conversion writes there: wait for its end") from None
-    with lock:
-        yield
 
 
 def _make_room(checked: Sequence[_Checked], plan: Plan, target: Target) -> None:

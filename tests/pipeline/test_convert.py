@@ -35,7 +35,7 @@ from pipeline.convert.formats import (
 )
 from pipeline.convert.run_lengths import decoded_runs, run_length_problem
 from pipeline.convert.unknown_pixels import UnknownPixels
-from pipeline.convert.writing import Target, alone, convert
+from pipeline.convert.writing import Target, convert
 from pipeline.data_sets import scan_all
 from pipeline.dsad import DataError, DataSet, read_frame, read_mask, scan, scan_unlabelled, unused
 from pipeline.errors import MtkdError
@@ -904,15 +904,6 @@ def test_a_frame_in_the_middle_of_a_surgery_renames_no_other(tmp_path):
     assert (read_frame(out / "01" / "image02.png") == layouts.frame(2)).all()
     write(coco_plan(root), out, force=True)
     assert rows_of(out)["01/image01.png"] == "01/b.png"
-
-
-def test_one_conversion_at_a_time_writes_a_folder(tmp_path):
-    root = layouts.coco(tmp_path / "set")
-    out = tmp_path / "out"
-    with alone(out), pytest.raises(MtkdError, match="another conversion writes there"):
-        write(coco_plan(root), out)
-    assert not any(walk(out))
-    write(coco_plan(root), out)
 
 
 def test_pictures_that_no_coco_file_names_are_told(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 from helpers import mtkd, write_png
 
 from pipeline.convert.formats import FORMATS
+from pipeline.files import walk
+from stages.convert import alone
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +113,14 @@ def test_a_missing_library_is_named_with_its_extra(folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     said = mtkd("convert", "coco", "set", "out", "--surgery", "^([^/]+)/", code=1)
     assert said == "error: PIL, pycocotools is not installed: pip install -e '.[convert]'\n"
+
+
+def test_one_conversion_at_a_time_writes_a_folder(folder):
+    layouts.coco(folder / "set")
+    arguments = ["coco", "set", "out", "--surgery", "^([^/]+)/"]
+    (folder / "out").mkdir()
+    with alone(folder / "out"):
+        said = mtkd("convert", *arguments, code=1)
+        assert "out: another conversion writes there: wait for its end" in said
+        assert not any(walk(folder / "out"))
+    assert "-> out: 3 frames" in mtkd("convert", *arguments)
