@@ -84,7 +84,7 @@ class FrameDataset(Dataset[Sample]):
         anatomies: the N decoders, in order.
         augment: seed of the augmentation, or None for clean frames.
         soft_targets: stored logits of the teachers, or None.
-        maps: whether complete label maps are used, too.
+        maps: whether label maps beside masks are used, too.
     """
 
     def __init__(

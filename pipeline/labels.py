@@ -59,7 +59,7 @@ def load_labels(
         frame: with a label, with several (``frame.copies``), or without one.
         anatomies: of the N decoders, in order.
         size: (H, W) of a frame without a label.
-        maps: whether complete label maps are used, too.
+        maps: whether label maps beside masks are used, too.
 
     Raises:
         MissingFileError, DamagedFileError: of a label.
@@ -77,7 +77,7 @@ def _labels_of(frame: Frame, anatomies: Sequence[str], maps: bool) -> FrameLabel
 
     A label map that names the frame's own anatomy holds its mask, too.
     """
-    if not (maps and frame.map):
+    if frame.map is None or not (maps or frame.labelled_by_map):
         return _said(frame, load_label(frame.label), (frame.anatomy,), anatomies)
     mapped = _said(frame, load_map(frame.map), frame.legend, anatomies)
     if frame.anatomy in frame.legend:

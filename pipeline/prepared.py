@@ -79,6 +79,7 @@ _LABELS = np.minimum(np.arange(256), 1).astype(np.uint8)
 _LABELS[HIDDEN] = NO_LABEL
 INDEX = "index.csv"
 MAPPED = "maps.csv"  # the frames that have a map
+LABELLED_BY_MAP = "labelled_by_map.csv"  # those of them that have no mask beside it
 COPIES = "copies.csv"  # the frames that show what another one shows
 LEGEND = "anatomies.txt"
 
@@ -99,7 +100,8 @@ class Frame:
         image: RGB PNG.
         label: PNG of 0 and 255; absent for an unlabelled frame, and where only frames are used.
         shows: by anatomy, whether the frame shows it; without those of which nothing is known.
-        map: PNG of its complete label map, or None.
+        map: PNG of its label map, or None.
+        labelled_by_map: whether that is its label, and not beside a mask.
         legend: what the map's values 1, 2, ... mean.
         copies: the same picture, labelled for other anatomies.
     """
@@ -113,6 +115,7 @@ class Frame:
     map: Path | None = None
     legend: tuple[str, ...] = ()
     copies: tuple["Frame", ...] = ()
+    labelled_by_map: bool = False
 
     @property
     def labelled(self) -> bool:
@@ -725,13 +728,21 @@ def _write_beside(
     """
     maps = {frame.source: frame.map for frame in checked if frame.map is not None}
     if maps:
-        for data_set in dict.fromkeys(source.data_set for source in maps):
-            assert data_set is not None
-            lines = "".join(f"{name}\n" for name in legends[data_set].names)
-            _legend_file(folder, data_set.name).write_text(lines)
-        _write_table(folder / MAPPED, ("frame",), [(_place(source),) for source in maps])
+        _write_mapped(list(maps), folder, legends)
     shown = {source: each.shows for source, each in maps.items()}
     return write_presence([frame.source for frame in checked], shown, folder)
+
+
+def _write_mapped(sources: Sequence[Source], folder: Path, legends: Legends) -> None:
+    """Write which frames of one anatomy have a map, and what its values mean."""
+    for data_set in dict.fromkeys(source.data_set for source in sources):
+        assert data_set is not None
+        lines = "".join(f"{name}\n" for name in legends[data_set].names)
+        _legend_file(folder, data_set.name).write_text(lines)
+    _write_table(folder / MAPPED, ("frame",), [(_place(source),) for source in sources])
+    alone = [(_place(source),) for source in sources if source.value is not None]
+    if alone:
+        _write_table(folder / LABELLED_BY_MAP, ("frame",), alone)
 
 
 def _legend_file(folder: Path, data_set: str) -> Path:
@@ -975,7 +986,8 @@ def list_unlabelled(frames_root: Path) -> list[Frame]:
 
 def _listed(frames: Path, labels: Path, anatomy: str) -> list[Frame]:
     shows = read_presence(labels)
-    mapped = _mapped(labels)
+    mapped = _read_table(labels / MAPPED)
+    alone = _read_table(labels / LABELLED_BY_MAP)
     legends = {path.name: tuple(read_lines(path)) for path in labels.glob("anatomies*.txt")}
     listed = []
     for name in _read_frames(frames / INDEX):
@@ -988,14 +1000,18 @@ def _listed(frames: Path, labels: Path, anatomy: str) -> list[Frame]:
         if name in mapped:
             of_set = _legend_file(labels, frame.surgery.partition(".")[0]).name
             legend = legends.get(of_set, legends.get(LEGEND, ()))
-            frame = replace(frame, map=label.with_suffix(MAP), legend=legend)
+            frame = replace(
+                frame,
+                map=label.with_suffix(MAP),
+                legend=legend,
+                labelled_by_map=name in alone,
+            )
         listed.append(frame)
     return listed
 
 
-def _mapped(labels: Path) -> set[str]:
-    """The frames of a folder that have a complete label map."""
-    file = labels / MAPPED
+def _read_table(file: Path) -> set[str]:
+    """The frames of a table that is left out where it would have none."""
     return set(_read_frames(file)) if file.is_file() else set()
 
 

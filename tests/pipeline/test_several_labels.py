@@ -336,3 +336,15 @@ def test_another_runtimes_dice_leaves_such_pixels_out(partial_maps):
     both[:, :, :21] = True
     dice = [runtime_dice(lambda _, m=m: m, frames("test"), ANATOMIES, SIZE) for m in (right, both)]
     assert dice[0] == dice[1] and dice[0].own > 0
+
+
+def test_all_of_a_label_map_is_known_if_it_is_the_label(maps):
+    """A picture counts for each anatomy, with what is known of all decoders."""
+    _, frames = prepared(maps)
+    test = frames("test")
+    assert all(frame.labelled_by_map for frame in test)
+    torch.manual_seed(1)
+    network = create_model("mininetv2", 2).eval()
+    results = list(evaluate(network, test, ANATOMIES, 2, None, Machine("cpu")))
+    figures = every_frame.summarise_all(results, ANATOMIES)
+    assert figures["known_dice"] == figures["every_dice"] and figures["known_dice"]["mean"] > 0
