@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, product
+from itertools import chain, combinations, product
 from pathlib import Path
 from typing import TypeVar
 
@@ -684,6 +684,10 @@ def _write(
             _contradicted(checked),
             "label map{} not as the mask; where they differ nothing is known",
         ),
+        *_together(
+            _overlapping(checked, folders),
+            "picture{} in masks of several anatomies that overlap; there nothing is known",
+        ),
     ]
 
 
@@ -757,6 +761,29 @@ def _contradicted(checked: Sequence[Checked]) -> list[str]:
         for frame in checked
         if frame.map is not None and frame.map.contradicted
     ]
+
+
+def _overlapping(checked: Sequence[Checked], folders: _Folders) -> list[str]:
+    """Pictures that lie in several folders, whose labels there claim the same pixels."""
+    first_of = firsts(checked)
+    pictures: dict[str, list[Checked]] = {}
+    for frame in checked:
+        if frame.source.id in first_of:
+            pictures.setdefault(first_of[frame.source.id], []).append(frame)
+    pairs = chain.from_iterable(combinations(copies, 2) for copies in pictures.values())
+    return [
+        f"{one.source.mask} and {other.source.mask}: overlap in {share:.2%} of the pixels"
+        for one, other in pairs
+        if (share := _overlap(one, other, folders))
+    ]
+
+
+def _overlap(one: Checked, other: Checked, folders: _Folders) -> float:
+    """The share of pixels that labels of two anatomies both claim, each of its own file."""
+    if one.source.image == other.source.image or one.source.anatomy == other.source.anatomy:
+        return 0.0
+    labels = [load_label(folders.labels / _place_in(f.split, f.source)) for f in (one, other)]
+    return float(((labels[0] == 1) & (labels[1] == 1)).mean())
 
 
 def _those_of(checked: Sequence[Checked], split: Split, anatomy: str) -> list[Checked]:

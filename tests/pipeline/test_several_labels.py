@@ -15,7 +15,7 @@ from pipeline.dsad import DataError, DataSet
 from pipeline.evaluation import every_frame
 from pipeline.evaluation.per_frame import evaluate, predicted_masks
 from pipeline.evaluation.runtime_dice import runtime_dice
-from pipeline.labels import NO_ANATOMY, UNKNOWN, load_labels, targets
+from pipeline.labels import NO_ANATOMY, NOT_LABELLED, UNKNOWN, load_labels, targets
 from pipeline.machine import Machine
 from pipeline.models import create_model
 from pipeline.prepared import (
@@ -103,6 +103,27 @@ def test_the_same_picture_in_two_sub_data_sets_is_one_frame_with_two_labels(tmp_
     before = labels_digest(train)
     write_png(root / "colon/01/mask01.png", np.zeros(SIZE, np.uint8))
     assert labels_digest(prepared(root)[1]("train")) != before
+
+
+def test_masks_of_one_picture_that_overlap_are_told(tmp_path):
+    root = write_dataset(tmp_path / "dsad")
+    shutil.copy(root / "liver/01/image01.png", root / "colon/01")
+    rows = np.arange(SIZE[0])[:, None].repeat(SIZE[1], 1)
+    write_png(root / "liver/01/mask01.png", (rows < 12) * np.uint8(255))
+    write_png(root / "colon/01/mask01.png", (rows >= 36) * np.uint8(255))
+    assert prepared(root)[0].warnings == []
+    write_png(root / "colon/01/mask01.png", (rows < 24) * np.uint8(255))
+    summary, frames = prepared(root)
+    (warning,) = summary.warnings
+    title, line = warning.splitlines()
+    assert title == (
+        "1 picture is in masks of several anatomies that overlap; there nothing is known:"
+    )
+    assert "colon/01/mask01.png" in line and "liver/01/mask01.png" in line
+    assert f"overlap in {12 / SIZE[0]:.2%} of the pixels" in line
+    both = next(f for f in frames("train") if f.copies)
+    known = load_labels(both, ANATOMIES, SIZE).organ != NOT_LABELLED
+    assert known[12:].all() and not known[:12].any()
 
 
 def test_a_picture_that_one_anatomy_has_twice_stays_two_frames(tmp_path):
