@@ -19,6 +19,7 @@ from pipeline.deployment.overlay import add_legend, draw, numbered
 from pipeline.deployment.palette import colours_of
 from pipeline.deployment.segmenter import as_batch, masks_at
 from pipeline.deployment.video import (
+    ESTIMATED,
     IMAGES,
     InputFrame,
     VideoWriter,
@@ -47,9 +48,6 @@ EXPORTS: dict[str, type[CocoExport] | type[NnunetExport]] = {
     "nnunet": NnunetExport,
 }
 ONE_LABEL = ("labels", "nnunet")  # kinds in which a pixel has one label
-# A video whose container counts no frames is called cut off below this share of what its duration
-# gives.
-ESTIMATED = 0.95
 # Frames of an exported file that are computed at the same time.
 IN_FLIGHT = 2
 # Bytes of a file's name, less what is added to it while the file is written.

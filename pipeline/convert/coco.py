@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,8 @@ def unlisted(
     """A note of those among some pictures that no COCO file names."""
     named: set[Path] = set()
     for file in files:
-        places = _places(source, file.path, options.images)
-        names = [str(image["file_name"]) for image in file.images.values()]
-        named |= {(place / name).resolve() for place, name in product(places, names)}
+        for image in file.images.values():
+            named |= _candidates(str(image["file_name"]), source, file.path, options.images)
     others = [path for path in pictures if path.resolve() not in named]
     return [f"in no COCO file, and left out: {some(others)}"] if others else []
 
@@ -157,8 +156,8 @@ def _notes(files: Sequence[CocoFile], empty: Sequence[str]) -> list[str]:
     ]
     if empty:
         notes.append(
-            f"{len(empty)} frames without an annotation are left out, such as {empty[0]}: with "
-            "--as masks or --as maps they show nothing of any category"
+            f"{len(empty)} frames in which no anatomy is drawn are left out, such as {empty[0]}: "
+            "with --as masks or --as maps they show nothing of any category"
         )
     return notes
 
@@ -176,17 +175,21 @@ def _find(name: str, source: Path, file: Path, images: Path | None) -> Path:
         DataError: it is nowhere, or in two places.
     """
     root = _root(source, file)
-    places = _places(source, file, images)
-    candidates = {(place / name).resolve() for place in places}
+    candidates = _candidates(name, source, file, images)
     present = sorted(path for path in candidates if path.is_file())
     if len(present) > 1:
         raise DataError([f"{file}: {name} is there twice: {present[0]} and {present[1]}"])
     if present:
         return present[0]
-    looked = ", ".join(str(place) for place in dict.fromkeys(places))
+    looked = ", ".join(map(str, dict.fromkeys(_places(source, file, images))))
     elsewhere = next((path for path in walk(root) if path.name == Path(name).name), None)
     hint = f"; {elsewhere} has its name" if elsewhere else ""
     raise DataError([f"{file}: {name} is missing; looked in {looked}{hint}. Fix: --images FOLDER"])
+
+
+def _candidates(name: str, source: Path, file: Path, images: Path | None) -> set[Path]:
+    """The files that a frame may be."""
+    return {(place / name).resolve() for place in _places(source, file, images)}
 
 
 def _places(source: Path, file: Path, images: Path | None) -> list[Path]:

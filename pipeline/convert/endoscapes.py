@@ -139,8 +139,8 @@ def _read(frame: Path, mask: Path) -> Content:
 
 def _plan_coco(source: Path, options: Options) -> Plan:
     """The frames of the COCO files, whose uncertain pixels only the semantic masks know."""
-    names = [path for path in folders(source) if path.name in SPLITS]
-    files = [read_file(path / "annotation_coco.json") for path in names or [source]]
+    names = [path for path in folders(source) if path.name in SPLITS] or [source]
+    files = [read_file(path / "annotation_coco.json") for path in names]
     how = coco.Options(labels=options.labels)
     plan = coco.plan_files(source, files, how, _video)
     frames = []

@@ -4,6 +4,7 @@ Such a pixel never becomes background by itself. Label maps can say that it has 
 cannot.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,14 +44,15 @@ class UnknownPixels:
             return content
         if unknown.all():
             return self._left(content, origin, unknown, farthest=0)
+        if self._keeps(content) and not self.fill:
+            return _labelled_outside(content, content.masks, unknown)
         distance, nearest = distance_transform_edt(unknown, return_indices=True)
         masks = {anatomy: mask[tuple(nearest)] for anatomy, mask in content.masks.items()}
         left = distance > self.fill
         if not left.any():
             return replace(content, masks=masks, unknown=None)
         if self._keeps(content):
-            labelled = {anatomy: mask & ~left for anatomy, mask in masks.items()}
-            return replace(content, masks=labelled, unknown=left)
+            return _labelled_outside(content, masks, left)
         return self._left(content, origin, unknown, int(np.ceil(distance.max())))
 
     def _keeps(self, content: Content) -> bool:
@@ -71,3 +73,9 @@ class UnknownPixels:
                 f"label{why}. Fix: {maps}{fill}--skip-unknown leaves the frame out"
             ]
         )
+
+
+def _labelled_outside(content: Content, masks: Mapping[str, Mask], unknown: Mask) -> Content:
+    """The content with some masks, of which unknown pixels show nothing."""
+    labelled = {anatomy: mask & ~unknown for anatomy, mask in masks.items()}
+    return replace(content, masks=labelled, unknown=unknown)

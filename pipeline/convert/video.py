@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.convert.formats import FORMATS, Labels
 from pipeline.convert.plans import Content, Plan, Planned, surgery_in, surgery_pattern
 from pipeline.deployment.video import (
+    ESTIMATED,
     InputFrame,
     frame_rate,
     is_video,
@@ -28,7 +29,6 @@ from pipeline.dsad import DataError
 from pipeline.errors import MtkdError
 from pipeline.files import walk
 
-WHOLE = 0.9  # of the frames of which a video tells: their number may be an estimate
 THUMBNAIL = (32, 32)
 BRIGHT = 32  # a pixel below this, of 255, counts as black
 LEAST_BRIGHT = 0.05  # share of pixels that are not black
@@ -147,7 +147,7 @@ def _ends_early(path: Path, rate: float, last: int) -> str:
     """What is missing at the end of a video of which a frame is the last one that was sampled."""
     total, _ = video_frames(path)
     step = float(frame_rate(path)) / rate
-    if last + step >= WHOLE * total:
+    if last + step >= ESTIMATED * total:
         return ""
     return f"; it ends early: the file tells of {total} frames, and after {last} none is due"
 

@@ -19,6 +19,9 @@ from pipeline.dsad import DataError, is_label, read_frame
 from pipeline.errors import MtkdError
 from pipeline.files import naming, walk
 
+# A video is cut off below this share of the frames that its file tells of, where those are an
+# estimate.
+ESTIMATED = 0.95
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 BT_709 = 1  # its number in H.264, for primaries and transfer function
 VIDEOS = (

@@ -280,11 +280,12 @@ def _measure(
         surface = Surface(nan, nan)
     else:
         surface = compare_outlines(mask, label, tolerance)
-    probability = 1 / (1 + np.exp(-margin[known].clip(-60, 60)))
+    where = slice(None) if known.all() else known
+    probability = 1 / (1 + np.exp(-margin[where].clip(-60, 60)))
     return (
-        count_masks(mask[known], label[known]),
+        count_masks(mask[where], label[where]),
         surface,
-        calibration(probability, label[known]),
+        calibration(probability, label[where]),
     )
 
 

@@ -520,7 +520,7 @@ def test_what_is_not_drawn_is_absent_only_if_the_user_says_so(tmp_path):
 
     layouts.change_coco(root, keep_liver_of_the_first)
     plan = coco_plan(root, Labels.DRAWN)
-    assert "1 frames without an annotation are left out, such as 01/b.png" in plan.notes[0]
+    assert "1 frames in which no anatomy is drawn are left out, such as 01/b.png" in plan.notes[0]
     files = write(plan, tmp_path / "drawn")
     assert files == [
         "SOURCE.md", "liver/01/image00.png", "liver/01/mask00.png", "sources.csv",
