@@ -37,6 +37,7 @@ CARD_KEY = "mtkd"
 WEIGHTS_KEY = "mtkd_weights"
 # A pixel whose logit margin is smaller may fall to either side: runtimes add up in another order.
 UNDECIDED = 1e-3
+ATTENTION = {"ScaledDotProductAttention", "Softmax"}  # OpenVINO's names
 FIX = "Fix: copy the file again, or export again"
 Run = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]  # frame (H, W, 3) -> masks (N, H, W)
 Compute = Callable[[NDArray[Any]], NDArray[Any]]  # what a graph takes -> what it gives
@@ -167,9 +168,15 @@ def _quantised(onnx_path: Path, tensors: Sequence[NDArray[Any]]) -> Any:
     # The margin of anatomy over background: OpenVINO cannot compile it after logits (1, N, 2, h, w)
     # in int8.
     subtractions = nncf.IgnoredScope(types=["Subtract"], validate=False)
+    # A network with attention needs NNCF's own way for it, see docs/results/realtime.md.
+    attention = ATTENTION & {op.get_type_name() for op in model.get_ops()}
     with kept_signal_stack():
         return nncf.quantize(
-            model, nncf.Dataset(list(tensors)), subset_size=len(tensors), ignored_scope=subtractions
+            model,
+            nncf.Dataset(list(tensors)),
+            subset_size=len(tensors),
+            model_type=nncf.ModelType.TRANSFORMER if attention else None,
+            ignored_scope=subtractions,
         )
 
 

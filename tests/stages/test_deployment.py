@@ -158,7 +158,9 @@ def test_deleted_models_leave_the_signal_stack(exported):
 
 
 @pytest.mark.parametrize("arch", ["segformer_b0", "deeplabv3_efficientnet_lite0"])
-def test_every_family_can_be_exported(tmp_path, arch):
+def test_every_family_can_be_exported(tmp_path, monkeypatch, arch):
+    import nncf
+
     from pipeline.deployment.export import (
         ExportCard,
         disagreement,
@@ -178,9 +180,14 @@ def test_every_family_can_be_exported(tmp_path, arch):
         segment, found = load_exported(folder / name)
         assert found == label
         assert disagreement(segmenter, segment, [frame(size=size)]) == 0
+    quantise, ways = nncf.quantize, []
+    monkeypatch.setattr(
+        nncf, "quantize", lambda *a, **k: ways.append(k["model_type"]) or quantise(*a, **k)
+    )
     write_openvino(
         folder / "n.onnx", label, folder / "int8.xml", [frame(seed, size) for seed in range(4)]
     )
+    assert ways == [nncf.ModelType.TRANSFORMER if "segformer" in arch else None]
     segment, found = load_exported(folder / "int8.xml")
     assert found == label
     assert segment(frame(size=size)).shape == (3, *size)
