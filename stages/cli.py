@@ -1046,7 +1046,8 @@ def models(
 ) -> None:
     """List the architectures: parameters, multiply-adds, output stride and licence.
 
-    Each with one decoder and with several, beside the paper's parameters.
+    As a network for each anatomy, with a decoder for each, and with one for all;
+    beside the paper's parameters.
     """
     from stages import models
 

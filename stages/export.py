@@ -1,5 +1,6 @@
 """``mtkd export``: a checkpoint as ONNX and OpenVINO files, each compared with it first."""
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from cache import file_sha256
 from pipeline.checkpoint import load_checkpoint
-from pipeline.deployment.bundles import Bundle, write_bundle
+from pipeline.deployment.bundles import BUNDLES, Bundle, write_bundle
 from pipeline.deployment.export import (
     ExportCard,
     Run,
@@ -114,7 +115,18 @@ def run(
             write_openvino(onnx_file, label, quantised, _calibration(train, frame_size))
             test = places.frames_of("test", card.anatomies)
             _say_cost(float32, quantised, label, test)
+    _say_older(output, checkpoint.stem, options)
     say(f"-> {output}")
+
+
+def _say_older(output: Path, stem: str, options: Options) -> None:
+    """Name what an earlier export left beside this one's files."""
+    made = {f"--bundle {kind}": f"{stem}_{kind}" for kind in BUNDLES if kind not in options.bundles}
+    if not options.int8:
+        made["--int8"] = f"{stem}_int8.xml"
+    for option, name in made.items():
+        if (output / name).exists():
+            say(f"{name} is of an earlier export: {option} makes it anew")
 
 
 @contextmanager
@@ -164,10 +176,17 @@ def _write_compared(
         except OSError:
             raise
         except Exception as error:  # whatever an exporter raises
-            reason = shorten(" ".join(str(error).split()), 160, placeholder=" ...")
-            say(f"exported by {last}, since {exporter} failed: {reason}")
+            say(f"exported by {last}, since {exporter} failed: {_reason(error)}")
     write_onnx(segmenter, label, file, last)
     _compare(file, segmenter, frames)
+
+
+def _reason(error: BaseException) -> str:
+    """What an exporter failed of at first, in one line; around it there are PyTorch's own hints."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return shorten(" ".join(plain.split()), 160, placeholder=" ...")
 
 
 def _compare(file: Path, segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]]) -> Run:

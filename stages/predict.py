@@ -201,7 +201,9 @@ def _plan(source: Path, output: Path, drawing: Drawing) -> _Plan:
         MtkdError: as of :func:`run`.
     """
     if is_video(source):
-        if drawing.kind != "overlay":
+        if drawing.kind == "overlay":
+            _require_video(output)
+        else:
             _require_folder_of_frames(output)
         _check_outputs([(source, output)])
         total, exact = video_frames(source)
@@ -257,6 +259,13 @@ def _say_missing(plan: _Plan, written: int) -> None:
         about = "" if plan.exact else "about "
         tells = "" if plan.images else f"the file tells of {about}"
         say(f"{plan.source}: {tells}{plan.total} frames, {written} could be read")
+
+
+def _require_video(output: Path) -> None:
+    if output.suffix.lower() != ".mp4" or output.is_dir():
+        raise MtkdError(
+            f"--output {output}: overlays of a video are a file, expected a name that ends in .mp4"
+        )
 
 
 def _require_folder_of_frames(output: Path) -> None:
@@ -440,10 +449,6 @@ def _named_place(source: Path, name: str) -> str:
 @contextmanager
 def _one_video(source: Path, output: Path, drawing: Drawing) -> Iterator[Write]:
     """A video of overlays; what stops it keeps what was written, and says so."""
-    if output.suffix.lower() != ".mp4" or output.is_dir():
-        raise MtkdError(
-            f"--output {output}: overlays of a video are a file, expected a name that ends in .mp4"
-        )
     writers: list[VideoWriter] = []
 
     def write(frame: InputFrame, masks: NDArray[np.bool_]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import onnxruntime
+import PIL
 import torch
 
 from pipeline.deployment.export import ExportCard, open_onnx
@@ -77,7 +78,11 @@ def _metadata(onnx_path: Path, card: ExportCard) -> dict[str, Any]:
         "monai_version": monai_version,
         "pytorch_version": torch.__version__.split("+")[0],
         "numpy_version": np.__version__,
-        "required_packages_version": {"onnxruntime": onnxruntime.__version__},
+        "required_packages_version": {
+            "onnxruntime": onnxruntime.__version__,
+            "pillow": PIL.__version__,
+            "fire": "0.7.0",  # MONAI's command line
+        },
         "name": onnx_path.stem,
         "task": "segmentation of anatomy in laparoscopic frames",
         "description": f"{card.architecture}, {len(card.anatomies)} anatomies; no medical device",
@@ -144,7 +149,7 @@ def _inference(card: ExportCard) -> dict[str, Any]:
             "providers": ["CPUExecutionProvider"],
         },
         "load": f"$lambda path: np.asarray(Image.open(path).convert('RGB').resize(({width}, "
-        f"{height})), dtype={dtype}){channels_first}[None]",
+        f"{height}), Image.Resampling.BILINEAR), dtype={dtype}){channels_first}[None]",
         "predict": "$lambda path: @session.run(None, {'frame': np.ascontiguousarray("
         "@load(path))})[0]",
         "save": "$lambda path: np.save(Path(@output_dir, path.stem), @predict(path))",
@@ -158,6 +163,7 @@ def _readme(name: str, card: ExportCard) -> str:
         "",
         f"{card.architecture}, exported by mtkd. No medical device.",
         "",
+        "    pip install 'monai[fire,pillow]' onnxruntime",
         "    python -m monai.bundle run --config_file configs/inference.json --bundle_root .",
         "",
         f"reads `frames/*.png` and writes `eval/*.npy`, {card.gives} of",

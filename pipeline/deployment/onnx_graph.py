@@ -5,9 +5,12 @@ PyTorch has deprecated tracing. It is there for networks that the other exporter
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from signal import SIGINT, getsignal, signal
+from threading import current_thread, main_thread
 from typing import Any, Literal
 
 import torch
@@ -47,10 +50,35 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     export = _by_tracing if (exporter or exporters()[0]) == "tracing" else _by_torch_export
     # With gradients networks take their plain form.
-    with warnings.catch_warnings(), torch.enable_grad(), naming(path):
+    with warnings.catch_warnings(), torch.enable_grad(), naming(path), _stopped_by_ctrl_c():
         warnings.simplefilter("ignore")  # that shapes become constants is what we want
         export(module, frame, path, output)
     return path
+
+
+@contextmanager
+def _stopped_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C stops an exporter also where PyTorch takes it for an error of its own."""
+    before = getsignal(SIGINT)
+    if current_thread() is not main_thread() or not callable(before):
+        yield
+        return
+    stops: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        stops.append(number)
+        before(number, frame)
+
+    signal(SIGINT, stop)
+    try:
+        yield
+    except Exception:
+        if not stops:
+            raise
+    finally:
+        signal(SIGINT, before)
+    if stops:
+        raise KeyboardInterrupt
 
 
 def _by_torch_export(module: nn.Module, frame: Tensor, path: Path, output: str) -> None:

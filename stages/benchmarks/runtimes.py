@@ -438,10 +438,11 @@ def _print(rows: Sequence[Row], settings: Settings) -> None:
         "paper, RTX 3090",
     ):
         table.add_column(column, justify="right")
+    titles = {form.name: form.title for form in forms(settings.decoders)}
     for row in rows:
         table.add_row(
             row.name,
-            row.form,
+            titles[row.form],
             row.runtime,
             row.precision,
             row.decoding,

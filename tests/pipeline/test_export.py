@@ -1,5 +1,9 @@
 """What is exported gives the masks of PyTorch, whatever the sizes."""
 
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +27,7 @@ from pipeline.deployment.onnx_graph import export_onnx, exporters
 from pipeline.deployment.segmenter import GIVES, LAYOUTS, Segmenter, as_batch
 from pipeline.models import create_model
 from pipeline.png_files import write_png
+from stages.export import _reason
 
 
 def sizes(least, most):
@@ -268,3 +273,27 @@ def test_the_runtime_and_precision_of_a_file(tmp_path):
         file.write_text(f'<net><layer id="1" type="{kind}"/></net>')
         assert runtime_of(file) == f"OpenVINO, {expected}"
     assert runtime_of(tmp_path / "a.onnx") == "ONNX Runtime, float32"
+
+
+def test_ctrl_c_stops_an_exporter_that_takes_it_for_an_error(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise RuntimeError("failed to export") from None
+
+    monkeypatch.setattr(torch.onnx, "export", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(torch.nn.Identity(), torch.zeros(1), tmp_path / "a.onnx")
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_onnx(torch.nn.Identity(), torch.zeros(1), tmp_path / "a.onnx")
+
+
+def test_why_an_exporter_failed_is_told_without_colours():
+    hint = RuntimeError("\x1b[96mThis is step 1/3\x1b[0m of exporting")
+    hint.__cause__ = ValueError("\x1b[1mno such\n  operator\x1b[0m")
+    assert _reason(hint) == "no such operator"

@@ -8,6 +8,7 @@ import resource
 import struct
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from signal import SIGHUP, SIGTERM, getsignal
 
@@ -23,6 +24,7 @@ from pipeline.deployment.palette import colours_of
 from pipeline.deployment.signal_stack import signal_stack
 from pipeline.deployment.video import VideoWriter, list_images, pixel_aspect, read_video
 from pipeline.errors import MtkdError
+from stages import export
 
 # The matrix of an MP4 file's picture that is not turned.
 UNTURNED = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
@@ -191,6 +193,20 @@ def test_every_family_can_be_exported(tmp_path, monkeypatch, arch):
     segment, found = load_exported(folder / "int8.xml")
     assert found == label
     assert segment(frame(size=size)).shape == (3, *size)
+
+
+def test_what_an_earlier_export_left_is_named(tmp_path, capsys):
+    (tmp_path / "a_triton").mkdir()
+    (tmp_path / "a_int8.xml").touch()
+    (tmp_path / "b_monai").mkdir()
+    options = export.Options((48, 64))
+    export._say_older(tmp_path, "a", options)
+    assert capsys.readouterr().out.splitlines() == [
+        "a_triton is of an earlier export: --bundle triton makes it anew",
+        "a_int8.xml is of an earlier export: --int8 makes it anew",
+    ]
+    export._say_older(tmp_path, "a", replace(options, bundles=["triton"], int8=True))
+    assert capsys.readouterr().out == ""
 
 
 def test_a_file_whose_masks_differ_is_not_delivered(run, monkeypatch):
