@@ -11,7 +11,7 @@ from statistics import fmean, median
 from typing import Any
 
 from pipeline.perceptual_hash import ALIKE, BITS, alike
-from pipeline.prepared import Checked
+from pipeline.preparation.pictures import Checked
 from pipeline.settings import UNLABELLED
 from pipeline.surgeries import SPLITS, surgery_id, surgery_order
 from pipeline.survey import ALL, Known, Picture, Survey, id_of

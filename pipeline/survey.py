@@ -13,20 +13,12 @@ from numpy.typing import NDArray
 from pipeline.dsad import DataError, Source, read_mask, scan_unlabelled
 from pipeline.labels import load_labels, targets
 from pipeline.perceptual_hash import perceptual_hash
-from pipeline.prepared import (
-    Checked,
-    Examined,
-    Frame,
-    Legends,
-    PrepareSettings,
-    Progress,
-    examine,
-    firsts,
-    in_threads,
-    is_dark,
-    list_frames,
-    list_unlabelled,
-)
+from pipeline.prefetch import by_threads
+from pipeline.preparation.indices import firsts
+from pipeline.preparation.pictures import Checked, Legends, is_dark
+from pipeline.preparation.prepare import Examined, Progress, examine
+from pipeline.preparation.settings import PrepareSettings
+from pipeline.prepared import Frame, list_frames, list_unlabelled
 from pipeline.settings import UNLABELLED
 from pipeline.surgeries import SPLITS
 
@@ -159,7 +151,7 @@ def survey(
         first, *copies = [prepared[frame.source.id] for frame in frames]
         return _picture(frames, replace(first, copies=tuple(copies)), anatomies, settings)
 
-    pictures = in_threads(picture, _by_picture(examined), workers)
+    pictures = list(by_threads(picture, _by_picture(examined), workers))
     # Without splits nobody has said what is measured on which frames, or at which size.
     summary = examined.summary
     warnings = summary.warnings if _has_splits(settings) else summary.files

@@ -18,7 +18,7 @@ from pipeline.errors import MtkdError
 from pipeline.files import folders, require_writable, some, write_atomically, write_json
 from pipeline.label_maps import has_label_maps, legend_of
 from pipeline.perceptual_hash import BITS
-from pipeline.prepared import PrepareSettings
+from pipeline.preparation.settings import PrepareSettings
 from pipeline.settings import UNLABELLED, Splits
 from pipeline.survey import survey
 from stages.reporting.description_page import description_page, percent, spread, whole

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from pipeline.annotations import Annotation, matched, read_annotations
 from pipeline.checkpoint import load_checkpoint
-from pipeline.data_sets import surgeries_of
 from pipeline.dsad import DataSet
 from pipeline.errors import MtkdError
 from pipeline.evaluation import analysis
@@ -31,7 +30,10 @@ from pipeline.label_maps import has_label_maps, legend_of
 from pipeline.machine import Machine
 from pipeline.models.card import Card
 from pipeline.models.network import Network
-from pipeline.prepared import Frame, PrepareSettings, list_frames, prepare
+from pipeline.preparation.prepare import prepare
+from pipeline.preparation.scan import surgeries_of
+from pipeline.preparation.settings import PrepareSettings
+from pipeline.prepared import Frame, list_frames
 from pipeline.settings import Splits
 from pipeline.training_errors import translated_errors
 from stages.reporting.evaluation_tables import write_per_frame, write_per_surgery

@@ -1,6 +1,6 @@
 """Stage ``prepare``: check the whole data set, then write frames and labels at data.image_size."""
 
-from pipeline.prepared import prepare
+from pipeline.preparation.prepare import prepare
 from stages.shared.console import counted, progress, say
 from stages.shared.project import NO_UNLABELLED, Project
 

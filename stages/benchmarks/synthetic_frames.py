@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.prepared import PNG
+from pipeline.preparation.pictures import PNG
 from stages.shared.project import Places
 
 

@@ -16,7 +16,7 @@ from pipeline.deployment.overlay import draw
 from pipeline.deployment.palette import PALETTE, Colour, colours_of
 from pipeline.description import examples
 from pipeline.dsad import read_frame
-from pipeline.prepared import in_threads
+from pipeline.prefetch import by_threads
 from pipeline.survey import Picture, Survey, read_drawn
 
 # Two thumbnails of 320 pixels beside each other fill a phone. Eleven anatomies are about 1 MB.
@@ -102,7 +102,7 @@ def contact_sheet(survey: Survey, workers: int = 1) -> list[Sheet]:
             return _url(overlay(frame, read_drawn(picture, anatomy, survey.legends), colour))
 
         pictures = examples(survey.pictures, anatomy)
-        urls = in_threads(thumbnail, pictures, workers)
+        urls = list(by_threads(thumbnail, pictures, workers))
         thumbnails = [
             Thumbnail(url, _place(picture), picture.split, picture.areas[anatomy])
             for url, picture in zip(urls, pictures, strict=True)

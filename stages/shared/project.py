@@ -8,7 +8,8 @@ from pathlib import Path
 from pipeline.dsad import DataSet
 from pipeline.errors import MtkdError
 from pipeline.files import nearest
-from pipeline.prepared import Frame, PrepareSettings, list_frames, list_unlabelled
+from pipeline.preparation.settings import PrepareSettings
+from pipeline.prepared import Frame, list_frames, list_unlabelled
 from pipeline.settings import Params
 from stages.shared.params import PARAMS, load_params
 

@@ -7,7 +7,9 @@ from helpers import REAL_DATA, write_dataset, write_png
 
 from pipeline.annotations import DSAD_COLUMNS, read_annotations, read_presence, read_weak_labels
 from pipeline.dsad import DataError
-from pipeline.prepared import PrepareSettings, load_label, prepare
+from pipeline.preparation.prepare import prepare
+from pipeline.preparation.settings import PrepareSettings
+from pipeline.prepared import load_label
 from pipeline.settings import Splits
 
 DSAD_ROW = dict.fromkeys(DSAD_COLUMNS, False) | {"colon": True, "vesicular_glands": True}

@@ -36,11 +36,11 @@ from pipeline.convert.formats import (
 from pipeline.convert.run_lengths import decoded_runs, run_length_problem
 from pipeline.convert.unknown_pixels import UnknownPixels
 from pipeline.convert.writing import Target, convert
-from pipeline.data_sets import scan_all
 from pipeline.dsad import DataError, DataSet, read_frame, read_mask, scan, scan_unlabelled, unused
 from pipeline.errors import MtkdError
 from pipeline.files import walk
 from pipeline.label_maps import read_map
+from pipeline.preparation.scan import scan_all
 from pipeline.settings import Splits
 
 FOLDER = "^([^/]+)/"

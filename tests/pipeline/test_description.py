@@ -10,7 +10,7 @@ import pytest
 from pipeline.description import describe, exact_duplicates, examples, near_duplicates, of_anatomy
 from pipeline.dsad import Source
 from pipeline.perceptual_hash import BITS
-from pipeline.prepared import Checked
+from pipeline.preparation.pictures import Checked
 from pipeline.survey import Known, Look, Picture, Survey
 
 ANATOMIES = ("liver", "colon", "spleen")

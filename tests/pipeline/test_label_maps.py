@@ -9,14 +9,9 @@ from pipeline.dsad import DataError
 from pipeline.evaluation.runtime_dice import runtime_dice
 from pipeline.label_maps import NO_LABEL
 from pipeline.labels import load_labels
-from pipeline.prepared import (
-    PrepareSettings,
-    labels_digest,
-    list_frames,
-    load_label,
-    load_map,
-    prepare,
-)
+from pipeline.preparation.prepare import prepare
+from pipeline.preparation.settings import PrepareSettings
+from pipeline.prepared import labels_digest, list_frames, load_label, load_map
 from pipeline.settings import Splits
 
 ANATOMIES = ["liver", "colon"]

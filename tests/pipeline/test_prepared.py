@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from helpers import REAL_DATA, write_dataset, write_png
 
-from pipeline import prepared
 from pipeline.dsad import DataError
 from pipeline.errors import DamagedFileError, MissingFileError
+from pipeline.preparation import pictures
+from pipeline.preparation.prepare import prepare
+from pipeline.preparation.settings import PrepareSettings
 from pipeline.prepared import (
-    PrepareSettings,
     frames_digest,
     labels_digest,
     list_frames,
     list_unlabelled,
     load_frame,
     load_label,
-    prepare,
 )
 from pipeline.settings import Splits
 
@@ -317,7 +317,7 @@ def test_a_crash_leaves_nothing_and_the_old_output(root, out, monkeypatch):
     def full(path, pixels):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prepared, "_write_png", full)
+    monkeypatch.setattr(pictures, "_write_png", full)
     with pytest.raises(OSError, match="No space"):
         run(root, out)
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}

@@ -18,14 +18,9 @@ from pipeline.evaluation.runtime_dice import runtime_dice
 from pipeline.labels import NO_ANATOMY, NOT_LABELLED, UNKNOWN, load_labels, targets
 from pipeline.machine import Machine
 from pipeline.models import create_model
-from pipeline.prepared import (
-    PrepareSettings,
-    labels_digest,
-    list_frames,
-    load_label,
-    load_map,
-    prepare,
-)
+from pipeline.preparation.prepare import prepare
+from pipeline.preparation.settings import PrepareSettings
+from pipeline.prepared import labels_digest, list_frames, load_label, load_map
 from pipeline.settings import Splits
 from stages.shared.training_run import class_weights
 

@@ -10,7 +10,9 @@ from helpers import REAL_DATA, write_dataset, write_label_maps, write_png
 
 from pipeline.dsad import DataError, DataSet
 from pipeline.labels import UNKNOWN, load_labels, targets
-from pipeline.prepared import Frame, PrepareSettings, list_frames, prepare
+from pipeline.preparation.prepare import prepare
+from pipeline.preparation.settings import PrepareSettings
+from pipeline.prepared import Frame, list_frames
 from pipeline.settings import Splits
 from pipeline.survey import known_pixels, read_drawn, survey
 

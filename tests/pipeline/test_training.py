@@ -41,7 +41,9 @@ from pipeline.machine import (
     weights_format,
 )
 from pipeline.models import create_model
-from pipeline.prepared import PrepareSettings, list_frames, load_frame, prepare
+from pipeline.preparation.prepare import prepare
+from pipeline.preparation.settings import PrepareSettings
+from pipeline.prepared import list_frames, load_frame
 from pipeline.resume import Resume
 from pipeline.settings import Distill, Splits
 from pipeline.stopwatch import Stopwatch

@@ -399,9 +399,10 @@ NEUTRAL = {
     "pipeline/environment.py",
     "pipeline/handover.py", "pipeline/launch.py",
     "cache/lock.py", "cache/durable.py", "cache/errors.py",
-    # Reading what prepare wrote: its own writer is a dependency of prepare, and what it writes one
-    # of everybody.
+    # Reading what prepare wrote: how it is written is a dependency of prepare, and what is written
+    # one of everybody.
     "pipeline/prepared.py", "pipeline/dsad.py", "pipeline/surgeries.py",
+    "pipeline/preparation/__init__.py", "pipeline/preparation/settings.py",
     # The form for inference: who asks it depends on the whole of pipeline/models.
     "pipeline/models/frozen.py",
     # Tries later stages, and refuses or warns.
@@ -409,8 +410,11 @@ NEUTRAL = {
     # Says what to do about errors.
     "stages/shared/remedies.py",
 }  # fmt: skip
-# Of what prepared.py needs to write, readers use nothing; what these others import changes nothing.
-NOT_FOLLOWED = ("pipeline/prepared.py", "stages/shared/preflight.py", "stages/shared/remedies.py")
+# What these import changes nothing that a reader of prepared frames computes.
+NOT_FOLLOWED = (
+    "pipeline/prepared.py", "pipeline/preparation/settings.py",
+    "stages/shared/preflight.py", "stages/shared/remedies.py",
+)  # fmt: skip
 STAGES = [
     "settings",
     "phantom",
@@ -445,8 +449,6 @@ def closure(path):
     while todo:
         one = todo.pop()
         seen.add(one)
-        # See NEUTRAL: of what prepared.py needs to write, readers use nothing; what preflight.py
-        # tries changes nothing.
         if one not in NOT_FOLLOWED:
             todo |= imported(one) - seen
     return seen
