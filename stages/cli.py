@@ -141,6 +141,13 @@ class Layout(StrEnum):
     NHWC_FLOAT32 = "nhwc-float32"
 
 
+class Complete(StrEnum):
+    """What labels of all anatomies are converted to."""
+
+    MAPS = "maps"
+    MASKS = "masks"
+
+
 class Bundle(StrEnum):
     """What an ONNX file can be packed as."""
 
@@ -1345,13 +1352,13 @@ SurgeryRegex = Annotated[
         help="Its one group is the surgery, searched in the frame's name: '^([^/]+)/'.",
     ),
 ]
-WrittenAs = Annotated[
+MAPS_OR_MASKS = (
+    "maps: complete label maps. masks: DSAD's layout, each frame labelled for every anatomy."
+)
+WrittenAs = Annotated[Complete, typer.Option("--as", help=MAPS_OR_MASKS)]
+WrittenAsDrawn = Annotated[
     Labels,
-    typer.Option(
-        "--as",
-        help="maps: complete label maps. masks: DSAD's layout, each frame labelled for every "
-        "anatomy. drawn: for those that are drawn in it.",
-    ),
+    typer.Option("--as", help=f"{MAPS_OR_MASKS} drawn: for those that are drawn in it."),
 ]
 Fill = Annotated[
     int,
@@ -1407,13 +1414,13 @@ def convert_cholecseg8k(
     masks: Annotated[
         CholecMasks, typer.Option(help="Which of the two files of a frame is read.")
     ] = CholecMasks.WATERSHED,
-    labels: WrittenAs = Labels.MAPS,
+    labels: WrittenAs = Complete.MAPS,
     fill: Fill = 0,
     skip_unknown: SkipUnknown = False,
     force: Force = False,
 ) -> None:
     """See FORMATS."""
-    _convert(ctx, "cholecseg8k", masks=masks, labels=_all_or_maps(labels))
+    _convert(ctx, "cholecseg8k", masks=masks, labels=Labels(labels))
 
 
 @conversions.command("dsad-multilabel", help=FORMATS["dsad-multilabel"].help)
@@ -1421,13 +1428,12 @@ def convert_dsad_multilabel(
     ctx: typer.Context,
     source: SourceData,
     target: TargetFolder,
-    labels: WrittenAs = Labels.MAPS,
+    labels: WrittenAs = Complete.MAPS,
     missing_is_absent: MissingIsAbsent = False,
     force: Force = False,
 ) -> None:
     """See FORMATS."""
-    labels = _all_or_maps(labels)
-    _convert(ctx, "dsad-multilabel", labels=labels, missing_is_absent=missing_is_absent)
+    _convert(ctx, "dsad-multilabel", labels=Labels(labels), missing_is_absent=missing_is_absent)
 
 
 @conversions.command("dsad-parquet", help=FORMATS["dsad-parquet"].help)
@@ -1447,7 +1453,7 @@ def convert_dsad_parquet(
         ),
     ] = None,
     surgery: SurgeryRegex = "",
-    labels: WrittenAs = Labels.MASKS,
+    labels: WrittenAs = Complete.MASKS,
     missing_is_absent: MissingIsAbsent = False,
     force: Force = False,
 ) -> None:
@@ -1458,7 +1464,7 @@ def convert_dsad_parquet(
         config=config,
         columns=dict(_assignment(text) for text in column or []),
         surgery=surgery,
-        labels=_all_or_maps(labels),
+        labels=Labels(labels),
         missing_is_absent=missing_is_absent,
     )
 
@@ -1471,13 +1477,13 @@ def convert_endoscapes(
     masks: Annotated[
         EndoscapesMasks, typer.Option(help="Which of the two kinds of labels is read.")
     ] = EndoscapesMasks.SEMANTIC,
-    labels: WrittenAs = Labels.MAPS,
+    labels: WrittenAs = Complete.MAPS,
     fill: Fill = 0,
     skip_unknown: SkipUnknown = False,
     force: Force = False,
 ) -> None:
     """See FORMATS."""
-    _convert(ctx, "endoscapes", masks=masks, labels=_all_or_maps(labels))
+    _convert(ctx, "endoscapes", masks=masks, labels=Labels(labels))
 
 
 @conversions.command("coco", help=FORMATS["coco"].help)
@@ -1486,7 +1492,7 @@ def convert_coco(
     source: SourceData,
     target: TargetFolder,
     surgery: SurgeryRegex = "",
-    labels: WrittenAs = Labels.DRAWN,
+    labels: WrittenAsDrawn = Labels.DRAWN,
     images: Annotated[
         Path | None, typer.Option(help="The folder of the frames, if they are elsewhere.")
     ] = None,
@@ -1506,7 +1512,7 @@ def convert_nnunet(
     source: SourceData,
     target: TargetFolder,
     surgery: SurgeryRegex = "",
-    labels: WrittenAs = Labels.MAPS,
+    labels: WrittenAs = Complete.MAPS,
     fill: Fill = 0,
     skip_unknown: SkipUnknown = False,
     licence: Licence = "",
@@ -1514,7 +1520,7 @@ def convert_nnunet(
     force: Force = False,
 ) -> None:
     """See FORMATS."""
-    _convert(ctx, "nnunet", surgery=surgery, labels=_all_or_maps(labels))
+    _convert(ctx, "nnunet", surgery=surgery, labels=Labels(labels))
 
 
 @conversions.command("video", help=FORMATS["video"].help)
@@ -1548,16 +1554,6 @@ def convert_video(
     """See FORMATS."""
     choices = {"rate": rate, "least_change": least_change, "least_red": least_red}
     _convert(ctx, "video", surgery=surgery, **choices)
-
-
-def _all_or_maps(labels: Labels) -> Labels:
-    """The choice of a format that labels every frame for every anatomy."""
-    if labels is Labels.DRAWN:
-        raise typer.BadParameter(
-            "'drawn' is for mtkd convert coco: here every frame is labelled for all anatomies",
-            param_hint="--as",
-        )
-    return labels
 
 
 def _assignment(text: str) -> tuple[str, str]:

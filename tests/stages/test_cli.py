@@ -111,6 +111,7 @@ CHOICES = {
     cli.Planned: ["dsad", "here"],
     cli.Kind: ["overlay", "labels", "masks", *EXPORTS],
     formats.Labels: ["maps", "masks", "drawn"],
+    cli.Complete: ["maps", "masks"],
     formats.CholecMasks: list(SUFFIXES),
     formats.EndoscapesMasks: ["semantic", "coco"],
     formats.ParquetConfig: [

@@ -87,7 +87,11 @@ def test_licence_and_source_of_the_data_itself(folder):
         (["coco", "set", "set/out"], 1, "set/out lies in set and would be read with it"),
         (["coco", "set", "out"], 1, "--surgery is missing"),
         (["cholecseg8k", "set", "out"], 1, "holds no frame_*_endo.png"),
-        (["cholecseg8k", "set", "out", "--as", "drawn"], 2, "'drawn' is for mtkd convert coco"),
+        (
+            ["cholecseg8k", "set", "out", "--as", "drawn"],
+            2,
+            "'drawn' is not one of 'maps', 'masks'",
+        ),
         (["dsad-parquet", "set", "out", "--column", "mask"], 2, "'mask' is not ROLE=NAME"),
         (["voc", "set", "out"], 2, "No such command"),
     ],
