@@ -168,6 +168,8 @@ def _write_compared(
 ) -> None:
     """The ONNX file of the first exporter that can and whose masks are the checkpoint's."""
     *better, last = exporters()
+    if not better:
+        say(f"exported by {last}: onnxscript, which torch.export needs, is not installed")
     for exporter in better:
         try:
             write_onnx(segmenter, label, file, exporter)

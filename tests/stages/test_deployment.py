@@ -633,9 +633,9 @@ def test_frames_of_a_data_set_are_not_its_masks(run):
     ):
         write_png(folder / name, frame())
     assert [p.name for p in list_images(run / "few")] == ["image00.png", "mask07.png"]
-    assert "same masks as the checkpoint on 2 frames" in mtkd(
-        "export", CHECKPOINT, "--frames", "few"
-    )
+    said = mtkd("export", CHECKPOINT, "--frames", "few")
+    assert "same masks as the checkpoint on 2 frames" in said
+    assert "exported by tracing: onnxscript" in said  # see the fixture
 
 
 def test_quantising_without_a_labelled_test_frame(run):
