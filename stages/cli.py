@@ -825,7 +825,9 @@ def benchmark_video(
     model: Annotated[
         Path, typer.Option(help="A checkpoint, or a file that `mtkd export` wrote.")
     ] = Path("checkpoints/students/mtkd.safetensors"),
-    repeats: Repeats = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="How often the video is written; the median counts.")
+    ] = 3,
     output: Annotated[Path | None, _output("video")] = None,
     device: DeviceOption = Device.AUTO,
 ) -> None:
