@@ -81,8 +81,7 @@ def float32_products(device: torch.device, precision: str) -> Iterator[None]:
 
     These are convolutions and products of matrices.
     TF32 keeps ten of the 23 bits of each factor. Left to itself PyTorch uses it on CUDA in
-    convolutions and nowhere else: logits then differ from the CPU's by 1e-2, and by 1e-5 without it
-    (relative, on an H100).
+    convolutions and nowhere else. The setting is one of the whole process: its threads take turns.
 
     Args:
         device: where it is computed; others than CUDA have no TF32.

@@ -34,6 +34,11 @@ PEER_GONE = re.compile(
     r"|collective operation timeout",
     re.IGNORECASE,
 )
+# Of a GPU, before anything was computed.
+UNFIT = re.compile(
+    r"CUDA error: (all CUDA-capable devices are busy|no kernel image|system not"
+    r"|CUDA driver version is insufficient|initialization error|unknown error)"
+)
 SMALL = 2**30  # bytes of shared memory that a few loader processes may fill
 
 
@@ -89,6 +94,12 @@ def _translated(error: RuntimeError) -> MtkdError | None:
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = shorten(text, 200, placeholder=" ...")
         return MtkdError(f"torch.compile failed ({reason}): train without --compile (MTKD_COMPILE)")
+    if UNFIT.search(text):
+        reason = text.splitlines()[0].removeprefix("CUDA error: ")
+        return MtkdError(
+            f"the GPU can't be used ({reason}): another program may hold it, or this torch may not "
+            "be built for it; nvidia-smi shows both. Without a GPU: --device cpu"
+        )
     if PEER_GONE.search(text):
         return MtkdError(
             "another process of this run ended first: its own line says why, if it was not killed"

@@ -46,6 +46,7 @@ from stages.shared.console import console, progress, say
 PRESET = Path(__file__).parent / "presets" / "demo.yaml"
 ANATOMIES = ("liver", "colon")
 FRAME = (96, 128)
+OF_TRAINING = ("MTKD_DEVICES", "MTKD_ACCUMULATE", "MTKD_COMPILE")
 # Relative errors against the CPU in float32 that arithmetic alone explains: (logits, loss).
 LIMITS = {
     "32-true": (2e-3, 1e-4),
@@ -173,10 +174,9 @@ class Trial:
         """Start a verb, on the device that is checked or on another."""
         root = str(Path(__file__).parents[1])
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = os.environ | {
-            "MTKD_DEVICE": device or self.device_name,
-            "PYTHONPATH": paths,
-        }
+        # How a user trains says nothing of a trial whose batches are small.
+        own = {name: value for name, value in os.environ.items() if name not in OF_TRAINING}
+        environment = own | {"MTKD_DEVICE": device or self.device_name, "PYTHONPATH": paths}
         command = [sys.executable, "-m", "stages.cli", *arguments]
         return subprocess.Popen(
             command,
@@ -252,9 +252,11 @@ def _network_checks(architecture: str) -> Callable[[Trial], Iterator[Check]]:
         for precision in trial.precisions:
             computed = _pass(network, trial.device, precision)
             yield _pass_check(f"{architecture} {precision}", computed, expected, precision)
-        yield _frozen_check(network, architecture, trial.device)
-        if trial.device.type == "cuda":
-            yield _graph_check(network, architecture, trial.device)
+        one_decoder = _lively(architecture, shared=True)
+        for each, name in ((network, architecture), (one_decoder, f"{architecture}, one decoder,")):
+            yield _frozen_check(each, name, trial.device)
+            if trial.device.type == "cuda":
+                yield _graph_check(each, name, trial.device)
 
     return checks
 
@@ -274,10 +276,10 @@ def _pass_check(name: str, computed: "_Pass", expected: "_Pass", precision: str)
     return Check(name, passed, measured, advice)
 
 
-def _lively(architecture: str) -> Network:
+def _lively(architecture: str, *, shared: bool = False) -> Network:
     """Random weights with statistics of batch norm as training makes them, without dropout."""
     torch.manual_seed(1)
-    network = create_model(architecture, len(ANATOMIES))
+    network = create_model(architecture, len(ANATOMIES), shared=shared)
     with torch.no_grad():
         network.train()(torch.randn(2, 3, *FRAME))
     for module in network.modules():
@@ -352,7 +354,7 @@ def _relative(computed: Tensor, expected: Tensor) -> float:
 
 
 @torch.inference_mode()
-def _frozen_check(network: Network, architecture: str, device: torch.device) -> Check:
+def _frozen_check(network: Network, name: str, device: torch.device) -> Check:
     """The frozen form: pixels of its masks that differ where the margin is not close to 0."""
     frames = _frames(1)
     network = network.eval()
@@ -366,13 +368,13 @@ def _frozen_check(network: Network, architecture: str, device: torch.device) -> 
     )
     wrong = int((((computed > 0) != (expected > 0)) & ~unclear).sum())
     measured = f"{wrong} of {expected.numel()} cells differ in {str(dtype).rpartition('.')[2]}"
-    return Check(f"{architecture} frozen", wrong <= expected.numel() // 1000, measured, "network")
+    return Check(f"{name} frozen", wrong <= expected.numel() // 1000, measured, "network")
 
 
-def _graph_check(network: Network, architecture: str, device: torch.device) -> Check:
+def _graph_check(network: Network, name: str, device: torch.device) -> Check:
     """The same as a graph, while other tensors come and go: it must own all that it reads."""
     frames = _frames(1)
-    name = f"{architecture} graph"
+    name = f"{name} graph"
 
     def segmenter() -> Segmenter:
         return Segmenter(Frozen(network, device, torch.float16), FRAME, FRAME).eval()

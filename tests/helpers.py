@@ -4,6 +4,7 @@ the command line.
 
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -25,7 +26,8 @@ STEPS = [
 
 
 def mtkd(*arguments, code=0):
-    result = CliRunner().invoke(app, list(arguments))
+    with patch.dict(os.environ):  # a run on the CPU hides the GPUs from its process
+        result = CliRunner().invoke(app, list(arguments))
     assert result.exit_code == code, (arguments, result.output, result.exception)
     return result.output
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import cv2
 import numpy as np
@@ -45,13 +46,13 @@ def runtime_dice(
         size: (H, W) that ``run`` takes; frames and labels are brought to it.
     """
     own: list[Counts] = []
-    every: dict[bytes, list[Counts | None]] = {}  # of each picture once
+    every: dict[str, list[Counts | None]] = {}  # of each picture once
     for frame in frames:
         image = load_frame(frame.image)
         masks = run(resized(image, size))
         own.append(_own_counts(masks, frame, anatomies))
         if frame.map:
-            every[image.tobytes()] = _every_counts(masks, frame, anatomies)
+            every[sha256(image.tobytes()).hexdigest()] = _every_counts(masks, frame, anatomies)
     per_anatomy = mean_dice(own, [frame.anatomy for frame in frames]).values()
     by_decoder = zip(*every.values(), strict=True)
     over_all = [pooled(filter(None, counts)).dice for counts in by_decoder]

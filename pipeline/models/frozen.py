@@ -152,7 +152,7 @@ def _layout(network: nn.Module, device: torch.device) -> torch.memory_format:
 def half_suffices(network: Network, frozen: Frozen, frames: Tensor) -> bool:
     """Whether a frozen form in half precision decides as the network does.
 
-    One cell in a hundred may differ.
+    One cell in a hundred may differ, of each anatomy.
 
     Args:
         network: in eval mode, on the same device.
@@ -161,5 +161,5 @@ def half_suffices(network: Network, frozen: Frozen, frames: Tensor) -> bool:
     """
     margins = frozen.margins(frames)
     expected = network.margins(frames)
-    differing = ((margins > 0) != (expected > 0)).float().mean()
-    return bool(margins.isfinite().all()) and float(differing) <= 0.01
+    differing = ((margins > 0) != (expected > 0)).float().mean((0, 2, 3))
+    return bool(margins.isfinite().all()) and float(differing.max()) <= 0.01

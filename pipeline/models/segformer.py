@@ -105,7 +105,7 @@ class FrozenSegFormer(nn.Module):
         super().__init__()
         heads = [FrozenHead(cast(Head, head), margin=True) for head in network.heads]
         self.encoder = copy.deepcopy(network.encoder)
-        self.heads = WideHead(heads) if wide and not network.shared else nn.ModuleList(heads)
+        self.heads = WideHead(heads) if wide else nn.ModuleList(heads)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Normalised frames (B, 3, H, W) -> margins (B, N, H / 4, W / 4)."""

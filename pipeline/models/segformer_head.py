@@ -180,7 +180,7 @@ class WideHead(nn.Module):
     Its maps are so wide that one frame is decoded at a time.
 
     Args:
-        heads: with margins.
+        heads: with one margin each, or a single one with those of all anatomies.
     """
 
     bias: Tensor
@@ -195,7 +195,8 @@ class WideHead(nn.Module):
             weights = torch.cat([head.weights[number].T for head in heads])
             self.register_buffer(f"weight{number}", weights[:, :, None, None])
         self.register_buffer("bias", torch.cat([head.bias for head in heads]))
-        self.register_buffer("classifier", torch.stack([head.classifier[:, 0] for head in heads]))
+        rows = torch.cat([head.classifier.T for head in heads])  # (N, width)
+        self.register_buffer("classifier", rows)
         self.register_buffer("classifier_bias", torch.cat([head.classifier_bias for head in heads]))
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
@@ -210,6 +211,8 @@ class WideHead(nn.Module):
         ]
         for stage in coarser:
             x = x + F.interpolate(stage, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        if self.decoders == 1:
+            return F.conv2d(F.relu(x), self.classifier[:, :, None, None], self.classifier_bias)
         per_decoder = F.relu(x).unflatten(1, (self.decoders, -1))
         margins = torch.einsum("bnchw,nc->bnhw", per_decoder, self.classifier)
         return margins + self.classifier_bias[:, None, None]

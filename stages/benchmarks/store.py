@@ -25,7 +25,7 @@ from pipeline.checkpoint import save_checkpoint
 from pipeline.datasets import FrameDataset
 from pipeline.distillation import distilled
 from pipeline.files import write_atomically, write_json
-from pipeline.machine import Machine, make_fabric
+from pipeline.machine import Machine, computing, make_fabric
 from pipeline.models import create_model
 from pipeline.models.network import normalise
 from pipeline.prepared import load_frame
@@ -118,12 +118,15 @@ def _writing(project: Project, machine: Machine) -> dict[str, float]:
     loaded = [torch.from_numpy(load_frame(f.image).transpose(2, 0, 1).copy()) for f in plan.frames]
     batches = [torch.stack(loaded[i : i + size]) for i in range(0, len(loaded), size)]
 
+    device = machine.torch_device
+
     @torch.inference_mode()
     def forward() -> None:
-        for batch in batches:
-            teacher(normalise(batch.to(machine.torch_device), teacher)).cpu()
+        with computing(device, plan.params.cache.precision):
+            for batch in batches:
+                teacher(normalise(batch.to(device), teacher)).cpu()
 
-    teacher.to(machine.torch_device)
+    teacher.to(device)
     forward()
     stage = []
     bare = []
@@ -162,7 +165,7 @@ def _reading(frames: int, machine: Machine) -> dict[str, float]:
         torch.set_num_threads(threads)
     teacher = create_model("segformer_b0", 1).eval().to(machine.torch_device)
     pixels = torch.rand(1, 3, *FULL, device=machine.torch_device)
-    with torch.inference_mode():
+    with torch.inference_mode(), computing(pixels.device, "32-true"):
         teacher(pixels)
         live = TEACHERS * median([_seconds(lambda: teacher(pixels).cpu()) for _ in range(5)])
     milliseconds = {

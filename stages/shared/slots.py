@@ -25,10 +25,9 @@ def slots(jobs: int | None, kind: str) -> list[Slot]:
     if kind != "cuda":
         threads = max(1, torch.get_num_threads() // (jobs or 1))
         return [{"MTKD_DEVICE": kind, "OMP_NUM_THREADS": str(threads)} for _ in range(jobs or 1)]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
-        map(str, range(torch.cuda.device_count()))
-    )
-    gpus = visible.split(",")
+    present = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(present)))
+    gpus = visible.split(",")[:present]  # CUDA ends at the first name that no device has
     count = jobs or len(gpus)
     workers = os.environ.get("MTKD_WORKERS") or str(loaders(count))
     shared = {"MTKD_DEVICE": kind, "MTKD_WORKERS": workers}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -56,7 +57,8 @@ def write_stores(plans: Sequence[StorePlan], scheduler: str, machine: Machine) -
         count = _workers(client)
         if not count:
             raise MtkdError(
-                f"--scheduler {scheduler} has no workers: start some with `dask worker {scheduler}`"
+                f"--scheduler {scheduler} has no workers: start some with "
+                f"`dask worker {scheduler} --nthreads 1`"
             )
         say(f"{scheduler}: {count} workers")
         try:
@@ -139,7 +141,9 @@ def _result(client: Client, begun: "Future[Prediction]") -> Prediction:
                 raise
             if not _workers(client):
                 address = client.scheduler.address
-                say(f"no workers are left: waits for new ones, `dask worker {address}`")
+                say(
+                    f"no workers are left: waits for new ones, `dask worker {address} --nthreads 1`"
+                )
 
 
 def _absolute(item: InferenceInput) -> InferenceInput:
@@ -150,6 +154,9 @@ def _absolute(item: InferenceInput) -> InferenceInput:
     return replace(item, frame=replace(frame, image=image, label=label))
 
 
+# A worker may have several threads. One computes at a time: the teacher that is held, and the kind
+# of float32 products, are the whole process's.
+_alone = Lock()
 # The teacher that this worker holds: (file, sha256) and the network.
 _held: tuple[tuple[str, str], Network] | None = None
 
@@ -160,8 +167,9 @@ def _infer(
     """One teacher's logits of a shard of frames, on a worker."""
     starts = range(0, len(inputs), batch_size)
     batches = [range(i, min(i + batch_size, len(inputs))) for i in starts]
-    computed = predictions(_teacher(checkpoint), inputs, batches, precision, _machine())
-    logits, pixels = zip(*computed, strict=True)
+    with _alone:
+        computed = predictions(_teacher(checkpoint), inputs, batches, precision, _machine())
+        logits, pixels = zip(*computed, strict=True)
     return np.concatenate(logits)[:, 0], list(chain(*pixels))
 
 

@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pipeline.models.network import _on
+
 HOST = "cpu"
 # What gives the host a value, or a shape that depends on values: it waits until the device has it.
 READ = {
@@ -68,8 +70,11 @@ def pretended():
     """Tensors without values may be made on any device in here; autocast to CUDA is allowed."""
     available = patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False)
     low = patch("torch.cuda.is_bf16_supported", return_value=True)
-    with available, low, FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+    try:
+        with available, low, FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        _on.cache_clear()  # of tensors without values, which a real GPU would be given
 
 
 def moved(module: nn.Module, device: str) -> nn.Module:

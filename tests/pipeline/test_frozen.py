@@ -201,3 +201,13 @@ def test_half_precision_that_overflows_does_not_suffice():
     assert not half_suffices(network, half, frames(96, 128))
     half.native.heads[0].classifier.bias.fill_(100.0)
     assert not half_suffices(network, half, frames(96, 128))
+
+
+def test_half_precision_that_loses_one_anatomy_of_many_does_not_suffice():
+    network = lively("mininetv2", 11)
+    margins = network.margins(frames(96, 128))[:, 4]
+    with torch.no_grad():  # a small one: of all cells it has less than one in a hundred
+        network.heads[4].classifier.bias[1] -= margins.flatten().quantile(0.95)
+    half = Frozen(network, CPU, torch.bfloat16)
+    half.native.heads[4].classifier.bias.fill_(-1000.0)
+    assert not half_suffices(network, half, frames(96, 128))

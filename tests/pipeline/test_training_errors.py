@@ -1,6 +1,7 @@
 """What a user can mend is one line, in the words of whatever library says it."""
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,17 @@ def test_another_process_that_ended_is_one_line(text):
         translated_errors(),
     ):
         raise torch.distributed.DistBackendError(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["all CUDA-capable devices are busy or unavailable", "no kernel image is available for it"],
+)
+def test_a_gpu_that_cannot_be_used_is_one_line(text):
+    hints = "Search for `cudaErrorDevicesUnavailable' in the documentation."
+    with pytest.raises(MtkdError, match=re.escape(f"({text})")) as caught, translated_errors():
+        raise torch.AcceleratorError(f"CUDA error: {text}\n{hints}")
+    assert hints not in str(caught.value)
 
 
 @pytest.mark.parametrize(("free", "named"), [(64 * 2**20, True), (2**33, False), (None, False)])

@@ -218,10 +218,9 @@ def test_validation_does_not_wait_before_its_end():
     assert seen.operations > 100
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_no_frame_waits_in_the_frozen_form(name):
+def frozen_frame(name, decoders, *, shared):
     """From a frame on the device to its masks there, as `mtkd predict` computes them."""
-    network = create_model(name, DECODERS).eval()
+    network = create_model(name, decoders, shared=shared).eval()
     frozen = Frozen(network, torch.device("cpu"), torch.float16)
     frozen.native = (network.frozen(wide=True) or Margins(network)).eval().half()
     segmenter = Segmenter(frozen, (80, 120), SIZE).eval()
@@ -230,10 +229,32 @@ def test_no_frame_waits_in_the_frozen_form(name):
         frame = torch.zeros(1, 3, 80, 120, dtype=torch.uint8, device="cuda")
         with Waits() as seen:
             masks = _infer(segmenter, frame)
-    assert masks.shape == (1, DECODERS, 80, 120)
+    assert masks.shape == (1, decoders, 80, 120)
     assert masks.device.type == "cuda"
+    return seen
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_frame_waits_in_the_frozen_form(name, shared):
+    seen = frozen_frame(name, DECODERS, shared=shared)
     assert not seen.waits
     assert seen.operations > 30
+
+
+@pytest.mark.parametrize("name", ["mininetv2", "segformer_b0"])
+def test_the_frozen_form_launches_no_more_kernels_for_more_decoders(name):
+    two, five = (frozen_frame(name, decoders, shared=False).operations for decoders in (2, 5))
+    assert two == five
+
+
+def test_a_forward_pass_on_a_gpu_folds_nothing(monkeypatch):
+    """That takes dozens of kernels, which on a CPU cost less than the maps they save."""
+    network = create_model("mininetv2", DECODERS).eval()
+    monkeypatch.setattr("pipeline.models.mininetv2.FrozenHead", None)
+    with pretended(), torch.no_grad():
+        moved(network, "cuda")
+        assert network(torch.zeros(1, 3, *SIZE, device="cuda")).shape[1] == DECODERS
 
 
 def test_a_loss_is_judged_when_the_next_one_is_there(monkeypatch):

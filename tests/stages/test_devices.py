@@ -5,8 +5,11 @@ little, who gets which.
 import json
 import os
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -156,6 +159,30 @@ def test_onnx_runtime_computes_on_the_processor(monkeypatch, tmp_path):
     assert asked == [["CPUExecutionProvider"]]
 
 
+def test_threads_of_a_worker_take_turns(monkeypatch):
+    """Whether products are TF32 is one setting of their process."""
+    pytest.importorskip("distributed")
+    from stages.stores import cluster
+
+    inside, most = [], []
+
+    def predictions(teacher, inputs, batches, precision, machine):
+        inside.append(1)
+        for batch in batches:
+            most.append(len(inside))
+            time.sleep(0.05)
+            yield np.zeros((len(batch), 1, 2, 4, 6), np.float16), [0] * len(batch)
+        inside.pop()
+
+    monkeypatch.setattr(cluster, "predictions", predictions)
+    monkeypatch.setattr(cluster, "_teacher", lambda checkpoint: None)
+    monkeypatch.setattr(cluster, "_machine", lambda: Machine("cpu"))
+    with ThreadPoolExecutor(2) as pool:
+        shards = pool.map(lambda _: cluster._infer(("a", "b"), [None] * 4, 2, "32-true"), range(2))
+        assert [logits.shape for logits, _ in shards] == [(4, 2, 4, 6)] * 2
+    assert most == [1] * 4
+
+
 def test_processes_side_by_side_share_gpus_and_cores(two_gpus, monkeypatch):
     monkeypatch.setattr("pipeline.environment.cores", lambda: 12)
     monkeypatch.delenv("MTKD_WORKERS", raising=False)
@@ -168,8 +195,8 @@ def test_processes_side_by_side_share_gpus_and_cores(two_gpus, monkeypatch):
     assert given(3, "CUDA_VISIBLE_DEVICES") == ["0", "1", "0"]
     assert given(3, "MTKD_WORKERS") == ["4"] * 3
     assert given(1, "MTKD_WORKERS") == ["8"]  # more than a GPU takes
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,GPU-bb,GPU-cc")
-    assert given(None, "CUDA_VISIBLE_DEVICES") == ["GPU-aa", "GPU-bb", "GPU-cc"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,GPU-bb,GPU-of-nobody")
+    assert given(None, "CUDA_VISIBLE_DEVICES") == ["GPU-aa", "GPU-bb"]
     monkeypatch.setenv("MTKD_WORKERS", "1")
     assert given(3, "MTKD_WORKERS") == ["1"] * 3
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
