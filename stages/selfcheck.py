@@ -253,7 +253,10 @@ def _network_checks(architecture: str) -> Callable[[Trial], Iterator[Check]]:
             computed = _pass(network, trial.device, precision)
             yield _pass_check(f"{architecture} {precision}", computed, expected, precision)
         one_decoder = _lively(architecture, shared=True)
-        for each, name in ((network, architecture), (one_decoder, f"{architecture}, one decoder,")):
+        for each, name in (
+            (network, architecture),
+            (one_decoder, f"{architecture} with one decoder"),
+        ):
             yield _frozen_check(each, name, trial.device)
             if trial.device.type == "cuda":
                 yield _graph_check(each, name, trial.device)

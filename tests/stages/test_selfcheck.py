@@ -34,6 +34,7 @@ def test_a_whole_check_passes_on_the_cpu(capsys, monkeypatch):
     assert "FAIL" not in told
     for name in (
         "mininetv2 frozen",
+        "mininetv2 with one decoder frozen",
         "training learns, 32-true",
         "kill and resume",
         "stores verify on cpu",
@@ -58,7 +59,7 @@ def test_a_network_that_answers_otherwise_fails(monkeypatch, capsys):
 
     monkeypatch.setattr(selfcheck, "_pass", counted)
     monkeypatch.setattr(selfcheck, "RUN_CHECKS", ())
-    with pytest.raises(MtkdError, match="1 of 4 checks failed; what to do:\n  update torch"):
+    with pytest.raises(MtkdError, match="1 of 5 checks failed; what to do:\n  update torch"):
         selfcheck.run(Machine("cpu"), ["mininetv2"])
     assert "FAIL  mininetv2 32-true: off by 1e-02 (logits)" in capsys.readouterr().out
 
