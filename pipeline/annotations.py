@@ -209,13 +209,17 @@ def spelling(name: str) -> str:
 
 
 def write_presence(
-    sources: Sequence[Source], mapped: Mapping[Source, Shows], folder: Path
+    sources: Sequence[Source],
+    mapped: Mapping[Source, Shows],
+    others: Mapping[Source, Mapping[str, Path]],
+    folder: Path,
 ) -> tuple[list[str], list[str]]:
     """Write which anatomies the frames of one anatomy show, if something is known of it.
 
     Args:
         sources: frames of one anatomy.
         mapped: what complete label maps show; they are believed above weak labels.
+        others: masks of the same picture, by anatomy, that are not empty; likewise.
         folder: gets ``presence.csv``: frame, then 0 or 1 per anatomy.
 
     Returns:
@@ -224,6 +228,30 @@ def write_presence(
     if not sources:
         return [], []
     weak, warnings, contradictions = _weak_labels(sources)
+    contradictions += _corrected_by_masks(weak, others)
+    contradictions += _corrected_by_maps(weak, mapped)
+    rows = [_presence_row(source, weak[source]) for source in sources if source in weak]
+    if rows:
+        names = list(dict.fromkeys(chain.from_iterable(rows)))
+        _write(folder / PRESENCE, names, [_cells(row, names) for row in rows])
+    return warnings, contradictions
+
+
+def _corrected_by_masks(
+    weak: dict[Source, Shows], others: Mapping[Source, Mapping[str, Path]]
+) -> list[str]:
+    """Forget weak labels that masks of the same picture contradict, and say which."""
+    contradictions: list[str] = []
+    for source, said in weak.items():
+        denied = [name for name in others.get(source, {}) if said.get(name) is False]
+        contradictions += [_contradiction(source, name, others[source][name]) for name in denied]
+        weak[source] = {name: shown for name, shown in said.items() if name not in denied}
+    return contradictions
+
+
+def _corrected_by_maps(weak: dict[Source, Shows], mapped: Mapping[Source, Shows]) -> list[str]:
+    """Add what complete label maps show, and say which weak labels they contradict."""
+    contradictions: list[str] = []
     for source, shows in mapped.items():
         said = weak.get(source, {})
         wrong = [name for name, shown in shows.items() if said.get(name, shown) is not shown]
@@ -234,11 +262,7 @@ def write_presence(
             for name in wrong
         ]
         weak[source] = {**said, **shows}
-    rows = [_presence_row(source, weak[source]) for source in sources if source in weak]
-    if rows:
-        names = list(dict.fromkeys(chain.from_iterable(rows)))
-        _write(folder / PRESENCE, names, [_cells(row, names) for row in rows])
-    return warnings, contradictions
+    return contradictions
 
 
 def write_annotators(
@@ -346,14 +370,17 @@ def _believed(
         return {}, warnings, []
     contradictions = []
     for source in denied:
-        contradictions.append(
-            f"{file}: says that {source.name} {_shows(False)} {source.anatomy}, and {source.mask} "
-            "does"
-        )
+        contradictions.append(_contradiction(source, source.anatomy, source.mask))
         shows[source] = {
             anatomy: shown for anatomy, shown in shows[source].items() if anatomy != source.anatomy
         }
     return shows, warnings, contradictions
+
+
+def _contradiction(source: Source, anatomy: str, mask: Path | None) -> str:
+    """What a weak label denies and a mask shows."""
+    file = source.image.with_name(WEAK_LABELS)
+    return f"{file}: says that {source.name} {_shows(False)} {anatomy}, and {mask} does"
 
 
 def _shows(is_visible: bool) -> str:

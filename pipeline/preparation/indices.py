@@ -2,8 +2,8 @@
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
-from itertools import chain, combinations, product
+from collections.abc import Mapping, Sequence
+from itertools import chain, combinations, permutations, product
 from pathlib import Path
 
 from pipeline.annotations import write_annotators, write_presence
@@ -33,9 +33,11 @@ def write_indices(
     _write_frame_index(unlabelled, folders.frames / UNLABELLED)
     warnings: list[str] = []
     contradictions: list[str] = []
+    others = _other_masks(checked)
     for split, anatomy in product(SPLITS, settings.anatomies):
         frames = _those_of(checked, split, anatomy)
-        of_folder, contradicted = _write_beside(frames, folders.labels / split / anatomy, legends)
+        folder = folders.labels / split / anatomy
+        of_folder, contradicted = _write_beside(frames, folder, legends, others)
         warnings += of_folder
         contradictions += contradicted
     for anatomy in settings.anatomies:
@@ -89,9 +91,18 @@ def _write_copies(checked: Sequence[Checked], folder: Path) -> None:
 
 
 def _write_beside(
-    checked: Sequence[Checked], folder: Path, legends: Legends
+    checked: Sequence[Checked],
+    folder: Path,
+    legends: Legends,
+    others: Mapping[Source, Mapping[str, Path]],
 ) -> tuple[list[str], list[str]]:
     """Write which frames of one anatomy have a map, and what they show.
+
+    Args:
+        checked: the frames.
+        folder: of their labels.
+        legends: of label maps.
+        others: see :func:`_other_masks`.
 
     Returns:
         Warnings, and where weak labels are contradicted.
@@ -100,7 +111,27 @@ def _write_beside(
     if maps:
         _write_mapped(list(maps), folder, legends)
     shown = {source: each.shows for source, each in maps.items()}
-    return write_presence([frame.source for frame in checked], shown, folder)
+    return write_presence([frame.source for frame in checked], shown, others, folder)
+
+
+def _other_masks(checked: Sequence[Checked]) -> dict[Source, dict[str, Path]]:
+    """Of each picture that lies in several folders: the masks there that are not empty."""
+    masks: dict[Source, dict[str, Path]] = {}
+    for copies in _pictures(checked):
+        for frame, other in permutations(copies, 2):
+            if other.source.mask is not None and other.covered:
+                masks.setdefault(frame.source, {})[other.source.anatomy] = other.source.mask
+    return masks
+
+
+def _pictures(checked: Sequence[Checked]) -> list[list[Checked]]:
+    """The labelled frames of each picture."""
+    first_of = firsts(checked)
+    pictures: dict[str, list[Checked]] = {}
+    for frame in checked:
+        if frame.source.id in first_of:
+            pictures.setdefault(first_of[frame.source.id], []).append(frame)
+    return list(pictures.values())
 
 
 def _write_mapped(sources: Sequence[Source], folder: Path, legends: Legends) -> None:
@@ -126,12 +157,7 @@ def _contradicted(checked: Sequence[Checked]) -> list[str]:
 
 def _overlapping(checked: Sequence[Checked], folders: Folders) -> list[str]:
     """Pictures that lie in several folders, whose labels there claim the same pixels."""
-    first_of = firsts(checked)
-    pictures: dict[str, list[Checked]] = {}
-    for frame in checked:
-        if frame.source.id in first_of:
-            pictures.setdefault(first_of[frame.source.id], []).append(frame)
-    pairs = chain.from_iterable(combinations(copies, 2) for copies in pictures.values())
+    pairs = chain.from_iterable(combinations(copies, 2) for copies in _pictures(checked))
     return [
         f"{one.source.mask} and {other.source.mask}: overlap in {share:.2%} of the pixels"
         for one, other in pairs

@@ -121,6 +121,25 @@ def test_masks_of_one_picture_that_overlap_are_told(tmp_path):
     assert known[12:].all() and not known[:12].any()
 
 
+@pytest.mark.parametrize(("surgery", "split"), [("01", "train"), ("03", "test")])
+def test_a_weak_label_that_the_mask_of_another_folder_contradicts_is_told(tmp_path, surgery, split):
+    root = write_dataset(tmp_path / "dsad")
+    shutil.copy(root / f"liver/{surgery}/image01.png", root / f"colon/{surgery}")
+    weak = root / f"liver/{surgery}/weak_labels.csv"
+    weak.write_text("image,liver,colon\nimage00.png,1,0\nimage01.png,1,0\n")
+    summary, frames = prepared(root)
+    (warning,) = [w for w in summary.warnings if "overlap" not in w]
+    title, line = warning.splitlines()
+    assert title == "1 weak label is contradicted by what is drawn, which is believed:"
+    assert f"{weak}: says that image01 shows no colon, and " in line
+    assert f"colon/{surgery}/mask01.png does" in line
+    shown = {f.id: f.shows for f in frames(split) if f.anatomy == "liver"}
+    assert shown[f"liver/{surgery}/image00"] == {"liver": True, "colon": False}
+    assert shown[f"liver/{surgery}/image01"] == {"liver": True}
+    write_png(root / f"colon/{surgery}/mask01.png", np.zeros(SIZE, np.uint8))
+    assert not [w for w in prepared(root)[0].warnings if "weak label" in w]
+
+
 def test_a_picture_that_one_anatomy_has_twice_stays_two_frames(tmp_path):
     root = write_dataset(tmp_path / "dsad")
     shutil.copy(root / "liver/01/image01.png", root / "liver/01/image02.png")
