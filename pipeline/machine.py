@@ -81,7 +81,7 @@ def float32_products(device: torch.device, precision: str) -> Iterator[None]:
 
     These are convolutions and products of matrices.
     TF32 keeps ten of the 23 bits of each factor. Left to itself PyTorch uses it on CUDA in
-    convolutions and nowhere else. The setting is one of the whole process: its threads take turns.
+    convolutions and nowhere else. The setting is the whole process's: threads must take turns.
 
     Args:
         device: where it is computed; others than CUDA have no TF32.

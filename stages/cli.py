@@ -1055,8 +1055,8 @@ def models(
 ) -> None:
     """List the architectures: parameters, multiply-adds, output stride and licence.
 
-    As a network for each anatomy, with a decoder for each, and with one for all;
-    beside the paper's parameters.
+    Each comes as a network for each anatomy, with a decoder for each, and with one
+    for all. Beside them stand the paper's parameters.
     """
     from stages import models
 

@@ -3,7 +3,7 @@
 import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain, combinations, permutations, product
+from itertools import chain, combinations, product
 from pathlib import Path
 
 from pipeline.annotations import write_annotators, write_presence
@@ -33,7 +33,8 @@ def write_indices(
     _write_frame_index(unlabelled, folders.frames / UNLABELLED)
     warnings: list[str] = []
     contradictions: list[str] = []
-    others = _other_masks(checked)
+    pictures = _pictures(checked)
+    others = _other_masks(pictures)
     for split, anatomy in product(SPLITS, settings.anatomies):
         frames = _those_of(checked, split, anatomy)
         folder = folders.labels / split / anatomy
@@ -54,7 +55,7 @@ def write_indices(
             "label map{} not as the mask; where they differ nothing is known",
         ),
         *together(
-            _overlapping(checked, folders),
+            _overlapping(pictures, folders),
             "picture{} in masks of several anatomies that overlap; there nothing is known",
         ),
     ]
@@ -114,12 +115,12 @@ def _write_beside(
     return write_presence([frame.source for frame in checked], shown, others, folder)
 
 
-def _other_masks(checked: Sequence[Checked]) -> dict[Source, dict[str, Path]]:
-    """Of each picture that lies in several folders: the masks there that are not empty."""
+def _other_masks(pictures: Sequence[Sequence[Checked]]) -> dict[Source, dict[str, Path]]:
+    """Of each frame with a mask: those of its picture in other folders that are not empty."""
     masks: dict[Source, dict[str, Path]] = {}
-    for copies in _pictures(checked):
-        for frame, other in permutations(copies, 2):
-            if other.source.mask is not None and other.covered:
+    for copies in pictures:
+        for frame, other in product(with_masks(copies), copies):
+            if other is not frame and other.source.mask is not None and other.covered:
                 masks.setdefault(frame.source, {})[other.source.anatomy] = other.source.mask
     return masks
 
@@ -155,9 +156,9 @@ def _contradicted(checked: Sequence[Checked]) -> list[str]:
     ]
 
 
-def _overlapping(checked: Sequence[Checked], folders: Folders) -> list[str]:
+def _overlapping(pictures: Sequence[Sequence[Checked]], folders: Folders) -> list[str]:
     """Pictures that lie in several folders, whose labels there claim the same pixels."""
-    pairs = chain.from_iterable(combinations(copies, 2) for copies in _pictures(checked))
+    pairs = chain.from_iterable(combinations(copies, 2) for copies in pictures)
     return [
         f"{one.source.mask} and {other.source.mask}: overlap in {share:.2%} of the pixels"
         for one, other in pairs

@@ -338,7 +338,7 @@ def test_an_option_of_another_measurement_is_named(measured, line, name, option)
         ("speed", "none of run, networks, store, loading, video, runtimes"),
         ("--runtime OpenVINO", "it is an option of mtkd benchmark runtimes"),
         ("store --arch mininetv2", "it is an option of mtkd benchmark networks or mtkd benchmark"),
-        ("--colour red", "No such option"),
+        ("--colour red", "No such option: --colour"),
         ("networks more", "unexpected extra argument"),
         ("networks --arch", "requires an argument"),
     ],

@@ -351,6 +351,9 @@ def test_a_run_that_fails_costs_no_other(run, monkeypatch):
     assert "trusted teachers mininetv2 seed 1: metrics/teachers/liver.json is missing" in output
     assert steps[-1] == (2, 3)
     monkeypatch.setattr(study_runs, "_keep", _killed)
+    assert "1 of 2 runs are there, 1 to go" in mtkd(
+        "study", "gain", *whose, "--way", "classes", code=1
+    )
     output = mtkd("study", "beyond", *whose, *chosen, code=1)
     assert "2 of 3 runs are there, 1 to go" in output
     assert "its process ended by itself" in output
